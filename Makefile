@@ -1,0 +1,41 @@
+# Two verbs do all the set-up on a fresh machine with Python 3.11+ (with venv), git and make:
+#   make demo    the main job, end to end, on real pictures
+#   make test    the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model clean
+
+demo: $(VENV)/installed
+	$(BIN)/pleinair run demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+# Everything CI checks beside the tests: style, types, import ranks, spelling.
+check: $(VENV)/installed
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests docs benchmarks README.md CHANGELOG.md
+
+# About 2.5 hours on 2 cores, resumable: the model that ships with the package.
+drawings-64: $(VENV)/installed
+	$(BIN)/pleinair run drawings-64
+
+# The demo with its own autoencoder and judge instead of the shipped ones (about an hour more).
+from-scratch: $(VENV)/installed
+	$(BIN)/pleinair run demo --from-scratch
+
+bench-krablet bench-model: bench-%: $(VENV)/installed
+	$(BIN)/python -m benchmarks.$*
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,68 @@
+"""Pretraining: rectified flow with velocity prediction and shifted logit-normal timesteps.
+
+    x_t = (1 - t) x0 + t noise,   target = noise - x0,   loss = mean square error        (Krea 2 report, training)
+
+The shift grows with the number of image tokens, so higher resolutions train at noisier timesteps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pleinair.config import to_document
+from pleinair.flow import interpolate, sample_timesteps, velocity_target
+from pleinair.model.text_encoder import TextProjection
+from pleinair.model.transformer import Transformer
+from pleinair.packs.loader import LatentBatch
+from pleinair.training.engine import LossOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Distribution of training timesteps."""
+
+    shift_mu: float = 0.0
+    """Mean of the logit of t at `shift_tokens` image tokens."""
+    shift_tokens: int = 64
+    """Image tokens at which `shift_mu` holds; mu moves by log(sqrt(tokens / shift_tokens)) away from it."""
+    sigma: float = 1.0
+    """Standard deviation of the logit of t."""
+
+    def mu(self, num_image_tokens: int) -> float:
+        """Shift for a number of image tokens: keeps t / (1 - t) / sqrt(tokens) constant over resolutions."""
+        return self.shift_mu + 0.5 * float(torch.log(torch.tensor(num_image_tokens / self.shift_tokens)))
+
+
+class Pretrain:
+    """The stage: a transformer, and the text projection its features came through."""
+
+    weights_file = "transformer.safetensors"
+
+    def __init__(self, model: Transformer, projection: TextProjection, config: PretrainConfig) -> None:
+        self.model = model
+        self.projection = projection
+        self.config = config
+
+    def documents(self) -> Mapping[str, Any]:
+        """The transformer's configuration."""
+        return {"config.json": {"transformer": to_document(self.model.config)}}
+
+    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The text projection."""
+        return {"text_projection.safetensors": self.projection.state_dict()}
+
+    def loss(self, batch: LatentBatch, generator: torch.Generator) -> LossOutput:
+        """Mean square error of the velocity, float32."""
+        latents_BCHW = batch.latents_BCHW
+        num_tokens = latents_BCHW.shape[-2] * latents_BCHW.shape[-1] // self.model.config.patch_size**2
+        timestep_B = sample_timesteps(len(latents_BCHW), mu=self.config.mu(num_tokens), sigma=self.config.sigma, generator=generator)
+        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
+        noisy_BCHW = interpolate(latents_BCHW, noise_BCHW, timestep_B)
+        velocity_BCHW = self.model(noisy_BCHW, timestep_B, batch.text_features_BTLD, batch.text_mask_BT)
+        return LossOutput(F.mse_loss(velocity_BCHW.float(), velocity_target(latents_BCHW, noise_BCHW)))
