@@ -10,14 +10,20 @@ from pleinair.records.errors import CheckpointError
 
 def save(root: Path, step: int, keep: int = 2) -> Path:
     state = {"weight": torch.full((64,), float(step))}
-    return store.save_checkpoint(root, step, {"model.safetensors": state}, {"config.json": {"a": 1}}, config_digest="c", keep=keep)
+    return store.save_checkpoint(
+        root, step, {"model.safetensors": state}, {"config.json": {"a": 1}}, config_digest="c", keep=keep
+    )
 
 
 def test_a_checkpoint_reads_back_with_its_manifest(tmp_path: Path) -> None:
     save(tmp_path, 3)
     directory = save(tmp_path, 5)
     manifest = store.verify_checkpoint(directory)
-    assert (manifest.step, manifest.parent, sorted(manifest.files)) == (5, "step-00000003", ["config.json", "model.safetensors"])
+    assert (manifest.step, manifest.parent, sorted(manifest.files)) == (
+        5,
+        "step-00000003",
+        ["config.json", "model.safetensors"],
+    )
     assert store.read_tensors(directory, "model.safetensors")["weight"].tolist() == [5.0] * 64
     assert store.read_document(directory, "config.json") == {"a": 1}
 

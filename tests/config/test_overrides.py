@@ -27,7 +27,9 @@ class Run:
 
 def test_a_dotted_override_changes_one_field_of_a_copy() -> None:
     run = Run()
-    assert override(run, ["rule.rate=2", "sizes=(3,)", "label=blue"]) == Run(sizes=(3,), rule=Rule(rate=2.0), label="blue")
+    assert override(run, ["rule.rate=2", "sizes=(3,)", "label=blue"]) == Run(
+        sizes=(3,), rule=Rule(rate=2.0), label="blue"
+    )
     assert run == Run()
 
 

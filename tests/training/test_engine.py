@@ -29,7 +29,9 @@ def pictures(count: int = 64) -> PictureSet:
     return PictureSet([f"p{i}" for i in range(count)], pixels, ["s"] * count, ["c"] * count, np.zeros(count, bool))
 
 
-def run(directory: Path, steps: int = 12, rule: str = "adamw", checkpoint_seconds: float = 1e-9, digest: str = "d") -> Path:
+def run(
+    directory: Path, steps: int = 12, rule: str = "adamw", checkpoint_seconds: float = 1e-9, digest: str = "d"
+) -> Path:
     torch.manual_seed(0)
     stage = Autoencode(Autoencoder(TINY), AutoencodeConfig())
     phase = Phase("pixels", steps, 8, PictureLoader(pictures(), 8, seed=1, half_every=0))
@@ -56,14 +58,20 @@ def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Pa
     root = Path(__file__).parents[2]
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     log = tmp_path / "killed" / "steps.jsonl"
-    while len(list_checkpoints(tmp_path / "killed" / "checkpoints")) == 0 or len(log.read_text().splitlines()) < 40 * moment:
+    while (
+        len(list_checkpoints(tmp_path / "killed" / "checkpoints")) == 0
+        or len(log.read_text().splitlines()) < 40 * moment
+    ):
         assert trainer.poll() is None, "the trainer ended before it could be killed"
         time.sleep(0.01)
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     run(tmp_path / "killed", steps=40)
     assert losses(tmp_path / "killed") == losses(tmp_path / "calm")
-    final = [read_tensors(tmp_path / name / "checkpoints" / "step-00000040", "autoencoder.safetensors") for name in ("calm", "killed")]
+    final = [
+        read_tensors(tmp_path / name / "checkpoints" / "step-00000040", "autoencoder.safetensors")
+        for name in ("calm", "killed")
+    ]
     assert all(torch.equal(final[0][key], final[1][key]) for key in final[0])
 
 

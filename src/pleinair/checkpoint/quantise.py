@@ -3,9 +3,9 @@
     weight (rows, ...)  ->  weight int8, weight.scale (rows) half precision
     vectors, scalars    ->  half precision;  integers stay as they are
 
-An entry is off by at most half a step plus the rounding of the scale: max|row| * (0.5 / 127 + 2**-11) < 0.45% of the
-largest magnitude in its row. Vectors (biases, norms, statistics) are few and sensitive; half precision keeps them
-within 2**-11 relative, for magnitudes from 6e-5 to 65504.
+An entry is off by at most half its row's step: max|row| / 254 * (1 + 2**-10), under 0.4% of the largest magnitude in
+the row (the scale is rounded first, the entries with it). Vectors (biases, norms, statistics) are few and sensitive;
+half precision keeps them within 2**-11 relative, for magnitudes from 6e-5 to 65504.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def quantise_rowwise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             stored[name] = tensor.contiguous()
             continue
         if tensor.numel() and not tensor.abs().max() <= torch.finfo(torch.float16).max:
-            raise ValueError(f"'{name}' holds values that are not finite or beyond 65504: it cannot be stored in 8 bits")
+            raise ValueError(
+                f"'{name}' holds values that are not finite or beyond 65504: it cannot be stored in 8 bits"
+            )
         if tensor.ndim < 2:
             stored[name] = tensor.half()
         else:
@@ -47,14 +49,16 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(stored: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The state again, floating-point tensors in `dtype`. Raises CheckpointError for an int8 matrix without its scale."""
+    """The state again, floating-point tensors in `dtype`. Raises CheckpointError where a matrix lacks its scale."""
     state: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if name.endswith(SCALE_SUFFIX):
             continue
         if tensor.dtype == torch.int8:
             if name + SCALE_SUFFIX not in stored:
-                raise CheckpointError(f"'{name}' is stored in 8 bits without '{name + SCALE_SUFFIX}': the file is damaged")
+                raise CheckpointError(
+                    f"'{name}' is stored in 8 bits without '{name + SCALE_SUFFIX}': the file is damaged"
+                )
             scale = stored[name + SCALE_SUFFIX].float().view(-1, *[1] * (tensor.ndim - 1))
             state[name] = (tensor.float() * scale).to(dtype)
         else:

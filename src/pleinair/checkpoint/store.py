@@ -108,14 +108,17 @@ def read_manifest(directory: Path) -> CheckpointManifest:
     try:
         return from_document(CheckpointManifest, json.loads((directory / MANIFEST).read_text()))
     except (OSError, json.JSONDecodeError, ConfigError, UnicodeDecodeError) as unreadable:
-        raise CheckpointError(f"{directory} is not a checkpoint: its {MANIFEST} cannot be read ({unreadable})") from unreadable
+        raise CheckpointError(
+            f"{directory} is not a checkpoint: its {MANIFEST} cannot be read ({unreadable})"
+        ) from unreadable
 
 
 def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
     """Tensors of one safetensors file of a checkpoint. Raises CheckpointError when the file is missing."""
     if not (directory / name).exists():
         raise CheckpointError(f"checkpoint {directory} has no {name}: it belongs to another kind of training")
-    return load_file(directory / name)
+    tensors: dict[str, Tensor] = load_file(directory / name)
+    return tensors
 
 
 def read_document(directory: Path, name: str) -> Any:

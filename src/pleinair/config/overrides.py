@@ -27,25 +27,31 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"'{assignment}' is not an override: write key=value, for example train.learning_rate=1e-3")
+            raise ConfigError(
+                f"'{assignment}' is not an override: write key=value, for example train.learning_rate=1e-3"
+            )
         config = _replace(config, key.strip().split("."), text.strip(), whole_key=key.strip())
     return config
 
 
 def _replace(config: Config, path: list[str], text: str, whole_key: str) -> Config:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise ConfigError(f"'{whole_key}' goes deeper than the configuration does: remove the part from '.{path[0]}' on")
+        raise ConfigError(
+            f"'{whole_key}' goes deeper than the configuration does: remove the part from '.{path[0]}' on"
+        )
     fields = {field.name for field in dataclasses.fields(config)}
     if path[0] not in fields:
         near = difflib.get_close_matches(path[0], fields, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(fields))}"
-        raise ConfigError(f"unknown configuration key '{whole_key}' ('{path[0]}' is not a key of {type(config).__name__}): {hint}")
+        raise ConfigError(
+            f"unknown configuration key '{whole_key}' ('{path[0]}' is not a key of {type(config).__name__}): {hint}"
+        )
     if len(path) > 1:
         value: Any = _replace(getattr(config, path[0]), path[1:], text, whole_key)
     else:
         value = _coerce(_literal(text), typing.get_type_hints(type(config))[path[0]], whole_key)
     try:
-        changed: Config = dataclasses.replace(config, **{path[0]: value})  # type: ignore[type-var]
+        changed: Config = dataclasses.replace(config, **{path[0]: value})
     except ConfigError:
         raise
     except ValueError as refused:

@@ -39,11 +39,11 @@ class LatentCodec(Protocol):
 class AutoencoderConfig:
     """Sizes of `Autoencoder`."""
 
-    widths: tuple[int, ...] = (48, 96, 192)
+    widths: tuple[int, ...] = (48, 96, 160)
     """Channels at 1/2, 1/4, 1/8 ... of the picture's size; their number sets the downscale (2 ** len)."""
-    encoder_blocks: tuple[int, ...] = (1, 1, 2)
+    encoder_blocks: tuple[int, ...] = (1, 1, 1)
     """Residual blocks at each size on the way down."""
-    decoder_blocks: tuple[int, ...] = (1, 2, 3)
+    decoder_blocks: tuple[int, ...] = (1, 2, 2)
     """Residual blocks at each size, in the same order, on the way up."""
     latent_channels: int = 16
     """Channels of the latents."""
@@ -71,7 +71,8 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x_BCHW)))))
+        out_BCHW: Tensor = x_BCHW + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x_BCHW)))))
+        return out_BCHW
 
 
 def _blocks(width: int, num_blocks: int) -> list[nn.Module]:
@@ -129,7 +130,7 @@ class Autoencoder(nn.Module):
         raw_BChw: Tensor = self.encoder(pictures_BCHW)
         return self.decoder(raw_BChw + self.config.latent_noise * noise_BChw), raw_BChw
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def set_latent_statistics(self, pictures_BCHW: Tensor) -> None:
         """Measure mean and standard deviation of the raw latents, per channel; `encode` standardises with them."""
         raw_BChw = self.encoder(pictures_BCHW).float()

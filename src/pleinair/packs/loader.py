@@ -86,14 +86,18 @@ class Pack:
         for name, expected in self.manifest.files.items():
             path = directory / name
             if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-                raise PackError(f"pack {directory} is damaged: {name} is missing or does not match its hash; pack again")
+                raise PackError(
+                    f"pack {directory} is damaged: {name} is missing or does not match its hash; pack again"
+                )
         self.captions = self._read_captions()
 
     def rows(self, resolution: int) -> Rows:
         """Rows of one resolution. Raises PackError when the pack has none."""
         manifest = self.manifest
         if resolution not in manifest.resolutions:
-            raise PackError(f"pack {self.directory} has no pictures at {resolution} px, only {manifest.resolutions}: pack again")
+            raise PackError(
+                f"pack {self.directory} has no pictures at {resolution} px, only {manifest.resolutions}: pack again"
+            )
         table = pq.read_table(self.directory / "rows.parquet", filters=[("resolution", "=", resolution)])
         side = resolution // manifest.downscale
         shape = (len(table), manifest.latent_channels, side, side)
@@ -118,7 +122,9 @@ def read_pack_manifest(directory: Path) -> PackManifest:
     except (OSError, json.JSONDecodeError, ConfigError) as unreadable:
         raise PackError(f"{directory} is not a pack: pack.json cannot be read ({unreadable})") from unreadable
     if manifest.version != PACK_VERSION:
-        raise PackError(f"pack {directory} has format version {manifest.version}, this code reads {PACK_VERSION}: pack again")
+        raise PackError(
+            f"pack {directory} has format version {manifest.version}, this code reads {PACK_VERSION}: pack again"
+        )
     return manifest
 
 
@@ -146,7 +152,8 @@ class LatentLoader:
         if len(config.caption_weights) != self.rows.caption_ids_NV.shape[1]:
             raise PackError(
                 f"caption_weights has {len(config.caption_weights)} entries and the pack {pack.directory} has "
-                f"{self.rows.caption_ids_NV.shape[1]} captions a row ({', '.join(pack.manifest.caption_names)}): give one weight each"
+                f"{self.rows.caption_ids_NV.shape[1]} captions a row: give one weight for each of "
+                f"{', '.join(pack.manifest.caption_names)}"
             )
         if len(self.rows.keys) < config.batch_size:
             raise PackError(

@@ -56,7 +56,11 @@ def load_pictures(path: Path) -> PictureSet:
     try:
         with np.load(path, allow_pickle=False) as file:
             return PictureSet(
-                file["keys"].tolist(), file["pixels"], file["styles"].tolist(), file["concepts"].tolist(), file["held_out"]
+                file["keys"].tolist(),
+                file["pixels"],
+                file["styles"].tolist(),
+                file["concepts"].tolist(),
+                file["held_out"],
             )
     except (OSError, ValueError, KeyError) as damaged:
         raise PackError(f"{path} is not a picture set ({damaged}): delete it and run again") from damaged

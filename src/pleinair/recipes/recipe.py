@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pleinair.model.transformer import TransformerConfig
 from pleinair.packs.loader import LoaderConfig
@@ -76,6 +76,14 @@ class Recipe:
             raise ConfigError(f"recipe {self.name} has no phases: give at least one resolution to train at")
         if list(self.resolutions) != sorted(self.resolutions):
             raise ConfigError(f"phases of {self.name} go {self.resolutions} px: order them from low to high resolution")
+
+    def loader_of(self, phase: PhaseConfig) -> LoaderConfig:
+        """The loader's settings for a phase."""
+        return replace(self.loader, batch_size=phase.batch_size, seed=self.engine.seed)
+
+    def training_part(self) -> tuple[object, ...]:
+        """The settings that training depends on; a run resumes only while they stay."""
+        return (self.transformer, self.phases, self.engine, self.pretrain, self.loader)
 
     @property
     def resolutions(self) -> tuple[int, ...]:

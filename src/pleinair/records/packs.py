@@ -4,7 +4,7 @@
       pack.json        PackManifest
       rows.parquet     one row per picture and resolution: key, labels, latents, the ids of its captions
       captions.parquet one row per distinct caption: text, number of tokens, projected text features
-      text_projection.safetensors
+      feature_projection.safetensors
 
 Latents and features are float16 bytes in C order. Rows are shuffled when written, so a sequential scan is random enough.
 """

@@ -1,6 +1,6 @@
 """Prompts to pictures.
 
-    prompt --TextEncoder, TextProjection--> text features --Transformer.encode_text--> text (once per prompt)
+    prompt --TextEncoder, FeatureProjection--> text features --Transformer.encode_text--> text (once per prompt)
     noise(seed) --euler over the shifted schedule, guided velocity--> latents --LatentCodec--> picture
 
 Guidance follows K2: v = cond + g (cond - uncond), so g = 0 is off and costs one model call a step instead of two.
@@ -19,7 +19,7 @@ from torch import Tensor
 from pleinair.flow import euler, guide, timestep_schedule
 from pleinair.model.autoencoder import LatentCodec
 from pleinair.model.pixels import to_bytes
-from pleinair.model.text_encoder import TextEncoder, TextProjection
+from pleinair.model.text_encoder import FeatureProjection, TextEncoder
 from pleinair.model.transformer import Transformer
 
 
@@ -52,7 +52,7 @@ class Sampler:
     transformer: Transformer
     codec: LatentCodec
     text_encoder: TextEncoder
-    projection: TextProjection
+    projection: FeatureProjection
 
     @torch.inference_mode()
     def sample(

@@ -44,9 +44,13 @@ class LossOutput:
 class Stage(Protocol[BatchIn]):
     """One training objective: what is trained, what is stored beside it, and batch -> loss."""
 
-    model: nn.Module
     weights_file: str
     """Name of the model's file in a checkpoint, for example `transformer.safetensors`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def documents(self) -> Mapping[str, Any]:
         """JSON documents stored in every checkpoint (the model's configuration)."""
@@ -159,7 +163,9 @@ def train(
             if done or time.monotonic() - saved_at >= config.checkpoint_seconds:
                 log.flush()
                 os.fsync(log.fileno())
-                checkpoint = _save(stage, optimiser, store, step + 1, config, config_digest, on_message, must=done) or checkpoint
+                checkpoint = (
+                    _save(stage, optimiser, store, step + 1, config, config_digest, on_message, must=done) or checkpoint
+                )
                 last_saved, saved_at = step + 1, time.monotonic()
     if checkpoint is None or last_saved != total_steps:
         raise CheckpointError(f"the run in {run_dir} has no steps to do: give it at least one")
@@ -187,8 +193,10 @@ def _train_step(
     loss = output.loss.item()
     if not math.isfinite(loss):
         keys = ", ".join(phase.loader.keys(phase_step)[:8])
-        raise FloatingPointError(f"the loss is {loss} at step {step}: look at the pictures {keys} ..., or lower the learning rate")
-    output.loss.backward()  # type: ignore[no-untyped-call]
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}: look at the pictures {keys} ..., or lower the learning rate"
+        )
+    output.loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(stage.model.parameters(), config.clip_norm).item()
     optimiser.step()
     optimiser.zero_grad()
@@ -243,8 +251,12 @@ def _save(
         )
     except OSError as refused:
         if must:
-            raise CheckpointError(f"the final checkpoint could not be written to {store}: {refused}; free space and run again") from refused
-        on_message(f"checkpoint at step {step} could not be written ({refused}); training goes on, the older one is untouched")
+            raise CheckpointError(
+                f"the final checkpoint could not be written to {store}: {refused}; free space and run again"
+            ) from refused
+        on_message(
+            f"checkpoint at step {step} could not be written ({refused}); training goes on, the older one is untouched"
+        )
         return None
 
 

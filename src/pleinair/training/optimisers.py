@@ -84,7 +84,9 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig, total_steps: int) 
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     parts: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        "adamw": torch.optim.AdamW(
+            rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
     }
     if matrices:
         parts["muon"] = torch.optim.Muon(
@@ -116,7 +118,9 @@ def optimiser_tensors(optimiser: ScheduledOptimiser) -> tuple[dict[str, Tensor],
     return tensors, layout
 
 
-def restore_optimiser(optimiser: ScheduledOptimiser, tensors: Mapping[str, Tensor], layout: Mapping[str, list[str]]) -> None:
+def restore_optimiser(
+    optimiser: ScheduledOptimiser, tensors: Mapping[str, Tensor], layout: Mapping[str, list[str]]
+) -> None:
     """Put saved moments back. Raises CheckpointError when the parts differ from the saved ones."""
     if set(layout) != set(optimiser.parts):
         raise CheckpointError(

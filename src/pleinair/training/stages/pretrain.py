@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pleinair.config import to_document
 from pleinair.flow import interpolate, sample_timesteps, velocity_target
-from pleinair.model.text_encoder import TextProjection
+from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer
 from pleinair.packs.loader import LatentBatch
 from pleinair.training.engine import LossOutput
@@ -44,7 +44,7 @@ class Pretrain:
 
     weights_file = "transformer.safetensors"
 
-    def __init__(self, model: Transformer, projection: TextProjection, config: PretrainConfig) -> None:
+    def __init__(self, model: Transformer, projection: FeatureProjection, config: PretrainConfig) -> None:
         self.model = model
         self.projection = projection
         self.config = config
@@ -55,13 +55,15 @@ class Pretrain:
 
     def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The text projection."""
-        return {"text_projection.safetensors": self.projection.state_dict()}
+        return {"feature_projection.safetensors": self.projection.state_dict()}
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> LossOutput:
         """Mean square error of the velocity, float32."""
         latents_BCHW = batch.latents_BCHW
         num_tokens = latents_BCHW.shape[-2] * latents_BCHW.shape[-1] // self.model.config.patch_size**2
-        timestep_B = sample_timesteps(len(latents_BCHW), mu=self.config.mu(num_tokens), sigma=self.config.sigma, generator=generator)
+        timestep_B = sample_timesteps(
+            len(latents_BCHW), mu=self.config.mu(num_tokens), sigma=self.config.sigma, generator=generator
+        )
         noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
         noisy_BCHW = interpolate(latents_BCHW, noise_BCHW, timestep_B)
         velocity_BCHW = self.model(noisy_BCHW, timestep_B, batch.text_features_BTLD, batch.text_mask_BT)

@@ -1,0 +1,140 @@
+"""Captions from labels: three lengths, the same words for the same picture every time.
+
+    short    a red apple, noto style
+    medium   a red apple in noto style on a plain white background
+    long     a red apple, drawn in the noto style. It shows: apple, fruit, red. From the group food & drink, ...
+
+Each length has a few templates and the picture's key picks one, so a model does not learn one sentence by heart. The
+owner's own caption wins where there is one. Label and style words, where known, are in every caption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Captions:
+    """One picture in three lengths."""
+
+    long: str
+    medium: str
+    short: str
+
+
+_SHORT = ("{thing}, {style} style", "{thing} in {style} style")
+_MEDIUM = (
+    "{thing} in {style} style on a plain white background",
+    "{thing}, {style} style, white background",
+    "a drawing of {thing} in {style} style, on white",
+)
+_LONG = (
+    "{thing}, {style} style, on a plain white background.{tags}{group}",
+    "a drawing of {thing} in {style} style, alone on a white background.{tags}{group}",
+    "{thing} in {style} style.{group}{tags} The background is white.",
+)
+_MOST_TAGS = 8
+
+
+def captions(row: Mapping[str, Any], style_words: str | None = None) -> Captions | None:
+    """Captions of a row with `image_name` and any of `caption, label, tags, style, group_name`; None if wordless.
+
+    `style_words` is how a prompt names the style; default: the style's name with dashes as spaces.
+    """
+    style = style_words or (row.get("style") or "").replace("-", " ")
+    if row.get("caption"):
+        return _from_owner(str(row["caption"]), row.get("label"), style)
+    if not row.get("label"):
+        return None
+    label = str(row["label"])
+    if not style:
+        return _without_style(row, label)
+    words = {
+        "thing": with_article(label),
+        "style": style,
+        "tags": _tag_sentence(row.get("tags") or (), label),
+        "group": f" Group: {row['group_name']}." if row.get("group_name") else "",
+    }
+    pick = int.from_bytes(hashlib.sha256(str(row["image_name"]).encode()).digest()[:8], "big")
+    return Captions(*(_pick(templates, pick).format(**words) for templates in (_LONG, _MEDIUM, _SHORT)))
+
+
+def _pick(templates: Sequence[str], number: int) -> str:
+    return templates[number % len(templates)]
+
+
+def _from_owner(caption: str, label: str | None, style: str) -> Captions:
+    """The owner's words in full, their first sentence, its first clause; label and style added where missing."""
+    caption = " ".join(caption.split())
+    sentence = re.split(r"(?<=[.!?])\s", caption, maxsplit=1)[0]
+    clause = sentence.split(",", 1)[0].rstrip(".!?")
+    return Captions(*(_completed(text, label, style) for text in (caption, sentence, clause)))
+
+
+def _completed(text: str, label: str | None, style: str) -> str:
+    """The text with what it lacks: `a fox` -> `a fox, noto style`."""
+    missing = [label] if label and label.lower() not in text.lower() else []
+    if style and style.lower() not in text.lower():
+        missing.append(f"{style} style")
+    return ", ".join([text.rstrip(".") if missing else text, *missing])
+
+
+def _without_style(row: Mapping[str, Any], label: str) -> Captions:
+    thing = with_article(label)
+    return Captions(f"{thing}.{_tag_sentence(row.get('tags') or (), label)}", f"a picture of {thing}", thing)
+
+
+def _tag_sentence(tags: Sequence[str], label: str) -> str:
+    chosen = [tag for tag in tags if tag.lower() != label.lower()][:_MOST_TAGS]
+    return f" It shows: {', '.join(chosen)}." if chosen else ""
+
+
+_UNCOUNTABLE = (
+    *(
+        "bread",
+        "bacon",
+        "butter",
+        "cooked rice",
+        "curry rice",
+        "custard",
+        "fire",
+        "fog",
+        "ice",
+        "lotion",
+        "popcorn",
+        "rice",
+    ),
+    *(
+        "construction",
+        "cooking",
+        "dizzy",
+        "salt",
+        "sake",
+        "shaved ice",
+        "soap",
+        "soft ice cream",
+        "spaghetti",
+        "sushi",
+        "tea",
+        "wind face",
+        "zzz",
+        "yarn",
+    ),
+)
+_DETERMINED = re.compile(r"\d|[A-Z]|(keycap|regional|two|three|twelve|no|non|on)\b")
+_VOWEL_SOUND = re.compile(r"(?!uni|euro|one|use|ukulele)[aeiou]|hour|x-ray", re.IGNORECASE)
+
+
+def with_article(label: str) -> str:
+    """The label as one says it: `a red apple`, `an elephant`, `the flag of Canada`, `grapes`."""
+    if label.startswith("flag of "):
+        return f"the {label}"
+    head = re.split(r" (?:with|without|of|in|on|from|for) ", label, maxsplit=1)[0]
+    plural = head.endswith("s") and not head.endswith(("ss", "us", "is"))
+    if plural or ":" in label or label in _UNCOUNTABLE or _DETERMINED.match(label):
+        return label
+    return f"{'an' if _VOWEL_SOUND.match(label) else 'a'} {label}"

@@ -1,0 +1,98 @@
+"""`pleinair curate`: run every curation stage to the end, with live progress, and say what was dropped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pleinair.cli.progress import ProgressLine
+    from pleinair.curation import StageDrops
+    from pleinair.krablet import Database, Progress, RunSummary
+
+
+def add_warehouse_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say where the warehouse is."""
+    parser.add_argument("--dsn", help="Postgres to use, e.g. postgresql://user@host/db (default: an embedded one)")
+    parser.add_argument(
+        "--home",
+        type=Path,
+        default=Path.home() / ".local" / "share" / "pleinair",
+        help="folder of the embedded database and the stored pictures (default: %(default)s)",
+    )
+
+
+def open_warehouse(options: argparse.Namespace) -> Database:
+    """The warehouse the options name; close it, or use it as a context manager."""
+    from pleinair import krablet
+
+    return krablet.connect(options.dsn, directory=None if options.dsn else options.home / "postgres")
+
+
+def register(verbs: Any) -> None:
+    """Add the verb `curate`."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "curate",
+        help="filter, hash, caption and deduplicate what was ingested",
+        description="Run every curation stage to the end. It may be stopped at any time; the same command goes on.",
+    )
+    parser.add_argument("recipe", nargs="?", default="drawings", choices=["drawings", "photos"], help="which limits")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. probe.min_side=256")
+    parser.add_argument("--processes", type=int, default=2, help="worker processes (default: %(default)s)")
+    parser.add_argument("--fetch-again", action="store_true", help="read every picture from its source anew")
+    add_warehouse_options(parser)
+    parser.set_defaults(run=curate)
+
+
+def curate(options: argparse.Namespace) -> int:
+    """Curate; exit code 1 when pictures are stuck."""
+    from pleinair.cli.places import cache_dir
+    from pleinair.cli.progress import ProgressLine
+    from pleinair.config.overrides import override
+    from pleinair.curation import curate as run_curation
+    from pleinair.curation.recipes import RECIPES
+
+    config = override(RECIPES[options.recipe], options.set)
+    line = ProgressLine("curate")
+    with open_warehouse(options) as db:
+        done = run_curation(
+            db,
+            config,
+            cache=cache_dir(),
+            store=options.home / "store",
+            processes=options.processes,
+            fetch_again=options.fetch_again,
+            on_progress=lambda now: _show(line, now),
+        )
+    line.close()
+    print(drop_table(done.drops), flush=True)
+    return _report_stuck(done.run)
+
+
+def _show(line: ProgressLine, now: Progress) -> None:
+    done = sum(stage.completed for stage in now.stages)
+    pending = sum(stage.pending for stage in now.stages)
+    line.update(
+        done, done + pending, ", ".join(f"{s.stage} {s.rows_per_second:.0f}/s" for s in now.stages if s.pending)
+    )
+
+
+def drop_table(drops: tuple[StageDrops, ...]) -> str:
+    """The drop report as lines of text."""
+    lines = [f"{'stage':<10} {'in':>9} {'dropped':>9}  reasons"]
+    for stage in drops:
+        reasons = ", ".join(f"{reason.kind} {reason.count}" for reason in stage.reasons)
+        lines.append(f"{stage.stage:<10} {stage.num_in:>9} {stage.num_dropped:>9}  {reasons}".rstrip())
+    return "\n".join(lines)
+
+
+def _report_stuck(run: RunSummary) -> int:
+    """Say which rows keep failing, and why."""
+    stuck = [(stage, row) for stage, rows in run.stuck.items() for row in rows]
+    for stage, row in stuck[:5]:
+        print(f"stuck in {stage}: {row.key}: {row.error}", file=sys.stderr)
+    if stuck:
+        print(f"{len(stuck)} pictures are stuck; remove the cause and run the same command again", file=sys.stderr)
+    return 1 if stuck else 0

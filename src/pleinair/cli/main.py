@@ -1,0 +1,47 @@
+"""The `pleinair` command: one module per noun, each registering its parsers; heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pleinair import __version__
+from pleinair.records.errors import PleinairError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells expect."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from pleinair.cli import curate, export, fetch, ingest, krablet, run, sample
+
+    parser = argparse.ArgumentParser(
+        prog="pleinair",
+        description="The open system behind a Krea-2-class text-to-image model: warehouse, curation, training, sampling.",
+        epilog="Start with 'pleinair run demo' (or 'make demo').",
+    )
+    parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for noun in (run, sample, ingest, curate, export, fetch, krablet):
+        noun.register(verbs)
+    krablet.register_sql(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; our own errors become one sentence on standard error and exit code 1."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except PleinairError as refused:
+        print(f"pleinair: {refused}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\npleinair: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""`pleinair run RECIPE`: the whole way from pictures to a page, and the verbs for its single steps."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from pleinair.cli.workspace import add_run_options
+
+
+def register(verbs: Any) -> None:
+    """Add the verbs `run`, `pack`, `train`, `evaluate` and `report`."""
+    for verb, function, told in (
+        ("run", run, "a whole recipe: ingest, curate, pack, train, evaluate, report; goes on where it was stopped"),
+        ("pack", pack, "write a recipe's pack from the curated pictures"),
+        ("train", train, "train a recipe's model from its pack; resumes"),
+        ("evaluate", evaluate, "draw with a recipe's model, judge the drawings, and write page and numbers"),
+        ("report", evaluate, "the same as evaluate; drawings that are there are not made again"),
+    ):
+        parser: argparse.ArgumentParser = verbs.add_parser(verb, help=told)
+        add_run_options(parser)
+        parser.set_defaults(run=function)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Every step in order; prints where the page is."""
+    from pleinair.cli.workspace import StepClock, only_one, open_workspace
+    from pleinair.config import write_config
+
+    work = open_workspace(options)
+    with only_one(work.run_dir):
+        write_config(work.recipe, work.run_dir / "config.json")
+        print_budget(work.recipe.name, work.recipe.minutes)
+        clock = StepClock(work.run_dir)
+        page = run_steps(work, clock)
+        print(f"\ndone in {sum(clock.seconds.values()) / 60:.1f} minutes (all tries together)\npage: {page}")
+    return 0
+
+
+def print_budget(name: str, minutes: dict[str, float]) -> None:
+    """Say what will take how long."""
+    parts = ", ".join(f"{step} {spent:g}" for step, spent in minutes.items())
+    print(f"{name}: about {sum(minutes.values()):.0f} minutes on 2 cores after downloads ({parts})", flush=True)
+
+
+def run_steps(work: Any, clock: Any) -> Any:
+    """Ingest to report."""
+    from pleinair.cli import steps
+    from pleinair.cli.parts import ready_parts
+    from pleinair.cli.report import report_step
+
+    def announce(name: str) -> Any:
+        print(f"[{name}]", flush=True)
+        return clock.step(name)
+
+    with steps.open_database(work) as db:
+        with announce("ingest"):
+            steps.ingest_step(work, db)
+        with announce("curate"):
+            steps.curate_step(work, db)
+        with announce("parts"):
+            parts = ready_parts(work, db)
+        with announce("pack"):
+            pictures = steps.curated_pictures(work, db)
+            steps.pack_step(work, pictures, parts)
+        with announce("train"):
+            steps.train_step(work)
+        with announce("evaluate"):
+            evaluated = steps.evaluate_step(work, pictures, parts)
+        with announce("report"):
+            return report_step(work, db, evaluated, clock.seconds)
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Write the pack."""
+    from pleinair.cli import steps
+    from pleinair.cli.parts import ready_parts
+    from pleinair.cli.workspace import only_one, open_workspace
+
+    work = open_workspace(options)
+    with only_one(work.run_dir), steps.open_database(work) as db:
+        steps.pack_step(work, steps.curated_pictures(work, db), ready_parts(work, db))
+    print(f"pack: {work.pack}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train in this process; no database is needed."""
+    from pleinair.cli import steps
+    from pleinair.cli.workspace import open_workspace
+
+    try:
+        print(f"checkpoint: {steps.train_here(open_workspace(options))}")
+    except FloatingPointError as diverged:
+        print(f"pleinair: {diverged}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Draw, judge, write the page."""
+    from pleinair.cli import steps
+    from pleinair.cli.parts import ready_parts
+    from pleinair.cli.report import report_step
+    from pleinair.cli.workspace import StepClock, only_one, open_workspace
+
+    work = open_workspace(options)
+    with only_one(work.run_dir), steps.open_database(work) as db:
+        clock = StepClock(work.run_dir)
+        with clock.step("evaluate"):
+            evaluated = steps.evaluate_step(work, steps.curated_pictures(work, db), ready_parts(work, db))
+        print(f"page: {report_step(work, db, evaluated, clock.seconds)}")
+    return 0

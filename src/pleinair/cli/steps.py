@@ -1,0 +1,275 @@
+"""The steps of a run, each a function of its workspace; the one place where the parts are wired together.
+
+    ingest -> curate -> parts (autoencoder, judge) -> pack -> train -> evaluate -> report
+
+Every step is a no-op when its result is there and still fits, so a run stopped anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pleinair.checkpoint.store import newest_checkpoint, read_document, read_manifest, read_tensors
+from pleinair.cli.parts import Parts
+from pleinair.cli.places import text_encoder_dir
+from pleinair.cli.progress import ProgressLine
+from pleinair.cli.workspace import Workspace
+from pleinair.config import config_digest, from_document, to_document
+from pleinair.model.pixels import to_bytes, to_signed_unit
+from pleinair.model.text_encoder import FeatureProjection, SmolLM2, fetch_smollm2
+from pleinair.model.transformer import Transformer, TransformerConfig
+from pleinair.records.errors import CheckpointError, PleinairError
+
+if TYPE_CHECKING:
+    from pleinair.evaluation.drawings import Drawings, Neighbours
+    from pleinair.krablet import Database, Progress
+    from pleinair.packing.pictures import CuratedPicture
+
+TRAINER_RESTARTS = 3
+"""How often a trainer that was killed is started again before the run gives up."""
+
+
+def open_database(work: Workspace) -> Database:
+    """The workspace's warehouse."""
+    from pleinair import krablet
+
+    return krablet.connect(work.dsn) if work.dsn else krablet.connect(directory=work.home / "postgres")
+
+
+def ingest_step(work: Workspace, db: Database) -> None:
+    """List the recipe's source into the warehouse, fetching it first where needed."""
+    from pleinair.curation import find_source, ingest
+
+    source = find_source(
+        work.recipe.source, work.cache, on_progress=lambda fetched: print(f"  fetching {fetched}", file=sys.stderr)
+    )
+    done = ingest(db, source)
+    print(f"  {done.num_listed} pictures listed, {done.num_new} new")
+
+
+def curate_step(work: Workspace, db: Database) -> None:
+    """Run every queue stage to the end. Raises PleinairError when pictures are stuck."""
+    from pleinair.cli.curate import drop_table
+    from pleinair.curation import curate
+
+    line = ProgressLine("curate")
+    done = curate(
+        db, cache=work.cache, store=work.store, processes=work.processes, on_progress=lambda now: _show(line, now)
+    )
+    line.close()
+    print("\n".join("  " + row for row in drop_table(done.drops).splitlines()))
+    stuck = [(stage, row) for stage, rows in done.run.stuck.items() for row in rows]
+    if stuck:
+        stage, row = stuck[0]
+        raise PleinairError(
+            f"{len(stuck)} pictures are stuck, the first in {stage}: {row.key}: {row.error}; see 'pleinair krablet stuck'"
+        )
+
+
+def _show(line: ProgressLine, now: Progress) -> None:
+    done = sum(stage.completed for stage in now.stages)
+    pending = sum(stage.pending for stage in now.stages)
+    busy = [f"{stage.stage} {stage.rows_per_second:.0f}/s" for stage in now.stages if stage.pending]
+    line.update(done, done + pending, ", ".join(busy))
+
+
+def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
+    """The recipe's concepts, as far as they passed curation, at all its resolutions; held-out ones included."""
+    from pleinair.curation.sources import TRAINING_STYLES
+    from pleinair.curation.stages import KEPT, images_table
+    from pleinair.curation.store import ObjectStore
+    from pleinair.packing.pictures import read_curated
+
+    line = ProgressLine("pictures read")
+    return read_curated(
+        images_table(db),
+        ObjectStore(work.store),
+        sorted({*work.recipe.resolutions, work.recipe.sampling.resolution}),
+        where=f"{KEPT} AND label = ANY(%s) AND style = ANY(%s)",
+        params=(list(work.recipe.concepts), list(TRAINING_STYLES)),
+        on_progress=lambda done: line.update(done, done),
+    )
+
+
+def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> None:
+    """Write the pack, unless the one that is there was made of the same pictures, captions and parts."""
+    from pleinair.packing.latents import write_pack
+
+    trained = [picture for picture in pictures if not picture.held_out]
+    inputs = {
+        "pictures": [[picture.key, *picture.captions] for picture in trained],
+        "resolutions": list(work.recipe.resolutions),
+        "text_dim": work.recipe.text_dim,
+        "autoencoder": parts.autoencoder_sha256,
+    }
+    stamp = work.run_dir / "pack-inputs.json"
+    if stamp.exists() and (work.pack / "pack.json").exists() and json.loads(stamp.read_text()) == config_digest(inputs):
+        print("  the pack is there")
+        return
+    lines: dict[str, ProgressLine] = {}
+    manifest = write_pack(
+        trained,
+        work.pack,
+        codec=parts.autoencoder,
+        autoencoder_sha256=parts.autoencoder_sha256,
+        text_encoder=open_text_encoder(),
+        text_dim=work.recipe.text_dim,
+        seed=work.recipe.engine.seed,
+        on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),
+    )
+    stamp.write_text(json.dumps(config_digest(inputs)))
+    print(
+        f"  {manifest.num_rows} rows at {manifest.resolutions} px; {len(pictures) - len(trained)} held-out pictures stay out"
+    )
+
+
+def open_text_encoder() -> SmolLM2:
+    """The text encoder, fetched first where needed."""
+    fetch_smollm2(text_encoder_dir(), on_progress=lambda message: print(f"  {message}"))
+    return SmolLM2(text_encoder_dir())
+
+
+def train_step(work: Workspace) -> None:
+    """Run the trainer as a process of its own and start it again when it is killed."""
+    command = [sys.executable, "-m", "pleinair.cli.main", "train", work.recipe.name, "--runs", str(work.run_dir.parent)]
+    for assignment in work.overrides:
+        command += ["--set", assignment]
+    for _ in range(1 + TRAINER_RESTARTS):
+        trainer = subprocess.Popen(command)
+        try:
+            code = trainer.wait()
+        except BaseException:
+            trainer.terminate()
+            trainer.wait()
+            raise
+        if code == 0:
+            return
+        if code > 0:
+            raise PleinairError(f"training stopped with exit code {code}: see its message above")
+        print(
+            f"  the trainer was killed by signal {-code}: starting it again from its last checkpoint", file=sys.stderr
+        )
+    raise PleinairError(f"the trainer was killed {1 + TRAINER_RESTARTS} times: find out by what, then run again")
+
+
+def train_here(work: Workspace) -> Path:
+    """Train in this process, from the pack alone; returns the final checkpoint."""
+    from pleinair.packs.loader import LatentLoader, Pack
+    from pleinair.training.engine import Phase, StepRecord, train
+    from pleinair.training.stages.pretrain import Pretrain
+
+    recipe = work.recipe
+    pack = Pack(work.pack)
+    torch.manual_seed(recipe.engine.seed)
+    stage = Pretrain(Transformer(recipe.transformer), load_projection(work.pack), recipe.pretrain)
+    loaders = [LatentLoader(pack, phase.resolution, recipe.loader_of(phase)) for phase in recipe.phases]
+    phases = [
+        Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader)
+        for phase, loader in zip(recipe.phases, loaders, strict=True)
+    ]
+    lines: dict[str, ProgressLine] = {}
+
+    def show(record: StepRecord, total: int) -> None:
+        note = f"loss {record.loss:.3f}, {record.samples_per_second:.0f} pictures/s"
+        lines.setdefault(record.phase, ProgressLine(f"train {record.phase}")).update(record.step + 1, total, note)
+
+    digest = config_digest([to_document(recipe.training_part()), to_document(pack.manifest)])
+    return train(
+        stage,
+        phases,
+        recipe.engine,
+        work.run_dir,
+        config_digest=digest,
+        hooks=[show],
+        on_message=lambda said: print(f"  {said}"),
+    )
+
+
+def load_projection(directory: Path) -> FeatureProjection:
+    """The feature projection of a pack or a checkpoint."""
+    state = read_tensors(directory, "feature_projection.safetensors")
+    num_layers, width, dim = state["basis_LDK"].shape
+    projection = FeatureProjection(num_layers, width, dim)
+    projection.load_state_dict(state)
+    return projection
+
+
+def load_checkpoint(run_dir: Path) -> tuple[Transformer, FeatureProjection, str]:
+    """The newest model of a run, its projection, and what identifies it. Raises CheckpointError when there is none."""
+    checkpoint = newest_checkpoint(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{run_dir} holds no checkpoint: train first")
+    model = Transformer(from_document(TransformerConfig, read_document(checkpoint, "config.json")["transformer"]))
+    model.load_state_dict(read_tensors(checkpoint, "transformer.safetensors"))
+    return model.eval(), load_projection(checkpoint), config_digest(read_manifest(checkpoint))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the report needs from the evaluation."""
+
+    metrics: dict[str, Any]
+    drawn: Drawings
+    neighbours: list[Neighbours]
+
+
+def evaluate_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> Evaluated:
+    """Draw, judge, and write `metrics.json`; drawings of the same checkpoint are not made again."""
+    from pleinair.evaluation.drawings import Drawings, draw_pairs, nearest_trained, plan_pairs, score
+    from pleinair.sampling import Sampler
+
+    recipe, resolution = work.recipe, work.recipe.sampling.resolution
+    model, projection, identity = load_checkpoint(work.run_dir)
+    settings = recipe.evaluation
+    plan = plan_pairs(pictures, settings.num_train_pairs, settings.samples_per_heldout_pair, settings.grid_concepts)
+    held_out = [pair for pair in plan if pair.real.held_out and pair.seed == 0]
+    torch.manual_seed(recipe.engine.seed)
+    samplers = {"drawn": model, "floor": Transformer(recipe.transformer)}
+    drawings: dict[str, Drawings] = {}
+    for name, transformer in samplers.items():
+        pairs = plan if name == "drawn" else held_out
+        cached = work.run_dir / f"{name}.npz"
+        stamp = config_digest([identity, recipe.sampling, [pair.prompt for pair in pairs], parts.autoencoder_sha256])
+        pixels = read_drawings(cached, stamp)
+        if pixels is None:
+            line = ProgressLine(name)
+            sampler = Sampler(transformer, parts.autoencoder, open_text_encoder(), projection)
+            pixels = draw_pairs(sampler, pairs, recipe.sampling, line.update).pixels_NHWC
+            line.close()
+            write_drawings(cached, stamp, pixels)
+        drawings[name] = Drawings(pairs, pixels)
+
+    def reconstruct(pixels_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        with torch.inference_mode():
+            return to_bytes(parts.autoencoder.decode(parts.autoencoder.encode(to_signed_unit(pixels_NHWC))))
+
+    metrics = dict(score(parts.judge, drawings["drawn"], drawings["floor"], reconstruct, resolution))
+    trained = [picture for picture in pictures if not picture.held_out]
+    neighbours = nearest_trained(parts.judge, drawings["drawn"], trained, resolution, settings.num_nearest)
+    return Evaluated(metrics, drawings["drawn"], neighbours)
+
+
+def read_drawings(path: Path, stamp: str) -> npt.NDArray[np.uint8] | None:
+    """Drawings kept under this stamp, or None."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return file["pixels"] if str(file["stamp"]) == stamp else None
+
+
+def write_drawings(path: Path, stamp: str, pixels_NHWC: npt.NDArray[np.uint8]) -> None:
+    """Keep drawings, by rename."""
+    staging = path.with_name(f".{path.name}.partial")
+    with staging.open("wb") as file:
+        np.savez(file, pixels=pixels_NHWC, stamp=np.array(stamp))
+    os.replace(staging, path)

@@ -1,0 +1,121 @@
+"""One run's place on disk: its recipe, its directory, who works there, and how long each step took."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pleinair.records.errors import BusyError
+
+if TYPE_CHECKING:
+    from pleinair.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything a step of a run needs to know."""
+
+    recipe: Recipe
+    run_dir: Path
+    home: Path
+    cache: Path
+    dsn: str | None
+    processes: int
+    from_scratch: bool
+    overrides: tuple[str, ...]
+
+    @property
+    def store(self) -> Path:
+        """The object store."""
+        return self.home / "store"
+
+    @property
+    def pack(self) -> Path:
+        """The run's pack."""
+        return self.run_dir / "pack"
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every verb that works on a recipe's run."""
+    from pleinair.cli.curate import add_warehouse_options
+
+    parser.add_argument("recipe", help="demo or drawings-64")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. engine.seed=1 (repeatable)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of run directories (default: %(default)s)"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="curation workers (default: %(default)s)")
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="train autoencoder and judge too, instead of the shipped ones"
+    )
+    add_warehouse_options(parser)
+
+
+def open_workspace(options: argparse.Namespace) -> Workspace:
+    """The workspace the options name; its directory is made. Raises ConfigError for an unknown recipe or key."""
+    from pleinair.cli.places import cache_dir
+    from pleinair.config import override
+    from pleinair.recipes import find_recipe
+
+    recipe = override(find_recipe(options.recipe), options.set)
+    run_dir: Path = options.runs / recipe.name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return Workspace(
+        recipe=recipe,
+        run_dir=run_dir.resolve(),
+        home=options.home.resolve(),
+        cache=cache_dir(),
+        dsn=options.dsn,
+        processes=options.processes,
+        from_scratch=options.from_scratch,
+        overrides=tuple(options.set),
+    )
+
+
+@contextmanager
+def only_one(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock, which the system frees however we end. Raises BusyError naming the holder's process."""
+    with (run_dir / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise BusyError(
+                f"process {holder} is already working in {run_dir}: wait for it, stop it, or choose another place with --runs"
+            ) from held
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+class StepClock:
+    """Wall seconds per step, added up over interrupted tries, in `timings.json`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "timings.json"
+        self.seconds: dict[str, float] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the body, also when it is interrupted."""
+        began, before = time.monotonic(), self.seconds.get(name, 0.0)
+        try:
+            yield
+        finally:
+            self.seconds[name] = before + time.monotonic() - began
+            staging = self.path.with_suffix(".partial")
+            staging.write_text(json.dumps(self.seconds, indent=2) + "\n")
+            os.replace(staging, self.path)

@@ -1,0 +1,31 @@
+"""Curation: sources of pictures, filters that say why they drop, fingerprints, near-duplicates, held-out pairs."""
+
+from pleinair.curation.curate import Curated, CurationConfig, Ingested, curate, ingest, mark_duplicates
+from pleinair.curation.heldout import held_out
+from pleinair.curation.report import Example, Reason, StageDrops, drop_report
+from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source, find_source, open_image
+from pleinair.curation.stages import KEPT, images_table
+from pleinair.curation.store import ObjectStore
+
+__all__ = [
+    "KEPT",
+    "STYLES",
+    "TRAINING_STYLES",
+    "Curated",
+    "CurationConfig",
+    "Example",
+    "Ingested",
+    "ObjectStore",
+    "PictureRow",
+    "Reason",
+    "Source",
+    "StageDrops",
+    "curate",
+    "drop_report",
+    "find_source",
+    "held_out",
+    "images_table",
+    "ingest",
+    "mark_duplicates",
+    "open_image",
+]

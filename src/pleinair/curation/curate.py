@@ -1,0 +1,215 @@
+"""From a source to curated rows: the two verbs of this part.
+
+    ingest   a source lists its pictures  ->  new rows of `images`
+    curate   workers run the queue stages to the end, then duplicates are found over all that passed
+
+Both may be stopped anywhere and run again: rows are the only state, and a stage looks only at rows it has not judged.
+Changed limits make the stages they concern, and those after them, look again; a changed caption file, the captions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pleinair.curation.duplicates import DuplicateLimits, Picture, find_duplicates
+from pleinair.curation.pixels import PixelLimits
+from pleinair.curation.probe import ProbeLimits
+from pleinair.curation.report import StageDrops, drop_report
+from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source
+from pleinair.curation.stages import (
+    QUEUE_STAGES,
+    SOURCE_COLUMNS,
+    STAGE_COLUMNS,
+    declare_stages,
+    images_table,
+)
+from pleinair.krablet import Database, Progress, RunSummary, StageSpec, Table, run_workers
+
+_INGEST_BATCH = 1000
+_SEARCHED = (
+    "md5",
+    "phash12_v1",
+    "colour_v1",
+    "thumb16_v1",
+    "entropy",
+    "width",
+    "height",
+    "held_out",
+    "style",
+    "concept",
+)
+
+
+def _drawing_duplicates() -> DuplicateLimits:
+    renders = tuple((name, style.renders) for name, style in STYLES.items() if style.renders)
+    return DuplicateLimits(style_order=TRAINING_STYLES, renders=renders)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurationConfig:
+    """Every limit of a curation; the defaults suit the drawings."""
+
+    probe: ProbeLimits = field(default_factory=ProbeLimits)
+    """Broken files, sizes, aspect ratios."""
+    pixels: PixelLimits = field(default_factory=PixelLimits)
+    """Blank pictures, frames, flat backgrounds."""
+    duplicates: DuplicateLimits = field(default_factory=_drawing_duplicates)
+    """Which pictures count as the same, and which of them stays."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingest did: rows listed, rows new, rows whose source now says something else."""
+
+    num_listed: int
+    num_new: int
+    num_changed: int
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What a curation did: the workers' summary and the drops of every stage."""
+
+    run: RunSummary
+    drops: tuple[StageDrops, ...]
+
+
+def ingest(db: Database, source: Source, *, on_progress: Callable[[Ingested], None] | None = None) -> Ingested:
+    """List a source into `images`. Rows that are there stay as they are, unless the source now says otherwise."""
+    images = images_table(db)
+    total = Ingested(0, 0, 0)
+    for rows in _batches(source.list(), _INGEST_BATCH):
+        num_new = images.insert_missing(row.as_dict() for row in rows)
+        num_changed = 0 if num_new == len(rows) else images.update(_changes(images, rows))
+        total = Ingested(total.num_listed + len(rows), total.num_new + num_new, total.num_changed + num_changed)
+        if on_progress:
+            on_progress(total)
+    return total
+
+
+def _batches(rows: Iterable[PictureRow], size: int) -> Iterable[list[PictureRow]]:
+    listed = iter(rows)
+    while batch := list(itertools.islice(listed, size)):
+        yield batch
+
+
+def _changes(images: Table, rows: Sequence[PictureRow]) -> Iterable[dict[str, Any]]:
+    """Updates for rows that differ from what is stored, with the verdicts that no longer stand taken back."""
+    given = {row.image_name: row.as_dict() for row in rows}
+    stored = images.read(
+        where="image_name = ANY(%(names)s)", params={"names": list(given)}, columns=list(SOURCE_COLUMNS)
+    )
+    for batch in stored:
+        for old in batch.to_pylist():
+            new = given[old["image_name"]]
+            if old != new:
+                yield {**new, **_verdicts_from("fetch" if old["uri"] != new["uri"] else "captions")}
+
+
+def _verdicts_from(stage: str) -> dict[str, None]:
+    """Columns that make `stage` and all after it look again."""
+    names = list(STAGE_COLUMNS)
+    return {f"{name}_drop": None for name in names[names.index(stage) :]}
+
+
+def curate(
+    db: Database,
+    config: CurationConfig | None = None,
+    *,
+    cache: Path,
+    store: Path,
+    processes: int = 2,
+    fetch_again: bool = False,
+    give_up_after: int = 4,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Curated:
+    """Run every stage to the end and mark duplicates.
+
+    `cache` is where the sources keep packages, `store` the object store. Rows that failed `give_up_after`
+    times do not hold up the rest: they are in `run.stuck`, and the next curation tries them again.
+    """
+    config = config or CurationConfig()
+    images = images_table(db)
+    stages = declare_stages(images)
+    arguments = _stage_arguments(config, cache, store)
+    _look_again_where_limits_changed(db, images, arguments)
+    if fetch_again:
+        _look_again(images, "fetch")
+    specs = [_spec(stages[name].spec, name, arguments[name]) for name in QUEUE_STAGES]
+    run = run_workers(db, specs, processes=processes, give_up_after=give_up_after, on_progress=on_progress)
+    mark_duplicates(images, config.duplicates)
+    return Curated(run, tuple(drop_report(images)))
+
+
+def _stage_arguments(config: CurationConfig, cache: Path, store: Path) -> dict[str, dict[str, Any]]:
+    """What each stage's function is called with; must survive JSON."""
+    place = str(store.resolve())
+    return {
+        "fetch": {"cache": str(cache.resolve()), "store": place},
+        "probe": {"store": place, "limits": asdict(config.probe)},
+        "hashes": {"store": place},
+        "pixels": {"store": place, "limits": asdict(config.pixels)},
+        "captions": {"style_words": {name: style.words for name, style in STYLES.items()}},
+    }
+
+
+def _spec(spec: Callable[..., StageSpec], name: str, arguments: Mapping[str, Any]) -> StageSpec:
+    # The captions function is named, not imported: captioning is a part of its own, beside this one.
+    module = "pleinair.captioning.stages" if name == "captions" else "pleinair.curation.stages"
+    return spec(f"{module}:{name}", **arguments)
+
+
+def _look_again_where_limits_changed(db: Database, images: Table, arguments: Mapping[str, Mapping[str, Any]]) -> None:
+    """Take back verdicts made under other limits; those of the last curation are in the table `curation_limits`."""
+    table = db.table("curation_limits", key="stage", columns={"stage": "text", "limits": "text"})
+    last = {row["stage"]: row["limits"] for batch in table.read() for row in batch.to_pylist()}
+    now = {
+        stage: json.dumps(values["limits"], sort_keys=True) for stage, values in arguments.items() if "limits" in values
+    }
+    changed = [stage for stage, limits in now.items() if last.get(stage, limits) != limits]
+    if changed:
+        _look_again(images, changed[0])
+    # After the verdicts are gone: stopped in between, the next run takes them back once more.
+    table.upsert({"stage": stage, "limits": limits} for stage, limits in now.items())
+
+
+def _look_again(images: Table, stage: str) -> None:
+    verdicts = _verdicts_from(stage)
+    for batch in images.read(where=f"{stage}_drop IS NOT NULL", columns=["image_name"]):
+        images.update({"image_name": name, **verdicts} for name in batch.column("image_name").to_pylist())
+
+
+def mark_duplicates(images: Table, limits: DuplicateLimits) -> int:
+    """Judge all pictures that passed the pixel stage, all at once; the number of rows whose verdict changed.
+
+    The verdict on a picture depends on the others, so it is made anew each time; only what changed is written.
+    """
+    pictures = []
+    for batch in images.read(where="pixels_drop = ''", columns=["image_name", *_SEARCHED]):
+        pictures += [_picture(row) for row in batch.to_pylist()]
+    verdicts = {picture.name: ("", None, None) for picture in pictures} | {
+        found.name: (found.drop, found.group, found.of) for found in find_duplicates(pictures, limits)
+    }
+    columns = list(STAGE_COLUMNS["duplicate"])
+    return images.update(_changed_verdicts(images, columns, verdicts))
+
+
+def _picture(row: Mapping[str, Any]) -> Picture:
+    values = {name: row[name] for name in _SEARCHED if name not in ("width", "height")}
+    return Picture(name=row["image_name"], num_pixels=row["width"] * row["height"], **values)
+
+
+def _changed_verdicts(
+    images: Table, columns: Sequence[str], verdicts: Mapping[str, tuple[str | None, str | None, str | None]]
+) -> Iterable[dict[str, Any]]:
+    for batch in images.read(columns=["image_name", *columns]):
+        for row in batch.to_pylist():
+            old = tuple(row[column] for column in columns)
+            new = verdicts.get(row["image_name"], (None, None, None))
+            if old != new:
+                yield {"image_name": row["image_name"], **dict(zip(columns, new, strict=True))}

@@ -1,0 +1,288 @@
+"""Near-duplicates: which pictures are the same picture, and which of them stays.
+
+    fingerprints -> pairs within a radius -> groups (union-find) -> one keeper per group
+
+How alike two pictures must be depends on what their labels say, because drawings of different things can differ by a
+clock hand, and a style may be another's drawings rendered anew:
+
+    identical   the labels contradict each other (another concept, or another hand): only the very same picture
+    near        nothing contradicts (a label is missing, or all are equal): a copy, resized or recompressed
+    render      the same concept in two styles declared to be renders of the same drawings
+
+Pairs come from a band join. Two 144-bit hashes at most 17 bits apart differ in at most one bit of some 16-bit band
+out of nine, so probing each sorted band with itself and its 16 one-bit neighbours finds every pair without comparing
+all with all. Renders differ too much for that and need no search: they are the few pictures of one concept.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pleinair.records.errors import ConfigError
+
+MAX_BAND_RADIUS = 17
+_BANDS, _BAND_BITS = 9, 16
+_MOST_PAIRS_AT_ONCE = 2**20
+
+Pairs = NDArray[np.int64]
+"""Shape (number of pairs, 2), first index below second, sorted, each pair once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Radius:
+    """How far apart fingerprints of duplicates may be. A pair must pass all three."""
+
+    phash: int
+    """Bits of `phash12_v1`, of 144."""
+    colour: int
+    """Sum over bins of the difference of levels of `colour_v1`."""
+    thumb: int
+    """Largest difference of any channel of any cell of `thumb16_v1`, of 255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateLimits:
+    """Radii and preferences; docs/curation.md has the measurements behind the defaults."""
+
+    identical: Radius = field(default_factory=lambda: Radius(phash=2, colour=2, thumb=8))
+    """Pairs whose labels contradict each other."""
+    near: Radius = field(default_factory=lambda: Radius(phash=14, colour=9, thumb=64))
+    """Pairs whose labels do not."""
+    render: Radius = field(default_factory=lambda: Radius(phash=48, colour=16, thumb=255))
+    """Pairs of one concept in styles that are renders of each other."""
+    renders: tuple[tuple[str, str], ...] = ()
+    """Pairs (style, style whose drawings it renders again)."""
+    style_order: tuple[str, ...] = ()
+    """Styles whose pictures are kept first; those not named come last."""
+    min_entropy: float = 0.3
+    """Bits per channel under which a picture takes part only if its bytes are equal: flat pictures all look alike."""
+
+    def __post_init__(self) -> None:
+        for name in ("identical", "near"):
+            radius = getattr(self, name)
+            if not 0 <= radius.phash <= MAX_BAND_RADIUS:
+                most = f"0 to {MAX_BAND_RADIUS} bits, what the search can promise"
+                raise ConfigError(f"duplicates.{name}.phash is {radius.phash}: give {most}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What the search knows about one picture."""
+
+    name: str
+    md5: str
+    phash12_v1: str
+    colour_v1: str
+    thumb16_v1: bytes
+    entropy: float
+    num_pixels: int
+    held_out: bool = False
+    style: str | None = None
+    concept: str | None = None
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """A picture in a group of duplicates. The keeper's `drop` is empty and `of` is None."""
+
+    name: str
+    group: str
+    """Name of the group's keeper."""
+    of: str | None
+    drop: str
+
+
+def find_duplicates(pictures: Sequence[Picture], limits: DuplicateLimits) -> list[Duplicate]:
+    """All pictures that have duplicates, keepers included. The order of `pictures` does not matter."""
+    ordered = sorted(pictures, key=lambda picture: picture.name)
+    pairs = duplicate_pairs(ordered, limits)
+    found = []
+    for members in groups(len(ordered), pairs):
+        ranked = sorted((ordered[member] for member in members), key=lambda picture: _rank(picture, limits))
+        found += [_verdict(picture, ranked[0]) for picture in ranked]
+    return found
+
+
+def _rank(picture: Picture, limits: DuplicateLimits) -> tuple[bool, int, int, str]:
+    """Sort key of the keeper rule, best first.
+
+    Held-out pictures come first: kept, they are never trained on; dropped in favour of a copy, they would be.
+    """
+    order = {style: place for place, style in enumerate(limits.style_order)}
+    return not picture.held_out, order.get(picture.style or "", len(order)), -picture.num_pixels, picture.name
+
+
+def _verdict(picture: Picture, keeper: Picture) -> Duplicate:
+    if picture is keeper:
+        return Duplicate(picture.name, keeper.name, None, "")
+    if picture.md5 == keeper.md5:
+        return Duplicate(picture.name, keeper.name, keeper.name, f"duplicate: same bytes as {keeper.name}")
+    bits = int(_distances(_bits([picture.phash12_v1]), _bits([keeper.phash12_v1]))[0])
+    return Duplicate(picture.name, keeper.name, keeper.name, f"duplicate: {bits} of 144 bits from {keeper.name}")
+
+
+def duplicate_pairs(pictures: Sequence[Picture], limits: DuplicateLimits) -> Pairs:
+    """Every pair that counts as duplicates, as indices into `pictures`."""
+    if not pictures:
+        return np.empty((0, 2), dtype=np.int64)
+    table = _Fingerprints.of(pictures, limits)
+    found = [_equal_values(np.array([picture.md5 for picture in pictures], dtype=object))]
+    widest = max(limits.identical.phash, limits.near.phash)
+    for candidates in near_hashes(table.bits, widest, table.searchable):
+        found.append(candidates[table.accepts(candidates, limits)])
+    renders = _render_candidates(pictures, limits)
+    found.append(renders[table.within(renders, limits.render)])
+    return np.unique(np.concatenate(found), axis=0)
+
+
+@dataclass(frozen=True)
+class _Fingerprints:
+    """Fingerprints as arrays, one row per picture."""
+
+    bits: NDArray[np.uint64]
+    colours: NDArray[np.int16]
+    thumbs: NDArray[np.uint8]
+    concepts: NDArray[np.int64]
+    styles: NDArray[np.int64]
+    searchable: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, pictures: Sequence[Picture], limits: DuplicateLimits) -> _Fingerprints:
+        colours = [[int(level, 16) for level in picture.colour_v1] for picture in pictures]
+        return cls(
+            bits=_bits([picture.phash12_v1 for picture in pictures]),
+            colours=np.array(colours, dtype=np.int16),
+            thumbs=np.frombuffer(b"".join(picture.thumb16_v1 for picture in pictures), dtype=np.uint8).reshape(
+                len(pictures), -1
+            ),
+            concepts=_codes([picture.concept for picture in pictures]),
+            styles=_codes([picture.style for picture in pictures]),
+            searchable=np.array([picture.entropy >= limits.min_entropy for picture in pictures], dtype=np.bool_),
+        )
+
+    def accepts(self, pairs: Pairs, limits: DuplicateLimits) -> NDArray[np.bool_]:
+        """Which candidates are within the radius their labels ask for."""
+        first, second = pairs.T
+        contradict = _differ(self.concepts[first], self.concepts[second]) | _differ(
+            self.styles[first], self.styles[second]
+        )
+        accepted: NDArray[np.bool_] = self.within(pairs, limits.near)
+        accepted[contradict] = self.within(pairs[contradict], limits.identical)
+        return accepted
+
+    def within(self, pairs: Pairs, radius: Radius) -> NDArray[np.bool_]:
+        """Which pairs are within `radius`; the cheap tests spare the dear one."""
+        first, second = pairs.T
+        passed = _distances(self.bits[first], self.bits[second]) <= radius.phash
+        passed[passed] = np.abs(self.colours[first[passed]] - self.colours[second[passed]]).sum(axis=1) <= radius.colour
+        first, second = first[passed], second[passed]
+        differences = np.abs(self.thumbs[first].astype(np.int16) - self.thumbs[second])
+        passed[passed] = differences.max(axis=1, initial=0) <= radius.thumb
+        return passed
+
+
+def _differ(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Both known, and not the same."""
+    different: NDArray[np.bool_] = (first >= 0) & (second >= 0) & (first != second)
+    return different
+
+
+def _codes(values: Sequence[str | None]) -> NDArray[np.int64]:
+    """Numbers that are equal where the values are; -1 for none."""
+    numbers: dict[str | None, int] = {None: -1}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+
+
+def _bits(hashes: Sequence[str]) -> NDArray[np.uint64]:
+    """Hashes as three 64-bit words each, the last padded with zeros."""
+    packed = np.zeros((len(hashes), 24), dtype=np.uint8)
+    packed[:, :18] = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), 18)
+    return packed.view(np.uint64)
+
+
+def _distances(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
+    bits: NDArray[np.int64] = np.bitwise_count(first ^ second).sum(axis=1, dtype=np.int64)
+    return bits
+
+
+def near_hashes(bits: NDArray[np.uint64], radius: int, searchable: NDArray[np.bool_]) -> Iterator[Pairs]:
+    """Pairs of hashes at most `radius` bits apart, in blocks; a pair may come more than once. Exact up to 17 bits.
+
+    Memory is bounded by the block, not by the number of candidates.
+    """
+    if radius > MAX_BAND_RADIUS:
+        raise ValueError(f"radius {radius} is over {MAX_BAND_RADIUS}, what nine bands with one-bit probes can promise")
+    places = np.flatnonzero(searchable)
+    bands = bits.view(np.uint8)[places][:, :18].copy().view(np.uint16)
+    # With at most 8 differing bits one of the nine bands is untouched, and probing neighbours would find nothing new.
+    masks = [0] if radius < _BANDS else [0, *(1 << bit for bit in range(_BAND_BITS))]
+    for band in range(_BANDS):
+        values = bands[:, band]
+        order = np.argsort(values, kind="stable")
+        for mask in masks:
+            for pairs in _matches(values, order, np.uint16(mask)):
+                near = pairs[_distances(bits[places[pairs[:, 0]]], bits[places[pairs[:, 1]]]) <= radius]
+                yield places[near]
+
+
+def _matches(values: NDArray[np.uint16], order: NDArray[np.int64], mask: np.uint16) -> Iterator[Pairs]:
+    """Pairs (i, j), i < j, with values[i] ^ mask == values[j], at most about a million at a time."""
+    ranked, wanted = values[order], values ^ mask
+    start = np.searchsorted(ranked, wanted, side="left")
+    counts = np.searchsorted(ranked, wanted, side="right") - start
+    ends = np.cumsum(counts)
+    begin = 0
+    while begin < len(values):
+        done = ends[begin - 1] if begin else 0
+        # At least one row at a time: a single row may match more than a block holds.
+        end = max(begin + 1, int(np.searchsorted(ends, done + _MOST_PAIRS_AT_ONCE, side="right")))
+        size = counts[begin:end]
+        first = np.repeat(np.arange(begin, end), size)
+        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+        second = order[np.repeat(start[begin:end], size) + within]
+        keep = first < second
+        yield np.stack([first[keep], second[keep]], axis=1)
+        begin = end
+
+
+def _equal_values(values: NDArray[np.object_]) -> Pairs:
+    """Pairs that chain together all equal values."""
+    order = sorted(range(len(values)), key=lambda place: (values[place], place))
+    neighbours = [(a, b) for a, b in itertools.pairwise(order) if values[a] == values[b]]
+    return np.array(neighbours, dtype=np.int64).reshape(-1, 2)
+
+
+def _render_candidates(pictures: Sequence[Picture], limits: DuplicateLimits) -> Pairs:
+    """Pairs of one concept in styles that render the same drawings."""
+    by_place = {(picture.style, picture.concept): place for place, picture in enumerate(pictures) if picture.concept}
+    pairs = [
+        sorted((place, by_place[original, concept]))
+        for render, original in limits.renders
+        for (style, concept), place in by_place.items()
+        if style == render and (original, concept) in by_place
+    ]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def groups(count: int, pairs: Pairs) -> list[list[int]]:
+    """Connected components with at least two members, each sorted, ordered by first member."""
+    parent = list(range(count))
+
+    def root(member: int) -> int:
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    for first, second in pairs.tolist():
+        low, high = sorted((root(first), root(second)))
+        parent[high] = low
+    members: dict[int, list[int]] = {}
+    for member in range(count):
+        members.setdefault(root(member), []).append(member)
+    return [group for group in members.values() if len(group) > 1]

@@ -1,0 +1,142 @@
+"""Sources of pictures: each lists rows cheaply, and `open_image` gets the bytes of one.
+
+    drawings                 the ten drawing sets and their near-duplicates   npm:<package>@<version>/<entry>
+    a folder                 pictures with .txt or .json sidecars             file:<path>
+    .parquet                 one row per picture                              parquet:<path>#<column>=<row>
+    .tar                     WebDataset                                       tar:<path>#<member>
+    a folder of .parquet or .tar shards
+
+A URI is all a worker needs, on any machine that sees the same paths.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote
+
+from pleinair.curation.sources.drawings import CLDR, STYLES, TRAINING_STYLES, DrawingsSource, Style
+from pleinair.curation.sources.files import FolderSource, uri_path
+from pleinair.curation.sources.npm import FetchProgress, Package, fetch_packages, tarball_stem
+from pleinair.curation.sources.rows import PictureRow, Source
+from pleinair.curation.sources.shards import (
+    ParquetSource,
+    WebDatasetSource,
+    read_parquet_picture,
+    read_tar_picture,
+    shard_source_name,
+)
+from pleinair.curation.sources.svg import looks_like_svg, rasterise
+from pleinair.records.errors import SourceError
+
+__all__ = [
+    "CLDR",
+    "STYLES",
+    "TRAINING_STYLES",
+    "DrawingsSource",
+    "FetchProgress",
+    "FolderSource",
+    "Package",
+    "ParquetSource",
+    "PictureRow",
+    "Source",
+    "Style",
+    "WebDatasetSource",
+    "fetch_packages",
+    "find_source",
+    "open_image",
+]
+
+
+def find_source(
+    path_or_name: str,
+    cache: Path,
+    *,
+    styles: Sequence[str] = (),
+    on_progress: Callable[[FetchProgress], None] | None = None,
+) -> Source:
+    """The source a user means by a path or by `drawings`.
+
+    `styles` picks author sets of the drawings; for a path its first is the style of all pictures that name none.
+    """
+    if path_or_name == DrawingsSource.name and not Path(path_or_name).exists():
+        return DrawingsSource(cache, styles, on_progress)
+    path, style = Path(path_or_name), next(iter(styles), None)
+    if path.is_dir():
+        return _folder_source(path, style)
+    if not path.exists():
+        raise SourceError(f"no source {path_or_name!r}: give `drawings`, a folder, a .parquet file or a .tar shard")
+    if path.suffix == ".parquet":
+        return ParquetSource([path], shard_source_name(path.resolve()), style)
+    if path.suffix == ".tar":
+        return WebDatasetSource([path], shard_source_name(path.resolve()), style)
+    raise SourceError(
+        f"{path} is not a source: give `drawings`, a folder, a .parquet file or an uncompressed .tar shard"
+    )
+
+
+def _folder_source(folder: Path, style: str | None) -> Source:
+    """A folder of shards when it holds shards and nothing says otherwise, else a folder of pictures."""
+    name = shard_source_name(folder.resolve())
+    if shards := sorted(folder.glob("*.parquet")):
+        return ParquetSource(shards, name, style)
+    if shards := sorted(folder.glob("*.tar")):
+        return WebDatasetSource(shards, name, style)
+    return FolderSource(folder, style)
+
+
+def open_image(uri: str, cache: Path) -> bytes:
+    """Bytes of a raster picture; vector drawings come as PNG with a transparent background.
+
+    Raises SourceError when the place it names is gone or unreadable, ImageError when the picture there is broken.
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme not in _OPENERS:
+        raise SourceError(f"no way to open {uri!r}: known are {', '.join(_OPENERS)}")
+    try:
+        data = _OPENERS[scheme](rest, cache)
+    except OSError as error:
+        raise SourceError(
+            f"{uri} cannot be read ({error.strerror or error}): put the file back or ingest its new place"
+        ) from error
+    return rasterise(data) if looks_like_svg(data) else data
+
+
+def _open_file(rest: str, cache: Path) -> bytes:
+    return uri_path(rest).read_bytes()
+
+
+def _open_parquet(rest: str, cache: Path) -> bytes:
+    path, _, place = rest.partition("#")
+    column, _, number = place.rpartition("=")
+    return read_parquet_picture(uri_path(path), unquote(column), int(number))
+
+
+def _open_tar(rest: str, cache: Path) -> bytes:
+    path, _, member = rest.partition("#")
+    return read_tar_picture(uri_path(path), os.fsdecode(uri_path(member)))
+
+
+def _open_npm(rest: str, cache: Path) -> bytes:
+    spec, _, entry = rest.rpartition("/")
+    stem = tarball_stem(*spec.rsplit("@", 1))
+    try:
+        return _opened_zip(str(cache / "npm" / f"{stem}.zip")).read(entry)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise SourceError(f"npm:{rest} is not in the cache {cache} ({error}): ingest the drawings again") from error
+
+
+@lru_cache(maxsize=32)
+def _opened_zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+_OPENERS: dict[str, Callable[[str, Path], bytes]] = {
+    "file": _open_file,
+    "npm": _open_npm,
+    "parquet": _open_parquet,
+    "tar": _open_tar,
+}

@@ -1,0 +1,162 @@
+"""The `images` table and its queue stages: who reads and writes which column.
+
+    fetch -> probe -> hashes -> pixels -> captions      queue stages, row by row, in worker processes
+                         `--------`-> duplicates        a set operation after them
+
+Every stage writes a verdict `<stage>_drop`: NULL until it has looked, '' when the picture stays, else the reason,
+`kind: value and limit`. A stage is ready for rows the one before it kept, so the order above is nothing but conditions.
+A function here is a thin coat around a pure one: it gets a batch of rows and gives columns, or the exception, per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pleinair.curation import hashes as fingerprint
+from pleinair.curation.pictures import decode
+from pleinair.curation.pixels import PixelLimits, pixel_drop, pixel_statistics
+from pleinair.curation.probe import ProbeLimits
+from pleinair.curation.probe import probe as probe_picture
+from pleinair.curation.sources import open_image
+from pleinair.curation.store import ObjectStore
+from pleinair.krablet import Database, Stage, Table
+from pleinair.records.errors import ImageError, SourceError
+
+IMAGES = "images"
+
+SOURCE_COLUMNS: Mapping[str, str] = {
+    "image_name": "text",
+    "uri": "text",
+    "source": "text",
+    "style": "text",
+    "concept": "text",
+    "label": "text",
+    "tags": "text[]",
+    "group_name": "text",
+    "licence": "text",
+    "author": "text",
+    "provenance": "text",
+    "caption": "text",
+    "caption_error": "text",
+    "held_out": "boolean",
+}
+"""What a source says; the fields of PictureRow."""
+
+STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "fetch": {"fetch_drop": "text", "image_path": "text", "md5": "text", "num_bytes": "bigint"},
+    "probe": {"probe_drop": "text", "format": "text", "width": "integer", "height": "integer", "aspect": "real"},
+    "hashes": {"hashes_drop": "text", "phash12_v1": "text", "colour_v1": "text", "thumb16_v1": "bytea"},
+    "pixels": {
+        "pixels_drop": "text",
+        "entropy": "real",
+        "white_ratio": "real",
+        "black_ratio": "real",
+        "border_flatness": "real",
+    },
+    "captions": {"captions_drop": "text", "caption_long": "text", "caption_medium": "text", "caption_short": "text"},
+    "duplicate": {"duplicate_drop": "text", "duplicate_group": "text", "duplicate_of": "text"},
+}
+"""What each stage writes, in the order of the stages."""
+
+QUEUE_STAGES = ("fetch", "probe", "hashes", "pixels", "captions")
+KEPT = "captions_drop = '' AND duplicate_drop = ''"
+"""SQL condition of the pictures that passed everything."""
+
+_READS: Mapping[str, Sequence[str]] = {
+    "fetch": ("uri",),
+    "probe": ("image_path",),
+    "hashes": ("image_path",),
+    "pixels": ("image_path",),
+    "captions": ("image_name", "caption", "caption_error", "label", "tags", "style", "group_name"),
+}
+_BATCH: Mapping[str, int] = {"fetch": 32, "probe": 64, "hashes": 64, "pixels": 64, "captions": 256}
+
+
+def images_table(db: Database) -> Table:
+    """The declared `images` table."""
+    columns = dict(SOURCE_COLUMNS)
+    for stage_columns in STAGE_COLUMNS.values():
+        columns.update(stage_columns)
+    return db.table(IMAGES, key="image_name", columns=columns)
+
+
+def declare_stages(images: Table) -> dict[str, Stage]:
+    """The five queue stages, by name."""
+    stages = {}
+    for name, before in zip(QUEUE_STAGES, (None, *QUEUE_STAGES), strict=False):
+        upstream = f" AND {before}_drop = ''" if before else ""
+        stages[name] = images.stage(
+            name,
+            ready=f"{name}_drop IS NULL{upstream}",
+            writes=list(STAGE_COLUMNS[name]),
+            reads=list(_READS[name]),
+            batch=_BATCH[name],
+            lease_seconds=120.0,
+        )
+    return stages
+
+
+Row = Mapping[str, Any]
+Outcome = dict[str, object] | Exception
+
+
+def fetch(batch: Sequence[Row], *, cache: str, store: str) -> list[Outcome]:
+    """Bytes from the source into the object store; vector drawings as PNG."""
+    objects = ObjectStore(Path(store))
+    return [_fetched(row, Path(cache), objects) for row in batch]
+
+
+def _fetched(row: Row, cache: Path, store: ObjectStore) -> Outcome:
+    try:
+        data = open_image(row["uri"], cache)
+        return {"fetch_drop": "", "image_path": store.put(data), "md5": fingerprint.md5(data), "num_bytes": len(data)}
+    except ImageError as error:
+        return {"fetch_drop": str(error), "image_path": None, "md5": None, "num_bytes": None}
+    except SourceError as error:
+        return error
+
+
+def probe(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> list[Outcome]:
+    """Format, size, and whether the picture decodes."""
+    bounds = ProbeLimits(**limits)
+
+    def values(data: bytes) -> dict[str, object]:
+        found = asdict(probe_picture(data, bounds))
+        return {"probe_drop": found.pop("drop"), **found}
+
+    return _each(batch, store, values)
+
+
+def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
+    """Fingerprints for the duplicate search."""
+    return _each(batch, store, lambda data: {"hashes_drop": "", **asdict(fingerprint.fingerprints(decode(data)))})
+
+
+def pixels(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> list[Outcome]:
+    """Statistics of pixels, and whether they speak against the picture."""
+    bounds = PixelLimits(**limits)
+
+    def values(data: bytes) -> dict[str, object]:
+        statistics = pixel_statistics(decode(data))
+        return {"pixels_drop": pixel_drop(statistics, bounds), **asdict(statistics)}
+
+    return _each(batch, store, values)
+
+
+def _each(batch: Sequence[Row], store: str, values: Callable[[bytes], dict[str, object]]) -> list[Outcome]:
+    """`values` of each row's stored bytes; what a row raises is its own outcome."""
+    # The probe has set the limit of pixels; Pillow's own would warn of pictures the limit allows.
+    Image.MAX_IMAGE_PIXELS = None
+    objects = ObjectStore(Path(store))
+    outcomes: list[Outcome] = []
+    for row in batch:
+        try:
+            outcomes.append(values(objects.get(row["image_path"])))
+        except (SourceError, ImageError) as error:
+            outcomes.append(error)
+    return outcomes

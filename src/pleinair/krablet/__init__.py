@@ -1,0 +1,34 @@
+"""krablet: a Postgres that is warehouse and queue at once.
+
+    db = krablet.connect()
+    images = db.table("images", key="path", columns={"path": "text", "contains_text": "boolean"})
+    ocr = images.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"])
+    images.upsert(rows)
+    krablet.work(ocr, read_text)
+
+A table's rows are the queue: a stage's row is ready while the stage's condition holds for it. Nothing here needs torch.
+"""
+
+from pleinair.krablet.database import Database, connect
+from pleinair.krablet.stages import Claim, Depth, Settled, Stage, StageSpec, StageStats, StuckRow
+from pleinair.krablet.supervisor import Progress, RunSummary, StageProgress, run_workers
+from pleinair.krablet.tables import Table
+from pleinair.krablet.workers import work
+
+__all__ = [
+    "Claim",
+    "Database",
+    "Depth",
+    "Progress",
+    "RunSummary",
+    "Settled",
+    "Stage",
+    "StageProgress",
+    "StageSpec",
+    "StageStats",
+    "StuckRow",
+    "Table",
+    "connect",
+    "run_workers",
+    "work",
+]

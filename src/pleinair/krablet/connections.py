@@ -1,0 +1,154 @@
+"""Connections to Postgres: how a lost one is replaced, and its failures as sentences.
+
+    Session.run(action) -- transient failure? -- yes --> revive the server, reconnect, run again until patience ends
+                                              `-- no ---> the error itself
+
+Transient: the server is starting, stopping, crashed or unreachable; a deadlock; a full disk. `action` must be safe to
+run twice, because a commit whose answer was lost is run again: every statement of the claim protocol is (the token
+makes the second completion a no-op), and so are upserts.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import conninfo, errors
+
+from pleinair.records.errors import ConfigError, DatabaseError
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Result = TypeVar("Result")
+
+_CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure)
+_OUTAGES = (
+    errors.AdminShutdown,
+    errors.CrashShutdown,
+    errors.CannotConnectNow,
+    errors.TooManyConnections,
+    errors.DiskFull,
+)
+# A failed connection carries no SQLSTATE, only text; what is not among these may pass (starting up, refused, too many).
+_PERMANENT = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "not permitted",
+)
+
+
+class UnreachableError(DatabaseError):
+    """Postgres cannot be reached now; another try may succeed."""
+
+
+def describe(dsn: str) -> str:
+    """The DSN for people: host, port, database and user, never the password."""
+    parts = _parse(dsn)
+    shown = {name: parts[name] for name in ("host", "port", "dbname", "user") if parts.get(name)}
+    return " ".join(f"{name}={value}" for name, value in shown.items()) or "the default server"
+
+
+def _parse(dsn: str) -> dict[str, Any]:
+    try:
+        return conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        # The driver's message and traceback may quote the DSN, password and all.
+        raise ConfigError(
+            "the database DSN is not a connection string: write postgresql://user@host:5432/database"
+        ) from None
+
+
+def open_connection(dsn: str, application: str = "pleinair") -> Connection:
+    """A connection in autocommit mode. Raises UnreachableError or DatabaseError, without the password."""
+    where = describe(dsn)
+    try:
+        return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=application)
+    except psycopg.OperationalError as error:
+        reason = " ".join(str(error).split())
+        if any(phrase in reason for phrase in _PERMANENT):
+            raise DatabaseError(f"Postgres refuses this login ({where}): {reason}; correct the DSN") from error
+        raise UnreachableError(
+            f"Postgres cannot be reached ({where}): {reason}; start the server or correct host and port of the DSN"
+        ) from error
+
+
+def explained(error: psycopg.Error, dsn: str) -> DatabaseError:
+    """A failure of the server as one sentence that names the server and the remedy."""
+    where, reason = describe(dsn), " ".join(str(error).split())
+    if isinstance(error, errors.DiskFull):
+        return DatabaseError(f"the disk of Postgres is full ({where}): {reason}; free space and run this again")
+    return DatabaseError(f"Postgres went away ({where}): {reason}; see its log, then run this again")
+
+
+def _is_outage(error: psycopg.Error, connection: Connection) -> bool:
+    return isinstance(error, _OUTAGES) or connection.broken or connection.closed
+
+
+class Session:
+    """One connection that replaces itself when the server goes away, for one thread at a time.
+
+    `patience_seconds` bounds how long an outage is waited out; `revive` is called before every reconnection.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        patience_seconds: float = 5.0,
+        revive: Callable[[], None] | None = None,
+        application: str = "pleinair",
+    ) -> None:
+        self.dsn = dsn
+        self._patience_seconds = patience_seconds
+        self._revive = revive
+        self._application = application
+        self._connection: Connection | None = None
+        self._lock = threading.RLock()
+
+    def fresh(self, patience_seconds: float) -> Session:
+        """Another session with the same server, for another thread or another patience."""
+        return Session(self.dsn, patience_seconds=patience_seconds, revive=self._revive, application=self._application)
+
+    def run(self, action: Callable[[Connection], Result]) -> Result:
+        """What `action(connection)` returns; it runs again after a transient failure, so it must be safe to repeat."""
+        with self._lock:
+            deadline = time.monotonic() + self._patience_seconds
+            pause = 0.05
+            while True:
+                try:
+                    return self._attempt(action)
+                except _CONFLICTS as conflict:
+                    failure: DatabaseError = explained(conflict, self.dsn)
+                except UnreachableError as unreachable:
+                    failure = unreachable
+                if time.monotonic() + pause > deadline:
+                    raise failure
+                time.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, 2.0)
+
+    def _attempt(self, action: Callable[[Connection], Result]) -> Result:
+        connection = self._connected()
+        try:
+            return action(connection)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if not _is_outage(error, connection):
+                raise
+            self.close()
+            raise UnreachableError(str(explained(error, self.dsn))) from error
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            if self._revive is not None:
+                self._revive()
+            self._connection = open_connection(self.dsn, self._application)
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,37 @@
+"""Fixtures every part's tests may use: one real Postgres per test session."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pleinair import krablet
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[krablet.Database]:
+    """An embedded server in a temporary directory of its own. Not pytest's: root's is closed to the server's user."""
+    directory = Path(tempfile.mkdtemp(prefix="pleinair-test-"))
+    try:
+        with krablet.connect(directory=directory) as database:
+            yield database
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def database(postgres: krablet.Database) -> Iterator[krablet.Database]:
+    """An empty database on that server, for one test."""
+    name = f"test_{next(_numbers)}"
+    with postgres.connection() as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+        with krablet.connect(postgres.dsn.replace("/postgres?", f"/{name}?")) as database:
+            yield database
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

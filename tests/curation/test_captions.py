@@ -1,0 +1,123 @@
+"""Captions always say what is drawn and in which style, the same words for the same picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pleinair.captioning import captions, with_article
+from pleinair.captioning.stages import captions as captions_stage
+from pleinair.curation import STYLES, held_out
+
+APPLE: dict[str, Any] = {
+    "image_name": "drawings/noto/red-apple",
+    "label": "red apple",
+    "tags": ["fruit", "red apple", "diet"],
+    "style": "noto",
+    "group_name": "food & drink",
+}
+WORDS = st.text(st.characters(categories=("Ll", "Lu", "Nd")), min_size=1, max_size=12)
+
+
+@given(WORDS, WORDS, WORDS, st.lists(WORDS, max_size=12), st.one_of(st.none(), WORDS))
+def test_label_and_style_are_in_every_length(
+    name: str, label: str, style: str, tags: list[str], group: str | None
+) -> None:
+    made = captions({"image_name": name, "label": label, "tags": tags, "style": style, "group_name": group})
+    assert made is not None
+    for text in (made.long, made.medium, made.short):
+        assert label in text
+        assert style in text
+        assert text == " ".join(text.split())
+    assert len(made.short) < len(made.medium) <= len(made.long)
+
+
+@given(st.text(min_size=1).filter(str.strip), WORDS, WORDS)
+def test_the_owners_words_win_and_are_completed(caption: str, label: str, style: str) -> None:
+    made = captions({"image_name": "x", "caption": caption, "label": label, "style": style})
+    assert made is not None
+    for text in (made.long, made.medium, made.short):
+        assert label.lower() in text.lower()
+        assert style.lower() in text.lower()
+    assert made.long.startswith(" ".join(caption.split()).rstrip("."))
+
+
+def test_the_prompt_form_is_among_the_short_captions() -> None:
+    shorts = {captions({**APPLE, "image_name": f"{n}"}).short for n in range(50)}  # type: ignore[union-attr]
+    assert shorts == {"a red apple, noto style", "a red apple in noto style"}
+
+
+def test_captions_of_one_picture_never_change() -> None:
+    assert captions(APPLE) == captions(dict(reversed(APPLE.items())))
+
+
+def test_the_long_caption_carries_tags_and_group_but_not_the_label_twice() -> None:
+    made = captions(APPLE)
+    assert made is not None
+    assert "It shows: fruit, diet." in made.long
+    assert "food & drink" in made.long
+    assert "white" in made.long
+
+
+def test_style_words_are_those_of_the_prompt() -> None:
+    row = {**APPLE, "style": "emojione-classic"}
+    (columns,) = captions_stage([row], style_words={name: style.words for name, style in STYLES.items()})
+    assert "emojione classic style" in str(columns["caption_short"])
+
+
+def test_an_owners_caption_gives_its_first_sentence_and_first_clause() -> None:
+    made = captions({"image_name": "x", "caption": "A fox, asleep under\n a tree. It is autumn.", "style": "ink"})
+    assert made is not None
+    assert made.long == "A fox, asleep under a tree. It is autumn, ink style"
+    assert made.medium == "A fox, asleep under a tree, ink style"
+    assert made.short == "A fox, ink style"
+
+
+def test_a_label_without_a_style_is_enough_and_nothing_is_not() -> None:
+    made = captions({"image_name": "x", "label": "owl"})
+    assert made is not None
+    assert (made.short, made.medium, made.long) == ("an owl", "a picture of an owl", "an owl.")
+    assert captions({"image_name": "x", "style": "ink", "tags": ["a"]}) is None
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("red apple", "a red apple"), ("elephant", "an elephant"), ("hourglass", "an hourglass"), ("unicorn", "a unicorn"),
+        ("one-piece swimsuit", "a one-piece swimsuit"), ("grapes", "grapes"), ("glass of milk", "a glass of milk"),
+        ("octopus", "an octopus"), ("face with rolling eyes", "a face with rolling eyes"), ("two hearts", "two hearts"),
+        ("flag of Canada", "the flag of Canada"), ("keycap 1", "keycap 1"), ("1st place medal", "1st place medal"),
+        ("family: man, boy", "family: man, boy"), ("bread", "bread"), ("Santa Claus", "Santa Claus"), ("kiss", "a kiss"),
+    ],
+)  # fmt: skip
+def test_labels_are_said_with_their_article(label: str, said: str) -> None:
+    assert with_article(label) == said
+
+
+def test_the_stage_drops_what_has_no_words_with_the_reason() -> None:
+    unreadable = {
+        "image_name": "a",
+        "caption_error": "caption file a.txt is not UTF-8 (byte 3 is 0xe9): save it as UTF-8",
+    }
+    drops = [row["captions_drop"] for row in captions_stage([unreadable, {"image_name": "b"}, APPLE], style_words={})]
+    assert drops == [
+        "caption: caption file a.txt is not UTF-8 (byte 3 is 0xe9): save it as UTF-8",
+        "caption: neither caption nor label; add a .txt or .json file beside the picture",
+        "",
+    ]
+
+
+def test_a_tenth_of_the_pairs_is_held_out_always_the_same_and_none_without_a_name() -> None:
+    pairs = [(f"concept-{n}", style) for n in range(1000) for style in STYLES]
+    share = sum(held_out(*pair) for pair in pairs) / len(pairs)
+    assert 0.09 < share < 0.11
+    assert [held_out("red-apple", style) for style in STYLES] == [held_out("red-apple", style) for style in STYLES]
+    assert [n for n in range(40) if held_out(f"concept-{n}", "noto")] == HELD_OUT_FOR_EVER
+    assert not held_out(None, "noto")
+    assert not held_out("red-apple", None)
+
+
+HELD_OUT_FOR_EVER = [16, 23, 24, 36]

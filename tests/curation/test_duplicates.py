@@ -1,0 +1,262 @@
+"""Fingerprints against their plain definitions, the search against comparing all with all, and who is kept."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import io
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pleinair.curation.duplicates import (
+    Duplicate,
+    DuplicateLimits,
+    Picture,
+    Radius,
+    duplicate_pairs,
+    find_duplicates,
+    groups,
+    near_hashes,
+)
+from pleinair.curation.hashes import colour_hash, fingerprints, phash12
+from pleinair.records.errors import ConfigError
+
+
+def photo(seed: int, side: int = 160) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def shape(colour: str, *, corner: int = 20) -> Image.Image:
+    image = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(image).ellipse((corner, 30, corner + 70, 100), fill=colour)
+    return image
+
+
+def picture(name: str, image: Image.Image, *, md5: str | None = None, entropy: float = 5.0, **more: object) -> Picture:
+    prints = fingerprints(np.asarray(image))
+    return Picture(
+        name=name,
+        md5=md5 or name,
+        entropy=entropy,
+        num_pixels=image.width * image.height,
+        **dataclasses.asdict(prints),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def recompressed(image: Image.Image, quality: int) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return Image.open(out).convert("RGB")
+
+
+def kept(found: list[Duplicate]) -> list[str]:
+    return [duplicate.name for duplicate in found if not duplicate.drop]
+
+
+def dropped(found: list[Duplicate]) -> dict[str, str | None]:
+    return {duplicate.name: duplicate.of for duplicate in found if duplicate.drop}
+
+
+# Fingerprints.
+
+
+def naive_phash(image: Image.Image) -> NDArray[np.bool_]:
+    x = np.asarray(image.convert("L").resize((48, 48), Image.Resampling.LANCZOS)).astype(float)
+    k, n = np.arange(48)[:, None], np.arange(48)[None, :]
+    rows = np.array([(2 * np.cos(np.pi * k * (2 * n + 1) / 96) * column).sum(axis=1) for column in x.T]).T
+    both = np.array([(2 * np.cos(np.pi * k * (2 * n + 1) / 96) * row).sum(axis=1) for row in rows])
+    return both[:12, :12] > np.median(both[:12, :12])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_phash_is_the_usual_definition_bit_for_bit(seed: int) -> None:
+    image = photo(seed, side=100 + 7 * seed)
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(phash12(image)), np.uint8))
+    assert (bits.astype(bool) == naive_phash(image).ravel()).all()
+
+
+def test_a_fingerprint_never_changes_under_its_name() -> None:
+    prints = fingerprints(np.asarray(shape("orange")))
+    assert len(prints.phash12_v1) == 36
+    assert prints.colour_v1 == FROZEN_COLOUR
+    assert prints.phash12_v1 == FROZEN_PHASH
+    assert (len(prints.thumb16_v1), prints.thumb16_v1[:6], sum(prints.thumb16_v1)) == FROZEN_THUMB
+
+
+FROZEN_COLOUR = "000d110000000000360000000000"
+FROZEN_PHASH = "b41cb6c363c90d8327307c3ab3ecc9cd9347"
+FROZEN_THUMB = (768, b"\xff" * 6, 174604)
+
+
+def colour_distance(first: str, second: str) -> int:
+    return sum(abs(int(a, 16) - int(b, 16)) for a, b in zip(first, second, strict=True))
+
+
+def test_colour_tells_twelve_hues_apart_where_phash_cannot() -> None:
+    hues = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(step / 12, 1, 0.8)) for step in range(12)]
+    shapes = [shape("#{:02x}{:02x}{:02x}".format(*hue)) for hue in hues]
+    distances = [colour_distance(colour_hash(a), colour_hash(b)) for a, b in itertools.combinations(shapes, 2)]
+    assert min(distances) > DuplicateLimits().near.colour
+
+
+def test_a_slight_shift_of_hue_moves_colour_only_slightly() -> None:
+    for step in range(0, 360, 5):
+        first, second = (
+            shape("#{:02x}{:02x}{:02x}".format(*(round(255 * p) for p in colorsys.hsv_to_rgb(hue / 360, 1, 0.8))))
+            for hue in (step, step + 4)
+        )
+        assert colour_distance(colour_hash(first), colour_hash(second)) <= DuplicateLimits().near.colour
+
+
+# The search.
+
+
+def as_words(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, 24 - packed.shape[1])))).view(np.uint64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 80), st.integers(0, 17), st.booleans())
+def test_the_band_join_finds_exactly_what_comparing_all_finds(seed: int, count: int, radius: int, skewed: bool) -> None:
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2, (max(1, count // 6), 144), dtype=np.uint8)
+    if skewed:
+        centres[:, :120] = 0
+    bits = centres[rng.integers(0, len(centres), count)]
+    for row in bits:
+        row[rng.choice(144, rng.integers(0, radius + 3), replace=False)] ^= 1
+    searchable = rng.random(count) < 0.9
+    found = near_hashes(as_words(np.packbits(bits, axis=1)), radius, searchable)
+    naive = {
+        (i, j)
+        for i, j in itertools.combinations(range(count), 2)
+        if searchable[i] and searchable[j] and (bits[i] != bits[j]).sum() <= radius
+    }
+    assert {(int(i), int(j)) for block in found for i, j in block} == naive
+
+
+def test_thousands_of_equal_hashes_come_in_blocks() -> None:
+    bits = as_words(np.zeros((1600, 18), np.uint8))
+    blocks = list(near_hashes(bits, 0, np.ones(1600, bool)))
+    assert max(len(block) for block in blocks) <= 2**20
+    assert len(np.unique(np.concatenate(blocks), axis=0)) == 1600 * 1599 // 2
+
+
+def test_a_radius_the_search_cannot_promise_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"duplicates\.near\.phash is 18: give 0 to 17 bits, what the search can promise"
+    ):
+        DuplicateLimits(near=Radius(phash=18, colour=6, thumb=64))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40))
+def test_groups_are_the_connected_components(edges: list[tuple[int, int]]) -> None:
+    reach = np.eye(20, dtype=bool)
+    for a, b in edges:
+        reach[a, b] = reach[b, a] = True
+    for _ in range(20):
+        reach = reach | (reach @ reach)
+    naive = {tuple(np.flatnonzero(row).tolist()) for row in reach if row.sum() > 1}
+    assert {tuple(group) for group in groups(20, np.array(edges, np.int64).reshape(-1, 2))} == naive
+
+
+# What counts as the same.
+
+
+@pytest.mark.parametrize("quality", [90, 60, 40])
+def test_a_recompressed_and_resized_photo_is_found(quality: int) -> None:
+    originals = [picture(f"p{seed}", photo(seed)) for seed in range(12)]
+    copies = [
+        picture(f"q{seed}", recompressed(photo(seed).resize((110, 110), Image.Resampling.LANCZOS), quality))
+        for seed in range(12)
+    ]
+    found = find_duplicates([*originals, *copies], DuplicateLimits())
+    assert dropped(found) == {f"q{seed}": f"p{seed}" for seed in range(12)}
+
+
+def test_a_recoloured_drawing_is_another_picture() -> None:
+    shapes = [picture(colour, shape(colour)) for colour in ("red", "orange", "yellow", "green", "blue", "purple")]
+    assert find_duplicates(shapes, DuplicateLimits()) == []
+
+
+def test_labels_that_contradict_ask_for_the_very_same_picture() -> None:
+    near = [picture("a", shape("red")), picture("b", recompressed(shape("red"), 30))]
+    limits = DuplicateLimits()
+    assert len(duplicate_pairs(near, limits)) == 1
+    other_things = [dataclasses.replace(p, concept=p.name, style="ink") for p in near]
+    other_hands = [dataclasses.replace(p, concept="ball", style=p.name) for p in near]
+    assert len(duplicate_pairs(other_things, limits)) == 0
+    assert len(duplicate_pairs(other_hands, limits)) == 0
+    same = [picture("a", shape("red"), concept="a"), picture("b", shape("red"), concept="b")]
+    assert len(duplicate_pairs(same, limits)) == 1
+
+
+def test_renders_of_one_drawing_are_found_though_they_differ_much() -> None:
+    flat, shaded = shape("red"), shape("red", corner=24)
+    ImageDraw.Draw(shaded).ellipse((40, 40, 60, 60), fill="#ff8080")
+    pair = [
+        picture("flat", flat, style="gradient", concept="ball"),
+        picture("solid", shaded, style="3d", concept="ball"),
+    ]
+    limits = DuplicateLimits(renders=(("gradient", "3d"),), style_order=("3d",))
+    assert dropped(find_duplicates(pair, limits)) == {"flat": "solid"}
+    assert dropped(find_duplicates(pair, DuplicateLimits())) == {}
+    egg = dataclasses.replace(pair[1], concept="egg")
+    assert dropped(find_duplicates([pair[0], egg], limits)) == {}
+
+
+def test_flat_pictures_are_duplicates_only_byte_for_byte() -> None:
+    blank = Image.new("RGB", (64, 64), "white")
+    flats = [picture(name, blank, entropy=0.0, md5=md5) for name, md5 in (("a", "1"), ("b", "2"), ("c", "1"))]
+    found = find_duplicates(flats, DuplicateLimits())
+    assert found == [Duplicate("a", "a", None, ""), Duplicate("c", "a", "a", "duplicate: same bytes as a")]
+
+
+# Who is kept.
+
+
+def copies(**changes: dict[str, object]) -> list[Picture]:
+    return [picture(name, photo(0, side=int(more.pop("side", 160))), **more) for name, more in changes.items()]  # type: ignore[call-overload]
+
+
+def test_the_name_decides_between_equals() -> None:
+    assert kept(find_duplicates(copies(b={}, a={}), DuplicateLimits())) == ["a"]
+
+
+def test_the_larger_picture_is_kept_before_the_name_decides() -> None:
+    assert kept(find_duplicates(copies(a={"side": 160}, b={"side": 320}), DuplicateLimits())) == ["b"]
+
+
+def test_the_declared_style_is_kept_before_the_larger_picture() -> None:
+    both = copies(a={"style": "x", "side": 320}, b={"style": "y"})
+    both = [dataclasses.replace(p, md5="same") for p in both]
+    assert kept(find_duplicates(both, DuplicateLimits(style_order=("y", "x")))) == ["b"]
+
+
+def test_a_held_out_picture_is_kept_before_everything_so_no_copy_of_it_is_trained_on() -> None:
+    trio = copies(a={"side": 320}, b={"held_out": True}, c={})
+    found = find_duplicates(trio, DuplicateLimits(style_order=("z",)))
+    assert dropped(found) == {"a": "b", "c": "b"}
+    assert {duplicate.group for duplicate in found} == {"b"}
+
+
+def test_the_order_of_the_pictures_does_not_matter() -> None:
+    pictures = [picture(f"p{seed}{copy}", photo(seed)) for seed in range(4) for copy in "xyz"]
+    expected = find_duplicates(pictures, DuplicateLimits())
+    assert len(expected) == 12
+    for seed in range(5):
+        shuffled = [pictures[place] for place in np.random.default_rng(seed).permutation(len(pictures))]
+        assert find_duplicates(shuffled, DuplicateLimits()) == expected
+
+
+def test_no_pictures_have_no_duplicates() -> None:
+    assert find_duplicates([], DuplicateLimits()) == []

@@ -1,0 +1,283 @@
+"""The claim protocol, statement by statement, on a real Postgres."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+from tests.krablet.conftest import Pictures
+
+from pleinair import krablet
+from pleinair.krablet import Settled
+from pleinair.krablet.stages import settle_and_claim, settlement
+from pleinair.records.errors import QueueError
+
+YES = {"contains_text": True}
+NO = {"contains_text": False}
+
+
+def test_claim_leases_rows_and_gives_them_with_their_columns_in_declared_order(pictures: Pictures) -> None:
+    pictures.add(3)
+    claim = pictures.ocr.claim()
+    assert sorted(claim.keys) == ["picture-00000", "picture-00001", "picture-00002"]
+    assert claim.attempts == [1, 1, 1]
+    by_name = {row["image_name"]: row for row in claim.rows}
+    assert by_name["picture-00001"] == {
+        "image_name": "picture-00001",
+        "path": "/pictures/picture-00001.png",
+        "contains_text": None,
+        "length": None,
+    }
+    assert list(by_name["picture-00001"]) == ["image_name", "path", "contains_text", "length"]
+
+
+def test_claim_skips_rows_locked_by_another_transaction(pictures: Pictures) -> None:
+    pictures.add(10)
+    with pictures.database.connection() as other, other.transaction():
+        locked = other.execute("SELECT image_name FROM images ORDER BY image_name LIMIT 4 FOR UPDATE").fetchall()
+        claim = pictures.ocr.claim(10)
+    assert len(claim) == 6
+    assert set(claim.keys).isdisjoint({name for (name,) in locked})
+
+
+def test_no_row_is_claimed_twice_while_it_is_leased(pictures: Pictures) -> None:
+    names = pictures.add(200)
+    claimed: list[str] = []
+
+    def claim_all() -> None:
+        with pictures.database.connection() as connection:
+            while (claim := settle_and_claim(connection, None, pictures.ocr, 7)[1]) is not None:
+                claimed.extend(claim.keys)
+
+    threads = [threading.Thread(target=claim_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == names
+
+
+def test_an_expired_lease_is_claimable_after_its_delay_and_says_that_the_worker_died(pictures: Pictures) -> None:
+    pictures.add(1)
+    first = pictures.ocr.claim()
+    assert pictures.ocr.claim() is None
+    pictures.expire_leases()
+    assert pictures.ocr.claim() is None, "the delay of the attempt was charged when it began"
+    pictures.end_delays()
+    second = pictures.ocr.claim()
+    assert second.attempts == [2]
+    assert second.token > first.token
+    assert pictures.sql("SELECT ocr_error FROM images")[0][0].startswith("LeaseExpired")
+
+
+def test_a_zombie_with_an_old_token_never_overwrites(pictures: Pictures) -> None:
+    pictures.add(1)
+    zombie = pictures.ocr.claim()
+    pictures.expire_leases()
+    pictures.end_delays()
+    current = pictures.ocr.claim()
+    assert pictures.ocr.complete(zombie, [YES]) == Settled(lost=1)
+    assert pictures.ocr.fail(zombie, ValueError("late")) == 0
+    assert pictures.ocr.renew(zombie) == 0
+    assert pictures.ocr.release(zombie) == 0
+    assert pictures.results() == {"picture-00000": None}
+    assert pictures.ocr.complete(current, [NO]) == Settled(completed=1)
+    assert pictures.ocr.complete(zombie, [YES]) == Settled(lost=1)
+    assert pictures.results() == {"picture-00000": False}
+
+
+def test_a_failing_row_goes_to_the_end_with_a_growing_delay_and_never_disappears(pictures: Pictures) -> None:
+    pictures.add(2)
+    delays = []
+    for attempt in range(1, 7):
+        claim = pictures.ocr.claim(1)
+        while claim.keys != ["picture-00000"]:
+            claim = pictures.ocr.claim(1)
+        assert claim.attempts == [attempt]
+        assert pictures.ocr.fail(claim, ValueError("bad picture")) == 1
+        [(delay, error)] = pictures.sql(
+            "SELECT extract(epoch FROM ocr_not_before - now())::float8, ocr_error FROM images WHERE image_name = %s",
+            "picture-00000",
+        )
+        assert error == "ValueError: bad picture"
+        delays.append(delay)
+        pictures.end_delays()
+    for attempt, delay in enumerate(delays, start=1):
+        assert 0.8 * 2**attempt - 1 < delay < 1.2 * 2**attempt
+    pictures.expire_leases()
+    assert pictures.ocr.claim(1).keys == ["picture-00001"], "the row tried least recently comes first"
+    assert [row.key for row in pictures.ocr.stuck()] == ["picture-00000"]
+
+
+def test_the_longest_delay_is_about_an_hour(pictures: Pictures) -> None:
+    [(longest,)] = pictures.sql("SELECT extract(epoch FROM pleinair.retry_delay(1000000))::float8")
+    assert 2880 <= longest <= 4320
+
+
+def test_completion_forgets_the_failures_before_it(pictures: Pictures) -> None:
+    pictures.add(1)
+    pictures.ocr.fail(pictures.ocr.claim(), ValueError("once"))
+    pictures.end_delays()
+    assert pictures.ocr.complete(pictures.ocr.claim(), [YES]) == Settled(completed=1)
+    state = pictures.sql("SELECT ocr_attempts, ocr_error, ocr_leased_until, ocr_not_before, ocr_token FROM images")
+    assert state == [(0, None, None, None, None)]
+
+
+def test_a_result_that_leaves_its_row_ready_counts_as_a_failure(pictures: Pictures) -> None:
+    pictures.add(2)
+    claim = pictures.ocr.claim()
+    assert pictures.ocr.complete(claim, [{"contains_text": None}, YES]) == Settled(completed=1, failed=1)
+    assert pictures.ocr.claim() is None, "it waits like any failure instead of being claimed again at once"
+    [stuck] = pictures.ocr.stuck(attempts=1)
+    assert stuck.key == claim.keys[0]
+    assert stuck.error.startswith("StillReady")
+
+
+def test_releasing_gives_rows_back_at_once_as_if_never_tried(pictures: Pictures) -> None:
+    names = pictures.add(3)
+    assert pictures.ocr.release(pictures.ocr.claim()) == 3
+    again = pictures.ocr.claim()
+    assert sorted(again.keys) == names
+    assert again.attempts == [1, 1, 1]
+
+
+def test_the_heartbeat_moves_the_lease_and_not_the_time_of_the_attempt(pictures: Pictures) -> None:
+    pictures.add(1)
+    claim = pictures.ocr.claim()
+    before = pictures.sql("SELECT ocr_tried_at, ocr_leased_until FROM images")[0]
+    assert pictures.ocr.renew(claim) == 1
+    after = pictures.sql("SELECT ocr_tried_at, ocr_leased_until FROM images")[0]
+    assert after[0] == before[0]
+    assert after[1] > before[1]
+
+
+def test_a_row_whose_worker_died_twice_is_claimed_alone(pictures: Pictures) -> None:
+    pictures.add(4)
+    for _ in range(2):
+        assert len(pictures.ocr.claim()) == 4
+        pictures.expire_leases()
+        pictures.end_delays()
+    claims = [pictures.ocr.claim() for _ in range(4)]
+    assert [len(claim) for claim in claims] == [1, 1, 1, 1]
+    assert pictures.ocr.claim() is None
+
+
+def test_a_suspect_row_takes_no_fresh_row_with_it(pictures: Pictures) -> None:
+    pictures.add(1)
+    for _ in range(2):
+        pictures.ocr.claim()
+        pictures.expire_leases()
+        pictures.end_delays()
+    fresh = pictures.add(3, start=1)
+    assert sorted(pictures.ocr.claim().keys) == fresh
+    assert pictures.ocr.claim().keys == ["picture-00000"]
+
+
+def test_a_result_the_database_refuses_fails_its_row_alone(pictures: Pictures) -> None:
+    pictures.sql("ALTER TABLE images ADD CHECK (length < 100)")
+    measure = pictures.table.stage("measure", ready="length IS NULL", writes=["length"])
+    pictures.add(8)
+    claim = measure.claim()
+    results = [{"length": 500 if place == 3 else place} for place in range(8)]
+    assert measure.complete(claim, results) == Settled(completed=7, failed=1)
+    [stuck] = measure.stuck(attempts=1)
+    assert stuck.key == claim.keys[3]
+    assert stuck.error.startswith("CheckViolation")
+
+
+@pytest.mark.parametrize(
+    ("result", "complaint"),
+    [
+        ({"contains_text": "yes"}, "images.contains_text of 'picture-00000' is boolean and cannot hold 'yes'"),
+        ({}, "return a dict with exactly ['contains_text']"),
+        ({"contains_text": True, "path": "x"}, "return a dict with exactly ['contains_text']"),
+        (None, "is NoneType: return a dict"),
+    ],
+)
+def test_a_result_of_the_wrong_shape_fails_its_row_and_says_why(
+    pictures: Pictures, result: object, complaint: str
+) -> None:
+    pictures.add(1)
+    assert pictures.ocr.complete(pictures.ocr.claim(), [result]) == Settled(failed=1)  # type: ignore[list-item]
+    assert complaint in pictures.ocr.stuck(attempts=1)[0].error
+
+
+def test_results_that_do_not_align_with_the_claim_are_refused(pictures: Pictures) -> None:
+    pictures.add(3)
+    with pytest.raises(QueueError, match="got 2 results for 3 rows"):
+        pictures.ocr.complete(pictures.ocr.claim(), [YES, NO])
+
+
+def test_new_rows_flow_into_the_last_stage_and_a_stage_added_later_sees_old_rows(pictures: Pictures) -> None:
+    pictures.add(2)
+    claim = pictures.ocr.claim()
+    pictures.ocr.complete(claim, [YES, NO])
+    measure = pictures.table.stage("measure", ready="length IS NULL AND contains_text", writes=["length"])
+    assert measure.claim().keys == [claim.keys[0]]
+    [new] = pictures.add(1, start=2)
+    pictures.ocr.complete(pictures.ocr.claim(), [YES])
+    assert measure.claim().keys == [new]
+
+
+def test_settling_one_claim_and_taking_the_next_is_one_transaction(pictures: Pictures) -> None:
+    pictures.add(16)
+    first = pictures.ocr.claim(8)
+    with pictures.database.connection() as connection:
+        before = connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()[0]
+        settled, second = settle_and_claim(connection, settlement(pictures.ocr, first, [YES] * 8), pictures.ocr, 8)
+        after = connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()[0]
+    assert (settled, len(second)) == (Settled(completed=8), 8)
+    assert after - before == 2, "one transaction between the two that asked"
+
+
+def test_depth_counts_every_pending_row_once(pictures: Pictures) -> None:
+    pictures.add(10)
+    pictures.ocr.fail(pictures.ocr.claim(2), ValueError("bad"))
+    pictures.ocr.claim(3)
+    pictures.sql("UPDATE images SET ocr_attempts = 9 WHERE image_name = (SELECT max(image_name) FROM images)")
+    depth = pictures.ocr.depth()
+    assert (depth.claimable, depth.leased, depth.waiting, depth.stuck) == (4, 3, 2, 1)
+    assert (depth.ready, depth.pending) == (7, 9)
+
+
+def test_stats_count_done_failed_and_the_rate(pictures: Pictures) -> None:
+    pictures.add(10)
+    pictures.ocr.complete(pictures.ocr.claim(4), [YES, YES, NO, ValueError("bad")])
+    stats = pictures.ocr.stats()
+    assert (stats.ready, stats.leased, stats.done, stats.failed, stats.most_attempts) == (7, 0, 3, 1, 1)
+    assert 0 < stats.rows_per_second <= 3
+    assert stats.oldest_seconds >= 0
+
+
+def test_retry_lets_failed_rows_be_claimed_at_once(pictures: Pictures) -> None:
+    pictures.add(2)
+    pictures.ocr.fail(pictures.ocr.claim(), ValueError("bad"))
+    assert pictures.ocr.claim() is None
+    assert pictures.ocr.retry() == 2
+    assert len(pictures.ocr.claim()) == 2
+
+
+def test_concurrent_upserts_and_claims_of_the_same_rows_never_deadlock(pictures: Pictures) -> None:
+    names = pictures.add(300)
+    failures: list[Exception] = []
+
+    def upsert_shuffled(seed: int) -> None:
+        shuffled = random.Random(seed).sample(names, len(names))
+        try:
+            with krablet.connect(pictures.database.dsn) as another:
+                table = another.declared_table("images")
+                for start in range(0, len(names), 50):
+                    table.upsert({"image_name": name, "path": f"/{seed}"} for name in shuffled[start : start + 50])
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=upsert_shuffled, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    while (claim := pictures.ocr.claim(16)) is not None:
+        pictures.ocr.complete(claim, [YES] * len(claim))
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert set(pictures.results().values()) == {True}

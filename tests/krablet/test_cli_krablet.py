@@ -1,0 +1,107 @@
+"""`pleinair krablet ...` and `pleinair sql ...`, through their parsers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+from tests.krablet.conftest import Pictures
+
+from pleinair.cli.krablet import register, register_sql
+from pleinair.krablet.dag import draw
+from pleinair.krablet.embedded import running
+from pleinair.records.errors import QueueError
+
+
+def pleinair(*arguments: str) -> int:
+    parser = argparse.ArgumentParser(prog="pleinair")
+    subparsers = parser.add_subparsers(required=True)
+    register(subparsers)
+    register_sql(subparsers)
+    args = parser.parse_args(arguments)
+    return int(args.run(args))
+
+
+def test_up_leaves_the_server_running_and_down_stops_it(
+    stopped_server: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = str(stopped_server)
+    assert pleinair("krablet", "status", "--directory", directory) == 1
+    assert "is not running; start it with: pleinair krablet up" in capsys.readouterr().out
+    assert pleinair("krablet", "up", "--directory", directory) == 0
+    server = running(stopped_server)
+    assert server is not None
+    assert f"DSN: {server.dsn}\n" in capsys.readouterr().out
+    assert pleinair("krablet", "down", "--directory", directory) == 0
+    assert capsys.readouterr().out == f"Postgres in {directory} stopped\n"
+    assert running(stopped_server) is None
+
+
+def test_status_shows_every_stage_with_its_rows(pictures: Pictures, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures.add(5)
+    pictures.ocr.complete(pictures.ocr.claim(2), [{"contains_text": True}, ValueError("bad")])
+    assert pleinair("krablet", "status", "--dsn", pictures.database.dsn) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["stage", "ready", "leased", "done", "failed", "attempts", "rows/s", "oldest", "try"]
+    assert row.split()[:6] == ["images.ocr", "4", "0", "1", "1", "1"]
+
+
+def test_stuck_lists_failing_rows_with_their_errors_and_can_let_them_be_tried_again(
+    pictures: Pictures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures.add(1)
+    pictures.ocr.fail(pictures.ocr.claim(), ValueError("truncated file"))
+    assert pleinair("krablet", "stuck", "--attempts", "1", "--dsn", pictures.database.dsn) == 0
+    assert "images.ocr  picture-00000         1  ValueError: truncated file" in capsys.readouterr().out
+    assert pleinair("krablet", "stuck", "--retry", "--dsn", pictures.database.dsn) == 0
+    assert capsys.readouterr().out == "1 rows will be tried again at once\n"
+    assert pictures.ocr.claim() is not None
+
+
+def test_dag_hangs_a_stage_below_the_ones_it_waits_for(pictures: Pictures, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures.add(3)
+    pictures.table.stage("measure", ready="length IS NULL AND contains_text", writes=["length"])
+    pictures.table.stage("rename", ready="path = 'length' AND contains_text AND length > 3", writes=["path"])
+    assert pleinair("krablet", "dag", "--dsn", pictures.database.dsn) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "images",
+        "+- ocr  -> contains_text  3 pending",
+        "   +- measure  -> length  0 pending",
+        "      +- rename (also after ocr)  -> path  0 pending",
+    ]
+
+
+def test_a_cycle_of_conditions_is_drawn_all_the_same(pictures: Pictures) -> None:
+    first = pictures.table.stage("a", ready="length IS NULL AND path IS NULL", writes=["length"])
+    second = pictures.table.stage("b", ready="length > 0 AND path IS NULL", writes=["path"])
+    assert draw([first, second]) == ["images", "+- b (also after a)  -> path", "   +- a  -> length"]
+
+
+def test_sql_prints_an_aligned_table(pictures: Pictures, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures.add(3)
+    query = "SELECT image_name, length, 'a%b' AS text FROM images ORDER BY 1;"
+    assert pleinair("sql", query, "--limit", "2", "--dsn", pictures.database.dsn) == 0
+    printed = capsys.readouterr()
+    assert printed.out == (
+        "image_name     length  text\n"
+        "-------------  ------  ----\n"
+        "picture-00000          a%b\n"
+        "picture-00001          a%b\n"
+    )
+    assert printed.err == "... 1 more rows; raise --limit to see them\n"
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("DELETE FROM images", "cannot execute DELETE in a read-only transaction"),
+        ("SELECT 1; DELETE FROM images", "cannot insert multiple commands into a prepared statement"),
+        ("SELEC 1", "syntax error"),
+    ],
+)
+def test_sql_that_is_not_one_select_is_refused(pictures: Pictures, query: str, complaint: str) -> None:
+    pictures.add(1)
+    with pytest.raises(QueueError, match=f"the query failed: {complaint}"):
+        pleinair("sql", query, "--dsn", pictures.database.dsn)
+    assert pictures.table.count() == 1

@@ -1,0 +1,49 @@
+"""A claim must cost the same at any table size: its plan goes through the partial index, with and without statistics."""
+
+from __future__ import annotations
+
+import pytest
+from tests.krablet.conftest import Pictures
+from psycopg import sql
+
+from pleinair.krablet.queries import comma_separated, query
+
+ROWS = 50_000
+
+
+def claim_statement(pictures: Pictures, batch: int) -> sql.Composed:
+    stage = pictures.ocr
+    return query("claims", "claim_rows").format(
+        **stage.identifiers,
+        batch=sql.Literal(batch),
+        columns=comma_separated([sql.Identifier(name) for name in stage.given_columns]),
+    )
+
+
+def generic_plan(pictures: Pictures, statement: sql.Composed) -> str:
+    with pictures.database.connection() as connection:
+        text = statement.as_string(connection).replace("%(lease_seconds)s", "$1").replace("%%", "%")
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        connection.execute(f"PREPARE claim (double precision) AS {text}")
+        return "\n".join(line for (line,) in connection.execute("EXPLAIN EXECUTE claim (60)"))
+
+
+@pytest.mark.parametrize("analysed", [True, False])
+@pytest.mark.parametrize("done", [0, ROWS * 99 // 100])
+def test_claim_goes_through_the_partial_index_under_a_generic_plan(
+    pictures: Pictures, done: int, analysed: bool
+) -> None:
+    pictures.sql("ALTER TABLE images SET (autovacuum_enabled = false)")
+    pictures.sql(
+        "INSERT INTO images (image_name, path, contains_text) "
+        "SELECT 'p' || i, 'x', CASE WHEN i <= %s THEN TRUE END FROM generate_series(1, %s) AS i",
+        done,
+        ROWS,
+    )
+    if analysed:
+        pictures.sql("ANALYZE images")
+    for batch in (8, 512):
+        plan = generic_plan(pictures, claim_statement(pictures, batch))
+        assert "images_ocr_ready" in plan
+        assert "images_pkey" in plan
+        assert "Seq Scan" not in plan

@@ -1,0 +1,233 @@
+"""Worker processes: killed, crashing, interrupted, orphaned; and Postgres killed under them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.krablet.conftest import COLUMNS, Pictures
+
+from pleinair import krablet
+from pleinair.krablet import Progress
+from pleinair.krablet.embedded import running
+from pleinair.records.errors import ConfigError, DatabaseError
+
+AUDIT = """
+CREATE TABLE written (image_name text, value boolean);
+CREATE FUNCTION note_result() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO written VALUES (NEW.image_name, NEW.contains_text); RETURN NEW; END $$;
+CREATE TRIGGER note AFTER UPDATE ON images FOR EACH ROW
+WHEN (OLD.contains_text IS DISTINCT FROM NEW.contains_text) EXECUTE FUNCTION note_result();
+"""
+
+
+def expected(names: list[str]) -> dict[str, bool]:
+    return {name: int(name[-5:]) % 2 == 1 for name in names}
+
+
+def with_lease(pictures: Pictures, seconds: float) -> krablet.Stage:
+    return pictures.table.stage(
+        "ocr", ready="contains_text IS NULL", writes=["contains_text"], batch=8, lease_seconds=seconds
+    )
+
+
+def test_processes_drain_two_stages_and_report_progress(pictures: Pictures, functions_on_path: str) -> None:
+    names = pictures.add(60)
+    measure = pictures.table.stage("measure", ready="length IS NULL AND contains_text", writes=["length"])
+    reports: list[Progress] = []
+    summary = krablet.run_workers(
+        pictures.database.dsn,
+        [
+            pictures.ocr.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.01),
+            measure.spec(f"{functions_on_path}:name_length", batch=4),
+        ],
+        on_progress=reports.append,
+        interval_seconds=0.1,
+    )
+    assert pictures.results() == expected(names)
+    assert summary.completed == {"images.ocr": 60, "images.measure": 30}
+    assert (summary.failed, summary.deaths) == ({"images.ocr": 0, "images.measure": 0}, 0)
+    assert summary.stuck == {"images.ocr": [], "images.measure": []}
+    assert [stage.pending for stage in reports[-1].stages] == [0, 0]
+    assert any(report.workers == 2 and report.stages[0].rows_per_second > 0 for report in reports)
+    assert krablet.run_workers(pictures.database.dsn, [pictures.ocr.spec("none:here")]).seconds < 1
+
+
+def test_workers_killed_at_random_moments_lose_nothing_and_double_nothing(
+    pictures: Pictures, functions_on_path: str
+) -> None:
+    names = pictures.add(400)
+    pictures.sql(AUDIT)
+    stage = with_lease(pictures, 1.0)
+    chance, alive, kills, ended = random.Random(7), [()], [], threading.Event()
+
+    def keep_killing() -> None:
+        while not ended.wait(chance.uniform(0.2, 0.6)) and len(kills) < 6:
+            if alive[-1]:
+                kills.append(chance.choice(alive[-1]))
+                os.kill(kills[-1], signal.SIGKILL)
+                alive.append(())
+
+    killer = threading.Thread(target=keep_killing)
+    killer.start()
+    try:
+        summary = krablet.run_workers(
+            pictures.database.dsn,
+            [stage.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.01)],
+            on_progress=lambda progress: alive.append(progress.worker_pids),
+            interval_seconds=0.1,
+            give_up_after=20,
+        )
+    finally:
+        ended.set()
+        killer.join()
+    assert summary.deaths >= 3
+    assert pictures.results() == expected(names)
+    assert sorted(pictures.sql("SELECT * FROM written")) == sorted(expected(names).items())
+
+
+def test_a_row_that_kills_its_worker_is_isolated_and_reported_as_stuck(
+    pictures: Pictures, functions_on_path: str
+) -> None:
+    names = pictures.add(24)
+    stage = with_lease(pictures, 0.5)
+    summary = krablet.run_workers(
+        pictures.database.dsn,
+        [stage.spec(f"{functions_on_path}:kill_the_worker_on", poison=names[3])],
+        processes=1,
+        interval_seconds=0.1,
+        give_up_after=3,
+    )
+    assert pictures.results() == {**expected(names), names[3]: None}
+    [stuck] = summary.stuck["images.ocr"]
+    assert (stuck.key, stuck.attempts) == (names[3], 3)
+    assert summary.deaths == 3
+
+
+def test_a_row_that_keeps_failing_ends_as_stuck_and_the_next_run_tries_it_again(
+    pictures: Pictures, functions_on_path: str
+) -> None:
+    names = pictures.add(20)
+    spec = pictures.ocr.spec(f"{functions_on_path}:refuse", poison=names[9])
+    summary = krablet.run_workers(pictures.database.dsn, [spec], processes=1, interval_seconds=0.1, give_up_after=2)
+    assert pictures.results() == {**expected(names), names[9]: None}
+    assert [row.error for row in summary.stuck["images.ocr"]] == [f"ValueError: cannot read {names[9]}"]
+    krablet.run_workers(
+        pictures.database.dsn, [pictures.ocr.spec(f"{functions_on_path}:has_odd_number")], interval_seconds=0.1
+    )
+    assert pictures.results() == expected(names)
+
+
+def test_a_function_that_cannot_be_imported_ends_the_run_with_a_sentence(pictures: Pictures) -> None:
+    pictures.add(1)
+    with pytest.raises(DatabaseError, match="'no_such_module:f' of stage images.ocr cannot be imported"):
+        krablet.run_workers(pictures.database.dsn, [pictures.ocr.spec("no_such_module:f")])
+    with pytest.raises(ConfigError, match="processes is 0"):
+        krablet.run_workers(pictures.database.dsn, [], processes=0)
+
+
+def test_workers_that_only_die_end_the_run_with_a_sentence(pictures: Pictures, functions_on_path: str) -> None:
+    names = pictures.add(1)
+    stage = with_lease(pictures, 0.2)
+    with pytest.raises(DatabaseError, match="2 workers in a row died .* the last by signal SIGSEGV"):
+        krablet.run_workers(
+            pictures.database.dsn,
+            [stage.spec(f"{functions_on_path}:kill_the_worker_on", poison=names[0])],
+            processes=1,
+            max_deaths=2,
+            interval_seconds=0.1,
+        )
+
+
+SCRIPT = """
+import sys
+from pleinair import krablet
+sys.path.insert(0, {here!r})
+stage = krablet.connect({dsn!r}).declared_stages()[0]
+def show(progress):
+    print(*progress.worker_pids, flush=True)
+spec = stage.spec("krablet_worker_functions:has_odd_number", sleep_seconds=0.05)
+krablet.run_workers({dsn!r}, [spec], on_progress=show, interval_seconds=0.1)
+"""
+
+
+def start_run_in_a_process(pictures: Pictures) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that supervises two workers, and the ids of those once both hold rows."""
+    pictures.add(1000)
+    script = SCRIPT.format(here=str(Path(__file__).parent), dsn=pictures.database.dsn)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stdout is not None
+    pids: list[int] = []
+    while len(pids) < 2:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+    while pictures.ocr.depth().leased < 16:
+        time.sleep(0.02)
+    return process, pids
+
+
+def wait_until_gone(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"{pids} still run"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_die_with_a_killed_supervisor_and_give_their_rows_back(pictures: Pictures) -> None:
+    process, pids = start_run_in_a_process(pictures)
+    process.kill()
+    process.communicate()
+    wait_until_gone(pids, 8)
+    assert pictures.ocr.depth().leased == 0
+
+
+def test_ctrl_c_ends_the_run_and_gives_the_rows_in_work_back(pictures: Pictures) -> None:
+    process, pids = start_run_in_a_process(pictures)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    assert "KeyboardInterrupt" in errors.splitlines()[-1]
+    wait_until_gone(pids, 1)
+    depth = pictures.ocr.depth()
+    assert (depth.leased, depth.waiting) == (0, 0)
+
+
+def test_a_run_goes_on_after_postgres_was_killed_under_it(stopped_server: Path, functions_on_path: str) -> None:
+    with krablet.connect(directory=stopped_server) as database:
+        table = database.table("images", key="image_name", columns=COLUMNS)
+        stage = table.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"], batch=8, lease_seconds=2)
+        names = [f"picture-{number:05d}" for number in range(300)]
+        table.upsert({"image_name": name} for name in names)
+        killed: list[int] = []
+
+        def kill_postgres_once(progress: Progress) -> None:
+            if not killed and progress.stages[0].completed > 50:
+                server = running(stopped_server)
+                assert server is not None
+                killed.append(server.pid)
+                os.kill(server.pid, signal.SIGKILL)
+
+        summary = krablet.run_workers(
+            database,
+            [stage.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.005)],
+            on_progress=kill_postgres_once,
+            interval_seconds=0.1,
+        )
+        assert len(killed) == 1
+        assert summary.deaths == 0
+        read = [row for batch in table.read(columns=["image_name", "contains_text"]) for row in batch.to_pylist()]
+        assert {row["image_name"]: row["contains_text"] for row in read} == expected(names)
