@@ -104,7 +104,7 @@ def cpu_seconds(forward: Callable[[], Tensor], backward: bool, dtype: torch.dtyp
     with torch.set_grad_enabled(backward), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         output = forward()
     if backward:
-        output.float().square().mean().backward()
+        torch.autograd.backward(output.float().square().mean())
     return time.process_time() - start
 
 

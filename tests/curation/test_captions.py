@@ -19,7 +19,7 @@ APPLE: dict[str, Any] = {
     "style": "noto",
     "group_name": "food & drink",
 }
-WORDS = st.text(st.characters(categories=("Ll", "Lu", "Nd")), min_size=1, max_size=12)
+WORDS = st.text(st.characters(categories=("Ll", "Lu")), min_size=1, max_size=12)
 
 
 @given(WORDS, WORDS, WORDS, st.lists(WORDS, max_size=12), st.one_of(st.none(), WORDS))
@@ -90,7 +90,7 @@ def test_a_label_without_a_style_is_enough_and_nothing_is_not() -> None:
         ("one-piece swimsuit", "a one-piece swimsuit"), ("grapes", "grapes"), ("glass of milk", "a glass of milk"),
         ("octopus", "an octopus"), ("face with rolling eyes", "a face with rolling eyes"), ("two hearts", "two hearts"),
         ("flag of Canada", "the flag of Canada"), ("keycap 1", "keycap 1"), ("1st place medal", "1st place medal"),
-        ("family: man, boy", "family: man, boy"), ("bread", "bread"), ("Santa Claus", "Santa Claus"), ("kiss", "a kiss"),
+        ("family: man, boy", "family: man, boy"), ("bread", "bread"), ("Japanese castle", "Japanese castle"), ("kiss", "a kiss"),
     ],
 )  # fmt: skip
 def test_labels_are_said_with_their_article(label: str, said: str) -> None:
@@ -112,12 +112,11 @@ def test_the_stage_drops_what_has_no_words_with_the_reason() -> None:
 
 def test_a_tenth_of_the_pairs_is_held_out_always_the_same_and_none_without_a_name() -> None:
     pairs = [(f"concept-{n}", style) for n in range(1000) for style in STYLES]
-    share = sum(held_out(*pair) for pair in pairs) / len(pairs)
-    assert 0.09 < share < 0.11
-    assert [held_out("red-apple", style) for style in STYLES] == [held_out("red-apple", style) for style in STYLES]
+    assert sum(held_out(*pair) for pair in pairs) == NUM_HELD_OUT_FOR_EVER
     assert [n for n in range(40) if held_out(f"concept-{n}", "noto")] == HELD_OUT_FOR_EVER
     assert not held_out(None, "noto")
     assert not held_out("red-apple", None)
 
 
 HELD_OUT_FOR_EVER = [16, 23, 24, 36]
+NUM_HELD_OUT_FOR_EVER = 1106  # of 11,000

@@ -61,7 +61,7 @@ def pictures(tmp_path: Path) -> Path:
     save(folder, "long.png", photo(5, (64, 640)))
     save(folder, "blank.png", Image.new("RGB", (64, 64), "white"))
     save(folder, "mute.png", photo(6), caption=None)
-    save(folder, "latin.png", photo(7), caption=b"caf\xe9")
+    save(folder, "latin.png", photo(7), caption=b"Stra\xdfe")
     (folder / "cut.png").write_bytes((folder / "good-1.png").read_bytes()[:900])
     (folder / "broken.svg").write_text(SVG[:50])
     return folder
@@ -107,7 +107,7 @@ def test_every_picture_is_kept_or_dropped_with_its_reason(database: Database, pi
     assert sorted(rows(database, KEPT)) == ["good-0.png", "good-1.png", "good-2.png", "good-drawing.svg"]
     found = rows(database)
     assert found["copy.jpg"]["duplicate_of"] == found["good-0.png"]["image_name"]
-    assert found["latin.png"]["captions_drop"].endswith("latin.txt is not UTF-8 (byte 3 is 0xe9): save it as UTF-8")
+    assert found["latin.png"]["captions_drop"].endswith("latin.txt is not UTF-8 (byte 4 is 0xdf): save it as UTF-8")
     assert found["good-drawing.svg"]["caption_short"].startswith("a red ball")
     assert (found["good-drawing.svg"]["format"], found["good-drawing.svg"]["width"]) == ("PNG", 128)
 
@@ -135,12 +135,12 @@ def test_a_second_run_does_nothing(database: Database, pictures: Path) -> None:
 def test_a_corrected_caption_file_is_taken_up_by_the_next_ingest(database: Database, pictures: Path) -> None:
     ingested(database, pictures)
     curated(database, pictures)
-    (pictures / "latin.txt").write_text("café", encoding="utf-8")
+    (pictures / "latin.txt").write_text("Stra\u00dfe", encoding="utf-8")
     assert ingested(database, pictures) == Ingested(12, 0, 1)
     done = curated(database, pictures)
     assert done.run.completed["images.captions"] == 1
     assert done.run.completed["images.fetch"] == 0
-    assert rows(database, KEPT)["latin.png"]["caption_long"] == "café"
+    assert rows(database, KEPT)["latin.png"]["caption_long"] == "Stra\u00dfe"
 
 
 def test_changed_limits_make_their_stage_and_the_later_ones_look_again(database: Database, pictures: Path) -> None:

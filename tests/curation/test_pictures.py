@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -169,8 +169,8 @@ def naive_statistics(pixels: np.ndarray) -> PixelStatistics:  # type: ignore[typ
 
 def test_pixel_statistics_equal_the_naive_formulas() -> None:
     framed = photo(90, 120)
-    framed.paste("white", (0, 0, 90, 40))
-    framed.paste("black", (0, 100, 90, 120))
+    framed.paste((250, 251, 255), (0, 0, 90, 40))
+    framed.paste((0, 3, 5), (0, 100, 90, 120))
     for image in (photo(), framed, Image.new("RGB", (64, 64), "white")):
         ours, naive = pixel_statistics(np.asarray(image)), naive_statistics(np.asarray(image))
         assert np.allclose([*vars(ours).values()], [*vars(naive).values()], atol=1e-6)
@@ -199,8 +199,13 @@ def test_each_pixel_limit_drops_with_its_value(statistics: PixelStatistics, reas
 def test_the_store_keeps_one_file_per_content(tmp_path: Path) -> None:
     store = ObjectStore(tmp_path)
     data = encoded(photo())
-    first, second = store.put(data), store.put(data)
-    assert first == second
+    first = store.put(data)
+    written = (tmp_path / first).stat()
+    assert store.put(data) == first
+    assert ((tmp_path / first).stat().st_ino, (tmp_path / first).stat().st_mtime_ns) == (
+        written.st_ino,
+        written.st_mtime_ns,
+    )
     assert first.endswith(".png")
     assert store.get(first) == data
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == [first]
@@ -217,14 +222,14 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         ObjectStore(tmp_path / "store").put(b"abc")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_full_disk(dir: Path, prefix: str) -> tuple[int, str]:
-        return os.open("/dev/full", os.O_WRONLY), str(dir / f"{prefix}x")
-
-    monkeypatch.setattr("tempfile.mkstemp", on_full_disk)
-    with pytest.raises(SourceError, match="No space left on device"):
-        ObjectStore(tmp_path).put(b"abc")
+def test_a_picture_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(SourceError, match=r"cannot store 5000 bytes in .* \(File too large\): free space"):
+            ObjectStore(tmp_path).put(bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

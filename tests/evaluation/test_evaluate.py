@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pleinair.evaluation.evaluate import ACCURACIES, PictureSet, accuracy_by_style, evaluate
+from pleinair.evaluation.evaluate import ACCURACIES, JudgedSet, accuracy_by_style, evaluate
 from pleinair.evaluation.judge import Judge, JudgeConfig, judge_pictures
 
 JUDGE = Judge(
@@ -20,9 +20,9 @@ JUDGE = Judge(
 )
 
 
-def pictures(num: int, seed: int = 0) -> PictureSet:
+def pictures(num: int, seed: int = 0) -> JudgedSet:
     rng = np.random.default_rng(seed)
-    return PictureSet(
+    return JudgedSet(
         pictures=rng.integers(256, size=(num, 64, 64, 3), dtype=np.uint8),
         styles=rng.integers(2, size=num),
         concepts=rng.integers(10, size=num),
@@ -80,7 +80,7 @@ def test_an_unknown_set_is_named() -> None:
 
 def test_a_set_without_a_label_for_each_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="3 pictures with 3 styles and 2 concepts"):
-        PictureSet(pictures=np.zeros((3, 64, 64, 3), np.uint8), styles=np.zeros(3, int), concepts=np.zeros(2, int))
+        JudgedSet(pictures=np.zeros((3, 64, 64, 3), np.uint8), styles=np.zeros(3, int), concepts=np.zeros(2, int))
 
 
 def test_accuracies_by_style_weigh_up_to_the_whole() -> None:

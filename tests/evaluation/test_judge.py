@@ -183,11 +183,22 @@ def test_augmentation_depends_on_its_generator_alone_and_leaves_white_white() ->
 
 
 def test_every_step_augments_anew() -> None:
-    still = JudgeTraining(dataclasses.replace(SMALL, learning_rate=0.0, weight_decay=0.0), num_pictures=12)
+    still = JudgeTraining(dataclasses.replace(SMALL, epochs=9, learning_rate=0.0, weight_decay=0.0), num_pictures=12)
     pictures, styles, concepts = drawings(12)
     batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(styles), torch.from_numpy(concepts)
     assert still.update(batch, *labels)[0] != still.update(batch, *labels)[0]
+
+
+def test_every_epoch_shows_each_picture_once_in_a_new_order() -> None:
+    training = JudgeTraining(dataclasses.replace(SMALL, epochs=2), num_pictures=36)
+    shown = []
+    for rows in training.batches():
+        shown.append(rows)
+        training.step += 1
+    first, second = torch.cat(shown[:3]).tolist(), torch.cat(shown[3:]).tolist()
+    assert sorted(first) == sorted(second) == list(range(36))
+    assert first != second
 
 
 def test_the_rate_warms_up_and_ends_at_zero() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import Stage, Table
+from pleinair.krablet.connections import Connection
 from pleinair.krablet.embedded import stop_server
 
 COLUMNS = {"image_name": "text", "path": "text", "contains_text": "boolean", "length": "bigint"}
@@ -31,9 +32,11 @@ class Pictures:
         return names
 
     def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
-        with self.database.connection() as connection:
+        def execute(connection: Connection) -> list[tuple[object, ...]]:
             cursor = connection.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
+
+        return self.database.session.run(execute)
 
     def expire_leases(self) -> None:
         self.sql("UPDATE images SET ocr_leased_until = now() - interval '1 s' WHERE ocr_leased_until IS NOT NULL")

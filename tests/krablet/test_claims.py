@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 
 import pytest
-from tests.krablet.conftest import Pictures
 
 from pleinair import krablet
 from pleinair.krablet import Settled
 from pleinair.krablet.stages import settle_and_claim, settlement
 from pleinair.records.errors import QueueError
+from tests.krablet.conftest import Pictures
 
 YES = {"contains_text": True}
 NO = {"contains_text": False}
@@ -34,6 +35,7 @@ def test_claim_leases_rows_and_gives_them_with_their_columns_in_declared_order(p
 
 def test_claim_skips_rows_locked_by_another_transaction(pictures: Pictures) -> None:
     pictures.add(10)
+    pictures.sql("SET lock_timeout = '2s'")
     with pictures.database.connection() as other, other.transaction():
         locked = other.execute("SELECT image_name FROM images ORDER BY image_name LIMIT 4 FOR UPDATE").fetchall()
         claim = pictures.ocr.claim(10)
@@ -56,6 +58,8 @@ def test_no_row_is_claimed_twice_while_it_is_leased(pictures: Pictures) -> None:
     for thread in threads:
         thread.join()
     assert sorted(claimed) == names
+    pictures.end_delays()
+    assert pictures.ocr.claim() is None, "the lease alone keeps them"
 
 
 def test_an_expired_lease_is_claimable_after_its_delay_and_says_that_the_worker_died(pictures: Pictures) -> None:
@@ -258,6 +262,38 @@ def test_retry_lets_failed_rows_be_claimed_at_once(pictures: Pictures) -> None:
     assert len(pictures.ocr.claim()) == 2
 
 
+WRITERS = {
+    "upsert": lambda pictures, claim, keys: pictures.table.upsert({"image_name": key, "length": 1} for key in keys),
+    "update": lambda pictures, claim, keys: pictures.table.update({"image_name": key, "length": 1} for key in keys),
+    "complete": lambda pictures, claim, keys: pictures.ocr.complete(
+        claim, [ValueError("bad") if key == min(keys) else YES for key in claim.keys]
+    ),
+    "renew": lambda pictures, claim, keys: pictures.ocr.renew(claim),
+    "release": lambda pictures, claim, keys: pictures.ocr.release(claim),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_writer_locks_rows_in_key_order(pictures: Pictures, writer: str) -> None:
+    """Two writers that both go by key never deadlock. The rows lie in the table the other way round."""
+    keys = ["picture-00003", "picture-00002", "picture-00001"]
+    for key in keys:
+        pictures.table.insert_missing([{"image_name": key}])
+    claim = pictures.ocr.claim()
+    with pictures.database.connection() as other, pictures.database.connection() as third:
+        with other.transaction():
+            other.execute("SELECT FROM images WHERE image_name = 'picture-00002' FOR UPDATE")
+            thread = threading.Thread(target=WRITERS[writer], args=(pictures, claim, keys))
+            thread.start()
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while third.execute(waiting).fetchone() == (0,):
+                assert thread.is_alive()
+                time.sleep(0.01)
+            free = third.execute("SELECT image_name FROM images FOR UPDATE SKIP LOCKED").fetchall()
+        thread.join()
+    assert free == [("picture-00003",)], "it holds the first key and waits for the second"
+
+
 def test_concurrent_upserts_and_claims_of_the_same_rows_never_deadlock(pictures: Pictures) -> None:
     names = pictures.add(300)
     failures: list[Exception] = []
@@ -281,3 +317,5 @@ def test_concurrent_upserts_and_claims_of_the_same_rows_never_deadlock(pictures:
         thread.join()
     assert failures == []
     assert set(pictures.results().values()) == {True}
+    # A deadlock is retried, so only the server's own count shows it.
+    assert pictures.sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 import pytest
-from tests.krablet.conftest import Pictures
 
 from pleinair.cli.krablet import register, register_sql
 from pleinair.krablet.dag import draw
 from pleinair.krablet.embedded import running
 from pleinair.records.errors import QueueError
+from tests.krablet.conftest import Pictures
 
 
 def pleinair(*arguments: str) -> int:
@@ -89,13 +89,17 @@ def test_sql_prints_an_aligned_table(pictures: Pictures, capsys: pytest.CaptureF
         "picture-00000          a%b\n"
         "picture-00001          a%b\n"
     )
-    assert printed.err == "... 1 more rows; raise --limit to see them\n"
+    assert printed.err == "... and more rows; raise --limit to see more than 2\n"
+    assert pleinair("sql", "SELECT length FROM images WHERE FALSE", "--dsn", pictures.database.dsn) == 0
+    assert capsys.readouterr().out == "length\n------\n"
 
 
 @pytest.mark.parametrize(
     ("query", "complaint"),
     [
-        ("DELETE FROM images", "cannot execute DELETE in a read-only transaction"),
+        ("DELETE FROM images", 'syntax error at or near "DELETE"; give one SELECT'),
+        ("WITH gone AS (DELETE FROM images RETURNING *) SELECT * FROM gone", ".* data-modifying statements"),
+        ("SELECT setval('pleinair.claim_tokens', 1)", "cannot execute setval\\(\\) in a read-only transaction"),
         ("SELECT 1; DELETE FROM images", "cannot insert multiple commands into a prepared statement"),
         ("SELEC 1", "syntax error"),
     ],

@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
-from tests.krablet.conftest import Pictures
 
 from pleinair import krablet
 from pleinair.krablet import Settled
 from pleinair.krablet.connections import Session, UnreachableError
 from pleinair.records.errors import ConfigError, DatabaseError
+from tests.krablet.conftest import Pictures
 
 
 def free_port() -> int:

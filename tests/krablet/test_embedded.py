@@ -17,6 +17,7 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import binaries, embedded
+from pleinair.krablet.accounts import account_for, run_as
 from pleinair.krablet.embedded import open_server, running, stop_server
 from pleinair.records.errors import DatabaseError, MissingExtraError
 
@@ -94,22 +95,29 @@ def test_a_killed_server_is_started_again_with_its_data(stopped_server: Path) ->
 
 
 def test_a_stale_process_id_that_belongs_to_another_program_does_not_stop_the_start(stopped_server: Path) -> None:
-    """As after a reboot: the id in the lock file is alive, and it is not Postgres."""
+    """As after a reboot: the id in the lock file is alive, of the same user, and it is not Postgres."""
+    lock_file = stopped_server / "data" / "postmaster.pid"
     with krablet.connect(directory=stopped_server):
-        left_behind = (stopped_server / "data" / "postmaster.pid").read_text()
-        server = pid_of_server(stopped_server)
-    _, rest = left_behind.split("\n", 1)
-    (stopped_server / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n{rest}")
-    assert running(stopped_server) is None
-    with krablet.connect(directory=stopped_server) as database:
-        assert pid_of_server(stopped_server) not in (server, os.getpid())
-        assert database.declared_stages() == []
+        _, rest = lock_file.read_text().split("\n", 1)
+    account = account_for(stopped_server / "data")
+    other = int(run_as(account, ["/bin/sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], Path("/")).stdout)
+    try:
+        lock_file.write_text(f"{other}\n{rest}")
+        assert running(stopped_server) is None
+        with krablet.connect(directory=stopped_server) as database:
+            assert pid_of_server(stopped_server) != other
+            assert database.declared_stages() == []
+    finally:
+        os.kill(other, signal.SIGKILL)
 
 
 def test_a_server_told_to_stay_runs_until_it_is_stopped(stopped_server: Path) -> None:
     open_server(stopped_server, stays=True).leave()
     krablet.connect(directory=stopped_server).close()
     assert running(stopped_server) is not None
+    os.kill(pid_of_server(stopped_server), signal.SIGKILL)
+    krablet.connect(directory=stopped_server).close()
+    assert running(stopped_server) is not None, "it stays after a crash as well"
     assert stop_server(stopped_server) is True
     assert stop_server(stopped_server) is False
     krablet.connect(directory=stopped_server).close()
@@ -124,13 +132,15 @@ def test_the_server_is_durable_and_listens_on_its_socket_only(stopped_server: Pa
     assert stat.S_IMODE((stopped_server / "socket").stat().st_mode) == 0o700
 
 
-def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("three years")
-    before = tmp_path.stat()
-    with pytest.raises(DatabaseError, match=r"holds other files \(thesis.txt\): give an empty or a new directory"):
-        krablet.connect(directory=tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
-    assert (tmp_path.stat().st_mode, tmp_path.stat().st_uid) == (before.st_mode, before.st_uid)
+def test_a_directory_with_other_files_is_refused_and_left_alone() -> None:
+    with tempfile.TemporaryDirectory(prefix="pleinair-test-") as name:
+        directory = Path(name)
+        (directory / "thesis.txt").write_text("three years")
+        before = directory.stat()
+        with pytest.raises(DatabaseError, match=r"holds other files \(thesis.txt\): give an empty or a new directory"):
+            krablet.connect(directory=directory)
+        assert [entry.name for entry in directory.iterdir()] == ["thesis.txt"]
+        assert (directory.stat().st_mode, directory.stat().st_uid) == (before.st_mode, before.st_uid)
 
 
 @as_root

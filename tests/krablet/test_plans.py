@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.krablet.conftest import Pictures
 from psycopg import sql
 
 from pleinair.krablet.queries import comma_separated, query
+from tests.krablet.conftest import Pictures
 
 ROWS = 50_000
 

@@ -15,9 +15,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.krablet.conftest import Pictures
 
 from pleinair.krablet import Claim, Settled
+from tests.krablet.conftest import Pictures
 
 
 @dataclass
@@ -134,6 +134,7 @@ def test_any_order_of_claims_completions_failures_and_crashes_follows_the_model(
             max_examples=25,
             stateful_step_count=20,
             deadline=None,
+            database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

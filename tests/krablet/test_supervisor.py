@@ -7,17 +7,16 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-from tests.krablet.conftest import COLUMNS, Pictures
 
 from pleinair import krablet
 from pleinair.krablet import Progress
 from pleinair.krablet.embedded import running
 from pleinair.records.errors import ConfigError, DatabaseError
+from tests.krablet.conftest import COLUMNS, Pictures
 
 AUDIT = """
 CREATE TABLE written (image_name text, value boolean);
@@ -66,29 +65,23 @@ def test_workers_killed_at_random_moments_lose_nothing_and_double_nothing(
     names = pictures.add(400)
     pictures.sql(AUDIT)
     stage = with_lease(pictures, 1.0)
-    chance, alive, kills, ended = random.Random(7), [()], [], threading.Event()
+    chance = random.Random(7)
+    kill_after = sorted(chance.sample(range(10, 350), 5))
 
-    def keep_killing() -> None:
-        while not ended.wait(chance.uniform(0.2, 0.6)) and len(kills) < 6:
-            if alive[-1]:
-                kills.append(chance.choice(alive[-1]))
-                os.kill(kills[-1], signal.SIGKILL)
-                alive.append(())
+    def kill_now_and_then(progress: Progress) -> None:
+        """In the supervisor, so between two of its glances; anywhere at all in the life of a worker."""
+        if kill_after and progress.stages[0].completed >= kill_after[0] and progress.worker_pids:
+            kill_after.pop(0)
+            os.kill(chance.choice(progress.worker_pids), signal.SIGKILL)
 
-    killer = threading.Thread(target=keep_killing)
-    killer.start()
-    try:
-        summary = krablet.run_workers(
-            pictures.database.dsn,
-            [stage.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.01)],
-            on_progress=lambda progress: alive.append(progress.worker_pids),
-            interval_seconds=0.1,
-            give_up_after=20,
-        )
-    finally:
-        ended.set()
-        killer.join()
-    assert summary.deaths >= 3
+    summary = krablet.run_workers(
+        pictures.database.dsn,
+        [stage.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.005)],
+        on_progress=kill_now_and_then,
+        interval_seconds=0.05,
+        give_up_after=20,
+    )
+    assert 3 <= summary.deaths <= 5
     assert pictures.results() == expected(names)
     assert sorted(pictures.sql("SELECT * FROM written")) == sorted(expected(names).items())
 

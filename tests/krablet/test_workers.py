@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
-from tests.krablet.conftest import Pictures
 
 from pleinair import krablet
 from pleinair.krablet import Settled
 from pleinair.krablet.workers import outcomes_of
 from pleinair.records.errors import QueueError
+from tests.krablet.conftest import Pictures
 
 
 def all_true(rows: list[dict[str, object]]) -> list[dict[str, object]]:

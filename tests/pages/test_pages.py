@@ -33,7 +33,7 @@ from pleinair.pages import (
     table,
     write_page,
 )
-from pleinair.pages.picture import paeth
+from pleinair.pages.picture import paeth_predictor
 from pleinair.pages.plot import MAX_POINTS, Axis, finite_points, short, tick_step, ticks
 
 RED = np.full((4, 4, 3), (255, 0, 0), dtype=np.uint8)
@@ -166,13 +166,13 @@ def test_ticks_of_a_logarithmic_axis_are_one_two_five() -> None:
     assert ticks(Axis(low=0.09, high=3, start=0, stop=1, logarithmic=True)).round(6).tolist() == [0.1, 0.2, 0.5, 1, 2]
 
 
-@pytest.mark.parametrize("neighbours", list(itertools.product((0, 100, 130, 255), repeat=3)))
+@pytest.mark.parametrize("neighbours", list(itertools.product((0, 40, 100, 130, 255), repeat=3)))
 def test_the_paeth_predictor_breaks_ties_as_the_png_standard_does(neighbours: tuple[int, int, int]) -> None:
     left, above, corner = neighbours
     guess = left + above - corner
     expected = min(neighbours, key=lambda near: abs(guess - near))
     arrays_of = [np.full((1, 1, 3), value, np.int16) for value in neighbours]
-    assert paeth(*arrays_of).tolist() == [[[expected] * 3]]
+    assert paeth_predictor(*arrays_of).tolist() == [[[expected] * 3]]
 
 
 def test_a_long_flat_series_stays_flat_when_averaged_down() -> None:

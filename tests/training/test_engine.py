@@ -54,7 +54,8 @@ def test_a_tiny_model_learns_its_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", [0.3, 0.9])
 def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Path, moment: float) -> None:
     run(tmp_path / "calm", steps=40)
-    script = f"from tests.training.test_engine import run; from pathlib import Path; run(Path({str(tmp_path / 'killed')!r}), steps=40)"
+    target = str(tmp_path / "killed")
+    script = f"from tests.training.test_engine import run; from pathlib import Path; run(Path({target!r}), steps=40)"
     root = Path(__file__).parents[2]
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     log = tmp_path / "killed" / "steps.jsonl"

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 def add_warehouse_options(parser: argparse.ArgumentParser) -> None:
     """Options that say where the warehouse is."""
     parser.add_argument("--dsn", help="Postgres to use, e.g. postgresql://user@host/db (default: an embedded one)")
+    from pleinair.cli.places import data_home
+
     parser.add_argument(
         "--home",
         type=Path,
-        default=Path.home() / ".local" / "share" / "pleinair",
+        default=data_home(),
         help="folder of the embedded database and the stored pictures (default: %(default)s)",
     )
 
@@ -64,18 +66,22 @@ def curate(options: argparse.Namespace) -> int:
             store=options.home / "store",
             processes=options.processes,
             fetch_again=options.fetch_again,
-            on_progress=lambda now: _show(line, now),
+            on_progress=lambda now: show_workers(line, now),
         )
     line.close()
     print(drop_table(done.drops), flush=True)
     return _report_stuck(done.run)
 
 
-def _show(line: ProgressLine, now: Progress) -> None:
+def show_workers(line: ProgressLine, now: Progress) -> None:
+    """Stage results done and to come: a row pending in one stage is still ahead of every stage after it."""
     done = sum(stage.completed for stage in now.stages)
-    pending = sum(stage.pending for stage in now.stages)
+    ahead, to_come = 0, 0
+    for stage in now.stages:
+        ahead += stage.pending
+        to_come += ahead
     line.update(
-        done, done + pending, ", ".join(f"{s.stage} {s.rows_per_second:.0f}/s" for s in now.stages if s.pending)
+        done, done + to_come, ", ".join(f"{s.stage} {s.rows_per_second:.0f}/s" for s in now.stages if s.pending)
     )
 
 

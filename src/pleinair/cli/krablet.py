@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pleinair.krablet import Database, Stage
+    from pleinair.krablet.connections import Connection
 
 WIDEST_CELL = 60
 
@@ -49,7 +50,12 @@ def register_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--directory", type=Path, help="where the embedded Postgres keeps its data")
+    from pleinair.cli.places import data_home
+
+    default = data_home() / "postgres"
+    parser.add_argument(
+        "--directory", type=Path, default=default, help="where the embedded Postgres keeps its data (%(default)s)"
+    )
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
@@ -75,19 +81,17 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _down(args: argparse.Namespace) -> int:
-    from pleinair.krablet.embedded import default_directory, stop_server
+    from pleinair.krablet.embedded import stop_server
 
-    directory = args.directory or default_directory()
-    print(f"Postgres in {directory} {'stopped' if stop_server(directory) else 'was not running'}")
+    print(f"Postgres in {args.directory} {'stopped' if stop_server(args.directory) else 'was not running'}")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    from pleinair.krablet.embedded import default_directory, running
+    from pleinair.krablet.embedded import running
 
-    directory = args.directory or default_directory()
-    if args.dsn is None and running(directory) is None:
-        print(f"Postgres in {directory} is not running; start it with: pleinair krablet up")
+    if args.dsn is None and running(args.directory) is None:
+        print(f"Postgres in {args.directory} is not running; start it with: pleinair krablet up")
         return 1
     with _opened(args) as database:
         stages = database.declared_stages()
@@ -136,21 +140,24 @@ def _sql(args: argparse.Namespace) -> int:
 
     from pleinair.records.errors import QueueError
 
-    with _opened(args) as database, database.connection() as connection:
+    with _opened(args) as database, closing(database.connection()) as connection:
         connection.read_only = True
         try:
-            # Prepared, so that the server takes one statement only: a second one could end the read-only transaction.
-            with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute(args.query.rstrip().removesuffix(";"), prepare=True)
-                names = [column.name for column in cursor.description or ()]
-                rows = cursor.fetchmany(args.limit) if names else []
-                total = cursor.rowcount
+            names, rows = _first_rows(connection, args.query, args.limit + 1)
         except psycopg.Error as error:
-            raise QueueError(f"the query failed: {str(error).splitlines()[0]}") from error
-    print_table(names, rows)
-    if total > len(rows):
-        print(f"... {total - len(rows)} more rows; raise --limit to see them", file=sys.stderr)
+            raise QueueError(f"the query failed: {str(error).splitlines()[0]}; give one SELECT") from error
+    print_table(names, rows[: args.limit])
+    if len(rows) > args.limit:
+        print(f"... and more rows; raise --limit to see more than {args.limit}", file=sys.stderr)
     return 0
+
+
+def _first_rows(connection: Connection, query: str, count: int) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and at most `count` rows; the rest never leaves the server."""
+    # A cursor is declared for one statement: a second, which could end the read-only transaction, is refused.
+    with connection.transaction(), connection.cursor(name="pleinair_sql") as cursor:
+        cursor.execute(query.rstrip().removesuffix(";"))
+        return [column.name for column in cursor.description or ()], cursor.fetchmany(count)
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

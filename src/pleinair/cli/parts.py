@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pleinair.krablet import Database
 
 PICTURE_SIZE = 64
-AUTOENCODER_STEPS = 6000
+AUTOENCODER_STEPS = 2600
 AUTOENCODER_BATCH = 32
 NUM_STATISTICS_PICTURES = 2048
 MIN_STYLES_PER_CONCEPT = 4
@@ -44,16 +44,17 @@ def ready_parts(work: Workspace, db: Database) -> Parts:
     """The parts, trained first when the run is from scratch; a training that was stopped goes on."""
     from pleinair.evaluation.judge import load_judge
 
-    places = {name: shipped(name) for name in ("autoencoder", "judge")}
     if work.from_scratch:
-        places = {name: work.run_dir / "parts" / f"{name}.safetensors" for name in places}
-        pictures = training_pictures(work, db)
-        if not places["autoencoder"].exists():
-            train_autoencoder(work, pictures, places["autoencoder"])
-        if not places["judge"].exists():
-            train_judge_on(work, pictures, places["judge"])
-    autoencoder = load_autoencoder(places["autoencoder"])
-    return Parts(autoencoder, digest_file(places["autoencoder"]).sha256, load_judge(places["judge"]))
+        for name, train in (("autoencoder", train_autoencoder), ("judge", train_judge_on)):
+            if not part_path(work, name).exists():
+                train(work, training_pictures(work, db), part_path(work, name))
+    places = [part_path(work, name) for name in ("autoencoder", "judge")]
+    return Parts(load_autoencoder(places[0]), digest_file(places[0]).sha256, load_judge(places[1]))
+
+
+def part_path(work: Workspace, name: str) -> Path:
+    """Where a part is: in the package, or beside the run when that is from scratch."""
+    return work.run_dir / "parts" / f"{name}.safetensors" if work.from_scratch else shipped(name)
 
 
 def training_pictures(work: Workspace, db: Database) -> PictureSet:

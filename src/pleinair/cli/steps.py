@@ -32,7 +32,7 @@ from pleinair.records.errors import CheckpointError, PleinairError
 
 if TYPE_CHECKING:
     from pleinair.evaluation.drawings import Drawings, Neighbours
-    from pleinair.krablet import Database, Progress
+    from pleinair.krablet import Database
     from pleinair.packing.pictures import CuratedPicture
 
 TRAINER_RESTARTS = 3
@@ -59,12 +59,16 @@ def ingest_step(work: Workspace, db: Database) -> None:
 
 def curate_step(work: Workspace, db: Database) -> None:
     """Run every queue stage to the end. Raises PleinairError when pictures are stuck."""
-    from pleinair.cli.curate import drop_table
+    from pleinair.cli.curate import drop_table, show_workers
     from pleinair.curation import curate
 
     line = ProgressLine("curate")
     done = curate(
-        db, cache=work.cache, store=work.store, processes=work.processes, on_progress=lambda now: _show(line, now)
+        db,
+        cache=work.cache,
+        store=work.store,
+        processes=work.processes,
+        on_progress=lambda now: show_workers(line, now),
     )
     line.close()
     print("\n".join("  " + row for row in drop_table(done.drops).splitlines()))
@@ -76,29 +80,28 @@ def curate_step(work: Workspace, db: Database) -> None:
         )
 
 
-def _show(line: ProgressLine, now: Progress) -> None:
-    done = sum(stage.completed for stage in now.stages)
-    pending = sum(stage.pending for stage in now.stages)
-    busy = [f"{stage.stage} {stage.rows_per_second:.0f}/s" for stage in now.stages if stage.pending]
-    line.update(done, done + pending, ", ".join(busy))
-
-
 def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
     """The recipe's concepts, as far as they passed curation, at all its resolutions; held-out ones included."""
-    from pleinair.curation.sources import TRAINING_STYLES
+    from pleinair.curation.sources import TRAINING_STYLES, find_source
     from pleinair.curation.stages import KEPT, images_table
     from pleinair.curation.store import ObjectStore
     from pleinair.packing.pictures import read_curated
 
-    line = ProgressLine("pictures read")
-    return read_curated(
-        images_table(db),
+    images, line = images_table(db), ProgressLine("pictures read")
+    where = f"{KEPT} AND source = %s AND label = ANY(%s) AND style = ANY(%s)"
+    source = find_source(work.recipe.source, work.cache)
+    params = (source.name, list(work.recipe.concepts), list(TRAINING_STYLES))
+    total = images.count(where, params=params)
+    pictures = read_curated(
+        images,
         ObjectStore(work.store),
         sorted({*work.recipe.resolutions, work.recipe.sampling.resolution}),
-        where=f"{KEPT} AND label = ANY(%s) AND style = ANY(%s)",
-        params=(list(work.recipe.concepts), list(TRAINING_STYLES)),
-        on_progress=lambda done: line.update(done, done),
+        where=where,
+        params=params,
+        on_progress=lambda done: line.update(done, total),
     )
+    line.close()
+    return pictures
 
 
 def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> None:

@@ -137,7 +137,9 @@ def duplicate_pairs(pictures: Sequence[Picture], limits: DuplicateLimits) -> Pai
         found.append(candidates[table.accepts(candidates, limits)])
     renders = _render_candidates(pictures, limits)
     found.append(renders[table.within(renders, limits.render)])
-    return np.unique(np.concatenate(found), axis=0)
+    # One number per pair: np.unique over rows sorts twenty times slower.
+    codes = np.unique(np.concatenate(found) @ np.array([len(pictures), 1]))
+    return np.stack(np.divmod(codes, len(pictures)), axis=1)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class _Fingerprints:
             ),
             concepts=_codes([picture.concept for picture in pictures]),
             styles=_codes([picture.style for picture in pictures]),
-            searchable=np.array([picture.entropy >= limits.min_entropy for picture in pictures], dtype=np.bool_),
+            searchable=_searchable(pictures, limits.min_entropy),
         )
 
     def accepts(self, pairs: Pairs, limits: DuplicateLimits) -> NDArray[np.bool_]:
@@ -184,6 +186,17 @@ class _Fingerprints:
         differences = np.abs(self.thumbs[first].astype(np.int16) - self.thumbs[second])
         passed[passed] = differences.max(axis=1, initial=0) <= radius.thumb
         return passed
+
+
+def _searchable(pictures: Sequence[Picture], min_entropy: float) -> NDArray[np.bool_]:
+    """Pictures the search looks at: not flat, and of those equal in bytes and labels one, as equality joins the rest."""
+    seen: set[tuple[str, str | None, str | None]] = set()
+    chosen = []
+    for picture in pictures:
+        kind = (picture.md5, picture.concept, picture.style)
+        chosen.append(picture.entropy >= min_entropy and kind not in seen)
+        seen.add(kind)
+    return np.array(chosen, dtype=np.bool_)
 
 
 def _differ(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:

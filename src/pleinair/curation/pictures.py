@@ -51,7 +51,6 @@ def decode(data: bytes) -> Pixels:
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data)) as image:
-                image.load()
                 return np.asarray(_on_white(ImageOps.exif_transpose(image)))
         except (Image.DecompressionBombError, *_DAMAGE) as error:
             raise ImageError(f"broken: {_kind_of_damage(data, error)}; {_REMEDY}") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pleinair.evaluation.evaluate import Metrics, PictureSet, evaluate
+from pleinair.evaluation.evaluate import Metrics, JudgedSet, evaluate
 from pleinair.evaluation.judge import Judge, judge_pictures
 from pleinair.evaluation.metrics import nearest
 from pleinair.packing.pictures import CuratedPicture
@@ -96,10 +96,10 @@ def score(
     return evaluate(judge, sets)
 
 
-def _labelled(judge: Judge, pictures: Sequence[CuratedPicture], pixels_NHWC: npt.NDArray[np.uint8]) -> PictureSet:
+def _labelled(judge: Judge, pictures: Sequence[CuratedPicture], pixels_NHWC: npt.NDArray[np.uint8]) -> JudgedSet:
     styles = [judge.config.style_names.index(picture.style or "") for picture in pictures]
     concepts = [judge.config.concept_names.index(picture.concept or "") for picture in pictures]
-    return PictureSet(pictures=pixels_NHWC, styles=np.array(styles), concepts=np.array(concepts))
+    return JudgedSet(pictures=pixels_NHWC, styles=np.array(styles), concepts=np.array(concepts))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ Metrics = dict[str, float | int | list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSet:
+class JudgedSet:
     """Pictures, (N, 64, 64, 3) uint8, with what they should show: (N,) indices into the judge's names."""
 
     pictures: npt.NDArray[np.uint8]
@@ -49,7 +49,7 @@ class PictureSet:
             raise ValueError(f"{counts[0]} pictures with {counts[1]} styles and {counts[2]} concepts: give one of each")
 
 
-def evaluate(judge: Judge, sets: Mapping[str, PictureSet]) -> Metrics:
+def evaluate(judge: Judge, sets: Mapping[str, JudgedSet]) -> Metrics:
     """Every number about the sets given; sets left out leave their keys out.
 
     Beside each number `<key>` stand `<key>_interval` (95%, two numbers) and `<key>_n` (pictures).
@@ -66,7 +66,7 @@ def evaluate(judge: Judge, sets: Mapping[str, PictureSet]) -> Metrics:
     return metrics | ratios(metrics) | distances(scores)
 
 
-def accuracies(scores: JudgeScores, pictures: PictureSet) -> dict[str, Estimate]:
+def accuracies(scores: JudgeScores, pictures: JudgedSet) -> dict[str, Estimate]:
     """The three accuracies of one set."""
     return {
         "style_accuracy": style_accuracy(scores.style_logits, pictures.styles),
@@ -115,14 +115,14 @@ def entries(key: str, estimate: Estimate) -> Metrics:
 
 
 def accuracy_by_style(
-    scores: JudgeScores, pictures: PictureSet, style_names: Sequence[str]
+    scores: JudgeScores, pictures: JudgedSet, style_names: Sequence[str]
 ) -> dict[str, dict[str, Estimate]]:
     """The three accuracies within each style that occurs."""
     found: dict[str, dict[str, Estimate]] = {}
     for index, name in enumerate(style_names):
         chosen = pictures.styles == index
         if chosen.any():
-            part = PictureSet(
+            part = JudgedSet(
                 pictures=pictures.pictures[chosen], styles=pictures.styles[chosen], concepts=pictures.concepts[chosen]
             )
             found[name] = accuracies(scores.take(chosen), part)

@@ -111,17 +111,17 @@ class JudgeTraining:
 
     def update(self, pictures_BCHW: Tensor, styles_B: Tensor, concepts_B: Tensor) -> tuple[Tensor, Tensor]:
         """One step. Returns the concept and the style loss."""
+        if self.step < self.config.half_size_share * self.num_steps:
+            pictures_BCHW = F.avg_pool2d(pictures_BCHW, 2)
         generator = seeded(self.config.seed, self.step, "augment")
         seen_BCHW, keeps_style_B = augment(pictures_BCHW, generator, self.config.flip_probability)
-        if self.step < self.config.half_size_share * self.num_steps:
-            seen_BCHW = F.avg_pool2d(seen_BCHW, 2)
         with torch.autocast("cpu", torch.bfloat16):
             output = self.judge(seen_BCHW)
         smoothing = self.config.label_smoothing
         concept_loss = F.cross_entropy(output.concept_logits, concepts_B, label_smoothing=smoothing)
         by_picture = F.cross_entropy(output.style_logits, styles_B, label_smoothing=smoothing / 2, reduction="none")
         style_loss = (by_picture * keeps_style_B).sum() / keeps_style_B.sum().clamp(min=1)
-        (concept_loss + self.config.style_weight * style_loss).backward()  # type: ignore[no-untyped-call]
+        (concept_loss + self.config.style_weight * style_loss).backward()
         self.apply_gradients()
         return concept_loss.detach(), style_loss.detach()
 

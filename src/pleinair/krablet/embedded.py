@@ -22,6 +22,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ from pleinair.records.errors import BusyError, DatabaseError
 START_SECONDS = 60.0
 RECOVERY_SECONDS = 1800.0
 STOP_SECONDS = 60.0
-LOCK_SECONDS = 180.0
+LOCK_SECONDS = 600.0
 _LONGEST_SOCKET_DIRECTORY = 85  # a socket address holds 107 bytes (103 on macOS), "/.s.PGSQL.5432" included
 _NO_PROCESS = 2**22 + 1  # above the highest process id of Linux and macOS
 _OURS = ("data", "socket", "binaries", "server.", "postgres.log")  # beginnings of names
@@ -136,11 +137,14 @@ def running(directory: Path) -> Running | None:
     pid = _postmaster(directory / "data")
     if pid is None:
         return None
+    return Running(pid, _dsn(_socket_directory(directory)), _told_to_stay(directory))
+
+
+def _told_to_stay(directory: Path) -> bool:
     try:
-        told = json.loads((directory / "server.json").read_text("ascii"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        told = {}
-    return Running(pid, _dsn(_socket_directory(directory)), bool(told.get("stays")))
+        return bool(json.loads((directory / "server.json").read_text("ascii"))["stays"])
+    except FileNotFoundError:
+        return False
 
 
 def _postmaster(data: Path) -> int | None:
@@ -160,8 +164,10 @@ def _is_postmaster(pid: int, data: Path) -> bool:
     except FileNotFoundError:
         if Path("/proc/self").exists():
             return False
-        command = os.popen(f"ps -o command= -p {pid:d}").read().encode()
-    return os.fsencode(data) in command  # a zombie has no command line
+        told = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, check=False).stdout
+        return b"postgres" in told and os.fsencode(data) in told
+    program, *arguments = command.split(b"\0")  # a zombie has an empty one
+    return program.endswith(b"postgres") and os.fsencode(data) in arguments
 
 
 def _ensure_started(directory: Path, *, stays: bool) -> str:
@@ -171,7 +177,8 @@ def _ensure_started(directory: Path, *, stays: bool) -> str:
         _start(directory)
         found = running(directory)
         assert found is not None, "a server that answered has a process id"
-        _write_server_json(directory, found, stays=stays)
+        # The file of a server that was killed, not stopped, still says whether it was to stay.
+        _write_server_json(directory, found, stays=stays or found.stays)
     elif stays and not found.stays:
         _write_server_json(directory, found, stays=True)
     return found.dsn
@@ -376,6 +383,7 @@ def _stop(directory: Path, pid: int) -> None:
             os.kill(pid, wanted)
         while time.monotonic() - began < STOP_SECONDS:
             if _postmaster(directory / "data") is None:
+                (directory / "server.json").unlink(missing_ok=True)
                 return
             time.sleep(0.02)
         began = time.monotonic()

@@ -349,8 +349,7 @@ def _complete_result(stage: Stage, key: object, result: Outcome) -> Outcome:
 
 def _encoded(stage: Stage, claim: Claim, outcomes: Sequence[Outcome]) -> Arrays | None:
     results = [(key, row) for key, row in zip(claim.keys, outcomes, strict=True) if isinstance(row, Mapping)]
-    # In key order, as every writer does, so that two writers never deadlock.
-    rows = [{**row, stage.table.key: key} for key, row in sorted(results, key=lambda result: result[0])]
+    rows = [{**row, stage.table.key: key} for key, row in results]
     return stage.table.arrays(stage.writes, rows) if rows else None
 
 
@@ -397,8 +396,10 @@ def _send_settlement(
     connection: Connection, settling: Settlement
 ) -> tuple[psycopg.Cursor[Any] | None, psycopg.Cursor[Any] | None]:
     stage, token, arrays = settling.stage, settling.claim.token, settling.arrays
+    if len(settling.claim) > 1:
+        hold_rows(connection, stage, settling.claim)
     pairs = zip(settling.claim.keys, settling.outcomes, strict=True)
-    failures = sorted((key, describe_error(outcome)) for key, outcome in pairs if isinstance(outcome, Exception))
+    failures = [(key, describe_error(outcome)) for key, outcome in pairs if isinstance(outcome, Exception)]
     return (
         complete_rows(connection, stage, token, arrays) if arrays else None,
         fail_rows(connection, stage, token, failures) if failures else None,
@@ -430,6 +431,11 @@ def _read_claim(stage: Stage, found: list[tuple[Any, ...]]) -> Claim | None:
     )
 
 
+def hold_rows(connection: Connection, stage: Stage, claim: Claim) -> None:
+    statement = query("claims", "hold_rows").format(**stage.identifiers)
+    connection.execute(statement, {"keys": claim.keys, "token": claim.token})
+
+
 def complete_rows(connection: Connection, stage: Stage, token: int, arrays: Arrays) -> psycopg.Cursor[Any]:
     statement = query("claims", "complete_rows").format(
         **stage.identifiers,
@@ -458,13 +464,13 @@ def describe_error(error: Exception) -> str:
 
 def renew_lease(connection: Connection, stage: Stage, claim: Claim) -> int:
     statement = query("claims", "renew_lease").format(**stage.identifiers)
-    parameters = {"keys": sorted(claim.keys), "token": claim.token, "lease_seconds": stage.lease_seconds}
+    parameters = {"keys": claim.keys, "token": claim.token, "lease_seconds": stage.lease_seconds}
     return connection.execute(statement, parameters).rowcount
 
 
 def release_rows(connection: Connection, stage: Stage, claim: Claim) -> int:
     statement = query("claims", "release_rows").format(**stage.identifiers)
-    return connection.execute(statement, {"keys": sorted(claim.keys), "token": claim.token}).rowcount
+    return connection.execute(statement, {"keys": claim.keys, "token": claim.token}).rowcount
 
 
 def stage_depth(connection: Connection, stage: Stage, give_up_after: int) -> Depth:

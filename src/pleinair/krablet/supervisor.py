@@ -26,7 +26,6 @@ from pathlib import Path
 
 from psycopg import IsolationLevel
 
-import pleinair
 from pleinair.krablet.connections import Connection, Session
 from pleinair.krablet.database import Database
 from pleinair.krablet.stages import STUCK_AFTER, Depth, Stage, StageSpec, StuckRow, stage_depth
@@ -317,5 +316,5 @@ class _Pool:
 
 
 def _python_path() -> str:
-    ours = str(Path(pleinair.__file__).resolve().parents[1])
+    ours = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -171,7 +171,10 @@ def _update(connection: Connection, *, table: Table, arrays: Arrays) -> int:
     if len(arrays.columns) == 1:
         return 0
     statement = query("rows", "update_rows").format(
-        **_targets(table, arrays), assignments=arrays.assignments("new"), key=sql.Identifier(table.key)
+        **_targets(table, arrays),
+        assignments=arrays.assignments("new"),
+        key=sql.Identifier(table.key),
+        key_type=sql.SQL(table.column_type(table.key).name),
     )
     return connection.execute(statement, arrays.parameters).rowcount
 

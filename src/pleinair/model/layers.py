@@ -56,16 +56,14 @@ def image_rotations(axes: tuple[int, int, int], theta: float, height: int, width
 
     `axes` splits the head width over (frame, row, column). Angles are computed in float64, as in the released model.
     """
-    # A preview in inference_mode may be the first caller; what it leaves in the cache must still serve training.
-    with torch.inference_mode(False), torch.no_grad():
-        row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        positions = (torch.zeros_like(row), row, column)
-        angles = [
-            position.reshape(-1, 1).double() * theta ** (-torch.arange(0, dim, 2).double() / dim)
-            for position, dim in zip(positions, axes, strict=True)
-        ]
-        angles_IP = torch.cat(angles, dim=-1)
-        return torch.complex(angles_IP.cos().float(), angles_IP.sin().float()).to(device)
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    positions = (torch.zeros_like(row), row, column)
+    angles = [
+        position.reshape(-1, 1).double() * theta ** (-torch.arange(0, dim, 2).double() / dim)
+        for position, dim in zip(positions, axes, strict=True)
+    ]
+    angles_IP = torch.cat(angles, dim=-1)
+    return torch.complex(angles_IP.cos().float(), angles_IP.sin().float()).to(device)
 
 
 def rotate(x_BSNK: Tensor, rotations_SP: Tensor) -> Tensor:

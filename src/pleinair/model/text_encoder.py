@@ -79,7 +79,8 @@ class FeatureProjection(nn.Module):
     def forward(self, raw_BTLD: Tensor) -> Tensor:
         """(B, T, L, width) to (B, T, L, dim), float32, each layer with mean square 1 over the fitted data."""
         standard_BTLD = ((raw_BTLD.float() - self.mean_LD) / self.std_LD).clamp(-8, 8)
-        return torch.einsum("btld,ldk->btlk", standard_BTLD, self.basis_LDK)
+        with torch.autocast(raw_BTLD.device.type, enabled=False):
+            return torch.einsum("btld,ldk->btlk", standard_BTLD, self.basis_LDK)
 
     @torch.no_grad()
     def fit(self, rows_NLD: Tensor) -> float:

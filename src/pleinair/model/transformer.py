@@ -332,21 +332,11 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 def initialise(model: Transformer) -> None:
     """Weights for training from scratch; loading a checkpoint overwrites them.
 
-    Linear layers are normal with variance 1 / inputs, those that write to a residual stream smaller by
-    sqrt(2 * blocks) so that the stream keeps its size at any depth, biases zero, text layers mixed equally.
-    The shared modulation is zero except for what training adds and the output layer is zero, so the model starts as
-    "predict zero velocity" with every block an identity (adaLN-Zero, Peebles and Xie 2023).
+    Linear layers keep torch's default, uniform within 1 / sqrt(inputs), the shared modulation and the output layer
+    included; text layers are mixed equally. adaLN-Zero (modulation and output zero) starts slower here: after 400 steps
+    of the demo at 32 px its loss is 4% higher (docs/model.md).
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            writes_to_residual = name.endswith((".to_out.0", ".ff.down"))
-            depth = 2 * model.config.num_layers if writes_to_residual else 1
-            nn.init.normal_(module.weight, std=1.0 / math.sqrt(depth * module.in_features))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
     nn.init.constant_(model.text_fusion.projector.weight, 1.0 / model.config.num_text_layers)
-    for zero in (model.time_mod_proj, model.final_layer.linear):
-        nn.init.zeros_(zero.weight)
 
 
 def count_parameters(config: TransformerConfig) -> int:

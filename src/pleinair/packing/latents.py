@@ -30,6 +30,7 @@ from pleinair.records.packs import CAPTIONS_SCHEMA, PACK_VERSION, ROWS_SCHEMA, P
 
 CAPTION_NAMES = ("long", "medium", "short")
 ENCODE_BATCH = 64
+ENCODE_CAPTIONS = 256
 
 
 def write_pack(
@@ -100,11 +101,15 @@ def encode_captions(
 ) -> tuple[list[Tensor], FeatureProjection, float]:
     """Projected features (T, L, text_dim) float16 of each caption, the projection fitted to them, and its kept variance."""
     texts = list(captions)
-    raw: list[Tensor] = []
-    for start in range(0, len(texts), ENCODE_BATCH):
-        encoded = text_encoder.encode(texts[start : start + ENCODE_BATCH])
-        raw += [row_TLD[mask_T] for row_TLD, mask_T in zip(encoded.features_BTLD.half(), encoded.mask_BT, strict=True)]
-        on_progress("captions encoded", min(start + ENCODE_BATCH, len(texts)), len(texts))
+    # Sorted, so that a chunk has few distinct lengths and the encoder's batches of equal length are full.
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    raw: list[Tensor] = [torch.empty(0)] * len(texts)
+    for start in range(0, len(order), ENCODE_CAPTIONS):
+        chunk = order[start : start + ENCODE_CAPTIONS]
+        encoded = text_encoder.encode([texts[index] for index in chunk])
+        for index, row_TLD, mask_T in zip(chunk, encoded.features_BTLD.half(), encoded.mask_BT, strict=True):
+            raw[index] = row_TLD[mask_T]
+        on_progress("captions encoded", start + len(chunk), len(texts))
     projection = FeatureProjection(len(text_encoder.layers), text_encoder.width, text_dim)
     kept = projection.fit(torch.cat(raw).float())
     return [projection(row_TLD[None])[0].half() for row_TLD in raw], projection, kept
@@ -120,6 +125,7 @@ def _captions_table(captions: Mapping[str, int], features: Sequence[Tensor]) -> 
     return pa.table(columns, schema=CAPTIONS_SCHEMA)
 
 
+@torch.inference_mode()
 def _rows_table(
     rows: Sequence[CuratedPicture],
     captions: Mapping[str, int],

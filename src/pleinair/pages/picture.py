@@ -60,7 +60,7 @@ def filter_rows(pixels_HWC: Pixels) -> bytes:
     left = np.pad(here, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     above = np.pad(here, ((1, 0), (0, 0), (0, 0)))[:-1]
     corner = np.pad(here, ((1, 0), (1, 0), (0, 0)))[:-1, :-1]
-    predictions = (np.zeros_like(here), left, above, (left + above) // 2, paeth(left, above, corner))
+    predictions = (np.zeros_like(here), left, above, (left + above) // 2, paeth_predictor(left, above, corner))
     residuals_FHN = np.stack([(here - guess).reshape(height, width * 3) for guess in predictions]).astype(np.uint8)
     cost_FH = np.abs(residuals_FHN.view(np.int8).astype(np.int32)).sum(axis=2)
     choice_H = cost_FH.argmin(axis=0)
@@ -68,7 +68,7 @@ def filter_rows(pixels_HWC: Pixels) -> bytes:
     return np.concatenate([choice_H[:, None].astype(np.uint8), rows_HN], axis=1).tobytes()
 
 
-def paeth(
+def paeth_predictor(
     left: npt.NDArray[np.int16], above: npt.NDArray[np.int16], corner: npt.NDArray[np.int16]
 ) -> npt.NDArray[np.int16]:
     """The neighbour nearest to left + above - corner; ties go to left, then above (PNG 1.2, 6.6)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,8 @@ class SamplingConfig:
     """Side of the picture in pixels."""
     batch_size: int = 64
     """Pictures drawn at once."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Autocast dtype of the transformer; the state stays float32."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -62,7 +65,7 @@ class Sampler:
         config: SamplingConfig,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> npt.NDArray[np.uint8]:
-        """Pictures (N, resolution, resolution, 3); each depends on its prompt and seed alone, not on its batch.
+        """Pictures (N, resolution, resolution, 3); each depends on its prompt and seed alone, its batch changes rounding only.
 
         Raises ValueError when prompts and seeds differ in number or the resolution does not fit the autoencoder.
         """
@@ -80,10 +83,11 @@ class Sampler:
         return np.concatenate(pictures)
 
     def _draw(self, prompts: Sequence[str], seeds: Sequence[int], config: SamplingConfig) -> npt.NDArray[np.uint8]:
-        velocity = self._guided_velocity(prompts, config.guidance)
         noise_BCHW = seeded_noise(seeds, self.codec, config.resolution)
         schedule = timestep_schedule(config.num_steps, config.shift_mu)
-        return to_bytes(self.codec.decode(euler(velocity, noise_BCHW, schedule)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            latents_BCHW = euler(self._guided_velocity(prompts, config.guidance), noise_BCHW, schedule)
+        return to_bytes(self.codec.decode(latents_BCHW))
 
     def _guided_velocity(self, prompts: Sequence[str], guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Velocity of the prompts; with guidance, the empty prompt rides in the same forward pass."""

@@ -89,6 +89,7 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig, total_steps: int) 
         )
     }
     if matrices:
+        # Stacking matrices of one shape into batched products was measured: no faster on a CPU.
         parts["muon"] = torch.optim.Muon(
             matrices,
             lr=config.learning_rate,

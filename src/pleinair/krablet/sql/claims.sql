@@ -25,6 +25,13 @@ SET {tried_at} = now(),
 WHERE {key} = ANY (ARRAY(SELECT {key} FROM placed WHERE place = 1 OR NOT (suspect OR first_is_suspect)))
 RETURNING {token}, {attempts}, {columns};
 
+-- name: hold_rows
+-- Locks the rows of a claim in key order, as every writer does, so that settling them never deadlocks: a join locks rows
+-- in whatever order its plan finds them. The primary key serves.
+SELECT count(*) FROM (
+    SELECT FROM {table} WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR UPDATE
+) AS held;
+
 -- name: complete_rows
 -- Writes results where the token still holds; the primary key serves.
 -- A result that leaves its row ready counts as a failed attempt, or the row would be claimed again at once, for ever.
@@ -56,13 +63,19 @@ WHERE {table}.{key} = failure.key AND {table}.{token} = %(token)s;
 -- The heartbeat: moves the lease, never tried_at; the primary key serves.
 UPDATE {table}
 SET {leased_until} = now() + make_interval(secs => %(lease_seconds)s)
-WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s;
+WHERE {key} = ANY (ARRAY(
+    SELECT {key} FROM {table}
+    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR UPDATE
+));
 
 -- name: release_rows
 -- Gives rows back untried, for a worker that leaves; the primary key serves.
 UPDATE {table}
 SET {leased_until} = NULL, {token} = NULL, {not_before} = NULL, {attempts} = greatest({attempts} - 1, 0)
-WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s;
+WHERE {key} = ANY (ARRAY(
+    SELECT {key} FROM {table}
+    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR UPDATE
+));
 
 -- name: stage_depth
 -- What a stage still has to do, by state; served by <table>_<stage>_ready, and proportional to the rows in it.
@@ -94,7 +107,11 @@ LIMIT {limit};
 -- Lets rows that failed be tried at once, as if for the first time; served by <table>_<stage>_ready.
 UPDATE {table}
 SET {attempts} = 0, {not_before} = NULL
-WHERE ({ready}) AND {attempts} > 0 AND ({leased_until} IS NULL OR {leased_until} <= now());
+WHERE {key} = ANY (ARRAY(
+    SELECT {key} FROM {table}
+    WHERE ({ready}) AND {attempts} > 0 AND ({leased_until} IS NULL OR {leased_until} <= now())
+    FOR UPDATE SKIP LOCKED
+));
 
 -- name: stage_stats
 -- The whole state of a stage; reads the whole table.

@@ -11,10 +11,14 @@ SELECT {values} FROM unnest({arrays}) AS given ({names})
 ON CONFLICT ({key}) DO NOTHING;
 
 -- name: update_rows
--- Sets the given columns of rows that exist; the primary key serves.
+-- Sets the given columns of rows that exist, locked in key order first: the join would lock them in any order.
+-- The primary key serves.
+WITH held AS MATERIALIZED (
+    SELECT {key} FROM {table} WHERE {key} = ANY (%(given_0)s::{key_type}[]) ORDER BY {key} FOR UPDATE
+)
 UPDATE {table} SET {assignments}
 FROM (SELECT {values} FROM unnest({arrays}) AS given ({names})) AS new ({columns})
-WHERE {table}.{key} = new.{key};
+WHERE {table}.{key} = new.{key} AND {table}.{key} = ANY (ARRAY(SELECT {key} FROM held));
 
 -- name: read_rows
 -- What matches a condition, for a server-side cursor.
