@@ -1,6 +1,6 @@
 """Our transformer against diffusers' Krea2Transformer2DModel: same weights, same inputs, interleaved rounds.
 
-    OMP_NUM_THREADS=1 python benchmarks/model/transformer.py [--rounds 7] [--output benchmarks/model/results.json]
+    python -m benchmarks.model [--rounds 7] [--output benchmarks/model/results.json]
 
 Each round runs both models once in alternating order; a figure is the median CPU time of the process over the rounds,
 and a ratio compares medians of the same run. CPU time rather than wall time, so that a shared machine does little harm.

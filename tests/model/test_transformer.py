@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -200,28 +199,30 @@ def test_the_released_sizes_follow_from_the_rules() -> None:
     assert swiglu_width(256) == 768
 
 
-def test_a_new_model_predicts_zero_and_every_parameter_learns_within_three_steps() -> None:
+def test_every_parameter_of_a_new_model_receives_a_gradient() -> None:
     torch.manual_seed(0)
     model = Transformer(TINY)
     latents, timestep, features = random_inputs()
-    assert model(latents, timestep, features).abs().max() == 0
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for _ in range(3):
-        optimiser.zero_grad()
-        model(latents, timestep, features).sub(torch.randn_like(latents)).square().mean().backward()
-        optimiser.step()
-    assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])] == []
+    (model(latents, timestep, features, RAGGED_WITH_HOLES) - latents).square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.count_nonzero()]
+    assert silent == []
+
+
+def test_a_new_model_answers_at_the_scale_of_its_input() -> None:
+    torch.manual_seed(0)
+    latents, timestep, features = random_inputs()
+    velocity = Transformer(replace(TINY, num_layers=12))(latents, timestep, features)
+    assert 0.1 < velocity.std().item() < 1.5
 
 
 def test_a_small_model_learns_to_draw_one_picture_per_prompt() -> None:
     torch.manual_seed(0)
-    config = replace(TINY, width=64, num_heads=4, num_layers=2, num_text_layers=2)
-    model = Transformer(config)
+    blocks = {"num_layers": 1, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1}
+    model = Transformer(replace(TINY, width=64, num_heads=4, num_text_layers=2, **blocks))
     pictures, features = torch.randn(2, 4, 4, 4), torch.randn(2, 3, 2, 32)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3)
     losses = []
-    for _ in range(150):
+    for _ in range(60):
         chosen = torch.randint(0, 2, (16,))
         noise, t = torch.randn(16, 4, 4, 4), torch.rand(16)
         noisy = torch.lerp(pictures[chosen], noise, t[:, None, None, None])
@@ -230,7 +231,7 @@ def test_a_small_model_learns_to_draw_one_picture_per_prompt() -> None:
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) / 20 < 0.3 * losses[0]
+    assert sum(losses[-10:]) / 10 < 0.3 * losses[0], losses
 
 
 @pytest.mark.parametrize(
@@ -264,11 +265,3 @@ def test_inputs_that_do_not_fit_are_refused_with_the_shape_that_does(model: Tran
         model(latents, timestep, features[..., :16])
     with pytest.raises(ValueError, match="give one flag per text row"):
         model(latents, timestep, features, ALL_VALID[:, :4])
-
-
-def test_residual_branches_start_smaller_in_deeper_models() -> None:
-    shallow, deep = (
-        Transformer(replace(TINY, num_layers=num_layers)).get_parameter("transformer_blocks.0.ff.down.weight").std()
-        for num_layers in (1, 4)
-    )
-    assert (shallow / deep).item() == pytest.approx(math.sqrt(4), rel=0.1)

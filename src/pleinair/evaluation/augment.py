@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 MAX_TURN = 0.2
-# Drawings of OpenMoji fill 48 of 64 pixels, those of most other sets 60: a concept must survive that difference.
-MIN_SIZE, MAX_SIZE = 0.7, 1.2
+MAX_SCALE = 0.18
 MAX_STRETCH = 0.1
 MAX_SHEAR = 0.1
 MAX_SHIFT = 0.15
@@ -39,9 +38,7 @@ def augment(pictures_BCHW: Tensor, generator: Generator, flip_probability: float
 def move(ink_BCHW: Tensor, generator: Generator, flip_probability: float) -> Tensor:
     """A random affine map of each picture."""
     batch = len(ink_BCHW)
-    turn = MAX_TURN * signed(batch, generator)
-    # The map goes from output to input: a larger scale makes a smaller drawing.
-    scale = 1 / (MIN_SIZE + (MAX_SIZE - MIN_SIZE) * torch.rand(batch, generator=generator))
+    turn, scale = MAX_TURN * signed(batch, generator), 1 + MAX_SCALE * signed(batch, generator)
     stretch, shear = torch.exp(MAX_STRETCH * signed(batch, generator)), MAX_SHEAR * signed(batch, generator)
     mirror = torch.where(chosen(batch, flip_probability, generator), -1.0, 1.0)
     rows = [

@@ -52,7 +52,7 @@ class JudgeConfig:
     """Size of the concept half of the embedding."""
     style_features: int = 64
     """Size of the style half of the embedding."""
-    epochs: int = 28
+    epochs: int = 24
     """Passes over the pictures."""
     half_size_share: float = 0.5
     """The first share of the steps sees pictures at half resolution, at a third of the cost."""
@@ -66,7 +66,7 @@ class JudgeConfig:
     """Of the style loss beside the concept loss, which is larger and would otherwise own the trunk."""
     label_smoothing: float = 0.1
     """Share of the concept target spread over all concepts; half of it for styles."""
-    flip_probability: float = 0.15
+    flip_probability: float = 0.25
     """How often a training picture is mirrored: rarely enough that arrows and writing keep their direction."""
     seed: int = 0
     """Of initial weights, order and augmentation."""

@@ -1,4 +1,4 @@
-"""Training the judge on real drawings: about 12 minutes of two cores, resumable at any step.
+"""Training the judge on real drawings: about 17 minutes of one core, resumable at any step.
 
     every step:  order(epoch) -> batch -> augment(seed, step) -> concept loss + style loss -> Muon and AdamW -> average
 

@@ -13,6 +13,7 @@ B batch, T text tokens, L layers, D feature dimensions.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -125,6 +126,7 @@ class SmolLM2:
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
         self.model: Any = transformers.LlamaModel.from_pretrained(directory, dtype=torch.bfloat16).eval()
         self._prefix: list[int] = self.tokenizer(SMOLLM2_PREFIX, add_special_tokens=False)["input_ids"]
+        self._prefix_cache: Any = None
         self._suffix: list[int] = self.tokenizer(SMOLLM2_SUFFIX, add_special_tokens=False)["input_ids"]
 
     def tokens(self, prompt: str) -> list[int]:
@@ -140,16 +142,23 @@ class SmolLM2:
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Raw hidden states (B, T, L, 576) float32 of [prompt | suffix]; batches of equal length, so nothing is padded."""
-        ids = [self._prefix + self.tokens(prompt) + self._suffix for prompt in prompts]
-        longest = max(len(row) for row in ids) - len(self._prefix)
-        features_BTLD = torch.zeros(len(ids), longest, len(self.layers), self.width)
-        mask_BT = torch.zeros(len(ids), longest, dtype=torch.bool)
+        ids = [self.tokens(prompt) + self._suffix for prompt in prompts]
+        features_BTLD = torch.zeros(len(ids), max(map(len, ids)), len(self.layers), self.width)
+        mask_BT = torch.zeros(features_BTLD.shape[:2], dtype=torch.bool)
         for rows in self._equal_lengths(ids):
-            states = self.model(torch.tensor([ids[row] for row in rows]), output_hidden_states=True).hidden_states
-            chosen_BTLD = torch.stack([states[layer] for layer in self.layers], dim=2)[:, len(self._prefix) :].float()
-            features_BTLD[rows, : chosen_BTLD.shape[1]] = chosen_BTLD
-            mask_BT[rows, : chosen_BTLD.shape[1]] = True
+            states = self._after_prefix(torch.tensor([ids[row] for row in rows]))
+            features_BTLD[rows, : states.shape[1]] = states
+            mask_BT[rows, : states.shape[1]] = True
         return TextFeatures(features_BTLD, mask_BT)
+
+    def _after_prefix(self, ids_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, L, 576) of tokens that follow the prefix, whose keys and values are computed once."""
+        if self._prefix_cache is None:
+            self._prefix_cache = self.model(torch.tensor([self._prefix]), use_cache=True).past_key_values
+        cache = copy.deepcopy(self._prefix_cache)
+        cache.batch_repeat_interleave(len(ids_BT))
+        states = self.model(ids_BT, past_key_values=cache, use_cache=True, output_hidden_states=True).hidden_states
+        return torch.stack([states[layer] for layer in self.layers], dim=2).float()
 
     def _equal_lengths(self, ids: list[list[int]]) -> Iterator[list[int]]:
         by_length: dict[int, list[int]] = {}
