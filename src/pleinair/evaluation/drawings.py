@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pleinair.evaluation.evaluate import Metrics, JudgedSet, evaluate
+from pleinair.evaluation.evaluate import JudgedSet, Metrics, evaluate
 from pleinair.evaluation.judge import Judge, judge_pictures
 from pleinair.evaluation.metrics import nearest
 from pleinair.packing.pictures import CuratedPicture

@@ -48,7 +48,7 @@ def demo() -> Recipe:
         ),
         engine=EngineConfig(optimiser=OptimiserConfig(rule="muon", learning_rate=3e-3, warmup_steps=50)),
         loader=SHORT_CAPTIONS,
-        evaluation=EvaluationConfig(samples_per_heldout_pair=4),
+        evaluation=EvaluationConfig(num_train_pairs=400, samples_per_heldout_pair=4),
         minutes={"ingest": 1, "curate": 4, "parts": 0.1, "pack": 1, "train": 15, "evaluate": 3, "report": 0.2},
     )
 
