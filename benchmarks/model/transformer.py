@@ -9,20 +9,23 @@ and a ratio compares medians of the same run. CPU time rather than wall time, so
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pleinair.model.formats import diffusers_config
+from pleinair.model.layers import attend
 from pleinair.model.transformer import Transformer, TransformerConfig, patchify
 
 MODEL = TransformerConfig(
@@ -58,6 +61,8 @@ CASES = (
     Case("256 image + 64 text tokens, batch 8", 8, 16, 64, 64),
     Case("64 image + 4 to 16 of 32 text tokens, batch 32", 32, 8, 32, 4),
 )
+ATTENTION_SHAPES = ((32, 16), (32, 80), (8, 320), (5, 512))
+"""(batch, tokens) at which attention is measured alone."""
 
 
 def make_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -95,7 +100,21 @@ def make_calls(case: Case) -> dict[str, Callable[[], Tensor]]:
         output: Tensor = theirs(patchify(latents, MODEL.patch_size), features, timestep, position_ids, mask).sample
         return output
 
-    return {"ours": lambda: ours(latents, timestep, features, mask), "diffusers": diffusers_forward}
+    return {"ours": lambda: ours(latents, timestep, features, mask), "peer": diffusers_forward}
+
+
+def make_attention_calls(batch: int, length: int) -> dict[str, Callable[[], Tensor]]:
+    """Attention alone in bfloat16: ours, and torch's kernel on the same tensors."""
+    generator = torch.Generator().manual_seed(0)
+    head_counts = (MODEL.num_heads, MODEL.num_kv_heads, MODEL.num_kv_heads)
+    shapes = [(batch, length, count, MODEL.head_dim) for count in head_counts]
+    q, k, v = (torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in shapes)
+
+    def kernel() -> Tensor:
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), enable_gqa=True)
+        return out.transpose(1, 2)
+
+    return {"ours": lambda: attend(q, k, v, None), "peer": kernel}
 
 
 def cpu_seconds(forward: Callable[[], Tensor], backward: bool, dtype: torch.dtype) -> float:
@@ -108,16 +127,42 @@ def cpu_seconds(forward: Callable[[], Tensor], backward: bool, dtype: torch.dtyp
     return time.process_time() - start
 
 
-def compare(case: Case, backward: bool, dtype: torch.dtype, rounds: int) -> dict[str, float]:
-    """Median seconds of each model."""
-    calls = make_calls(case)
+def compare(
+    calls: dict[str, Callable[[], Tensor]], backward: bool, dtype: torch.dtype, rounds: int
+) -> dict[str, float]:
+    """Median milliseconds of each of `calls`."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in range(-1, rounds):  # round -1 warms up
         for name in sorted(calls, reverse=round_number % 2 == 0):
             seconds = cpu_seconds(calls[name], backward, dtype)
             if round_number >= 0:
-                taken[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+                taken[name].append(1000 * seconds)
+    return {name: statistics.median(milliseconds) for name, milliseconds in taken.items()}
+
+
+def measure(
+    name: str, peer: str, calls: dict[str, Callable[[], Tensor]], dtypes: Sequence[torch.dtype], rounds: int
+) -> Iterator[dict[str, str | float]]:
+    """One printed line and one row of results per dtype and pass."""
+    for dtype, backward in itertools.product(dtypes, (False, True)):
+        milliseconds = compare(calls, backward, dtype, rounds)
+        passes = "forward + backward" if backward else "forward"
+        what = f"{passes}, {str(dtype).removeprefix('torch.')}, {name}"
+        ours, theirs = round(milliseconds["ours"], 1), round(milliseconds["peer"], 1)
+        ratio = milliseconds["peer"] / milliseconds["ours"]
+        print(f"{ratio:5.2f}x  {ours:8.1f} ms  {theirs:8.1f} ms  {what}", flush=True)
+        yield {"name": what, "value": ours, "unit": "ms CPU", "peer": f"{peer}: {theirs} ms", "ratio": round(ratio, 2)}
+
+
+def run(rounds: int) -> Iterator[dict[str, str | float]]:
+    """All measurements."""
+    peer = f"diffusers {diffusers.__version__}"
+    for case in CASES:
+        yield from measure(case.name, peer, make_calls(case), (torch.bfloat16, torch.float32), rounds)
+    for batch, length in ATTENTION_SHAPES:
+        name = f"attention alone, {length} tokens, batch {batch}"
+        calls = make_attention_calls(batch, length)
+        yield from measure(name, "torch scaled_dot_product_attention", calls, (torch.bfloat16,), 3 * rounds)
 
 
 def machine() -> str:
@@ -128,37 +173,15 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Print the table and write results.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print ratio, our time, the peer's time and what was measured; write results.json."""
+    parser = argparse.ArgumentParser(description="our transformer against diffusers'")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    results = []
-    for case in CASES:
-        for dtype in (torch.bfloat16, torch.float32):
-            for backward in (False, True):
-                seconds = compare(case, backward, dtype, options.rounds)
-                passes = "forward + backward" if backward else "forward"
-                name = f"{passes}, {str(dtype).removeprefix('torch.')}, {case.name}"
-                ratio = seconds["diffusers"] / seconds["ours"]
-                milliseconds = {model: round(1000 * value, 1) for model, value in seconds.items()}
-                print(
-                    f"{ratio:5.2f}x  {milliseconds['ours']:8.1f} ms  {milliseconds['diffusers']:8.1f} ms  {name}",
-                    flush=True,
-                )
-                results.append(
-                    {
-                        "name": name,
-                        "value": milliseconds["ours"],
-                        "unit": "ms CPU",
-                        "peer": f"diffusers {diffusers.__version__}: {milliseconds['diffusers']} ms",
-                        "ratio": round(ratio, 2),
-                        "commit": commit or "uncommitted",
-                        "machine": machine(),
-                    }
-                )
+    where = {"commit": commit or "uncommitted", "machine": machine()}
+    results = [{**row, **where} for row in run(options.rounds)]
     options.output.write_text(json.dumps(results, indent=2) + "\n")
 
 

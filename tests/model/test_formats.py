@@ -226,7 +226,7 @@ def test_every_misfit_is_named(model: Transformer, tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON"),
         ("[]", "holds no JSON object"),
-        ('{"widht": 64}', "describes no transformer: unknown key 'widht'"),
+        ('{"breadth": 64}', "describes no transformer: unknown key 'breadth'"),
         ('{"width": 100}', "describes no transformer: width is 100"),
     ],
 )

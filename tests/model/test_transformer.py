@@ -156,7 +156,7 @@ def test_norm_follows_its_equation_and_a_modulated_norm_is_the_modulation_of_the
 
 
 def test_rotation_keeps_norms_and_makes_scores_depend_on_distance_alone() -> None:
-    rotations = image_rotations((4, 6, 6), 1000.0, 5, 7, torch.device("cpu")).reshape(5, 7, -1)
+    rotations = image_rotations((4, 6, 6), 1000.0, 5, 7, torch.device("cpu")).reshape(5, 7, -1, 2)
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
 
     def score(q_at: tuple[int, int], k_at: tuple[int, int]) -> float:

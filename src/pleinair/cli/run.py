@@ -20,6 +20,8 @@ def register(verbs: Any) -> None:
     ):
         parser: argparse.ArgumentParser = verbs.add_parser(verb, help=told)
         add_run_options(parser)
+        if function is train:
+            parser.add_argument("--supervisor", type=int, help=argparse.SUPPRESS)
         parser.set_defaults(run=function)
 
 
@@ -91,7 +93,7 @@ def train(options: argparse.Namespace) -> int:
     from pleinair.cli.workspace import open_workspace
 
     try:
-        print(f"checkpoint: {steps.train_here(open_workspace(options))}")
+        print(f"checkpoint: {steps.train_here(open_workspace(options), options.supervisor)}")
     except FloatingPointError as diverged:
         print(f"pleinair: {diverged}", file=sys.stderr)
         return 1

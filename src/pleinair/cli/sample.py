@@ -95,10 +95,15 @@ def open_sampler(run_dir: Path | None = None) -> tuple[Sampler, SamplingConfig]:
     """The shipped model's sampler and settings, or those of a run's newest checkpoint."""
     from pleinair.cli.places import shipped
     from pleinair.cli.steps import load_checkpoint, open_text_encoder
+    from pleinair.records.errors import CheckpointError
     from pleinair.sampling import Sampler, SamplingConfig
     from pleinair.sampling.shipped import load_autoencoder, load_model
 
     if run_dir is None:
+        if not shipped(SHIPPED_MODEL).exists():
+            raise CheckpointError(
+                f"no model {SHIPPED_MODEL} comes with this version: train one and name its run with --run"
+            )
         transformer, projection, config = load_model(shipped(SHIPPED_MODEL))
     else:
         transformer, projection, _ = load_checkpoint(run_dir)

@@ -23,7 +23,7 @@ from pleinair.checkpoint.store import newest_checkpoint, read_document, read_man
 from pleinair.cli.parts import Parts
 from pleinair.cli.places import text_encoder_dir
 from pleinair.cli.progress import ProgressLine
-from pleinair.cli.workspace import Workspace
+from pleinair.cli.workspace import Workspace, only_one
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.model.pixels import to_bytes, to_signed_unit
 from pleinair.model.text_encoder import FeatureProjection, SmolLM2, fetch_smollm2
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from pleinair.krablet import Database
     from pleinair.packing.pictures import CuratedPicture
 
+OLD_TRAINER_SECONDS = 60.0
+"""How long a trainer waits for one that is still ending."""
 TRAINER_RESTARTS = 3
 """How often a trainer that was killed is started again before the run gives up."""
 
@@ -145,6 +147,7 @@ def open_text_encoder() -> SmolLM2:
 def train_step(work: Workspace) -> None:
     """Run the trainer as a process of its own and start it again when it is killed."""
     command = [sys.executable, "-m", "pleinair.cli.main", "train", work.recipe.name, "--runs", str(work.run_dir.parent)]
+    command += ["--supervisor", str(os.getpid())]
     for assignment in work.overrides:
         command += ["--set", assignment]
     for _ in range(1 + TRAINER_RESTARTS):
@@ -165,8 +168,12 @@ def train_step(work: Workspace) -> None:
     raise PleinairError(f"the trainer was killed {1 + TRAINER_RESTARTS} times: find out by what, then run again")
 
 
-def train_here(work: Workspace) -> Path:
-    """Train in this process, from the pack alone; returns the final checkpoint."""
+def train_here(work: Workspace, supervisor: int | None) -> Path:
+    """Train in this process, from the pack alone; returns the final checkpoint.
+
+    Given the process id of its `supervisor`, it ends once that is no longer its parent, so that no trainer outlives the
+    run that started it; a new trainer waits for the old one to be gone.
+    """
     from pleinair.packs.loader import LatentLoader, Pack
     from pleinair.training.engine import Phase, StepRecord, train
     from pleinair.training.stages.pretrain import Pretrain
@@ -186,16 +193,21 @@ def train_here(work: Workspace) -> Path:
         note = f"loss {record.loss:.3f}, {record.samples_per_second:.0f} pictures/s"
         lines.setdefault(record.phase, ProgressLine(f"train {record.phase}")).update(record.step + 1, total, note)
 
+    def stay_supervised(record: StepRecord, total: int) -> None:
+        if supervisor is not None and os.getppid() != supervisor:
+            raise KeyboardInterrupt
+
     digest = config_digest([to_document(recipe.training_part()), to_document(pack.manifest)])
-    return train(
-        stage,
-        phases,
-        recipe.engine,
-        work.run_dir,
-        config_digest=digest,
-        hooks=[show],
-        on_message=lambda said: print(f"  {said}"),
-    )
+    with only_one(work.run_dir, "train.lock", patience_seconds=OLD_TRAINER_SECONDS):
+        return train(
+            stage,
+            phases,
+            recipe.engine,
+            work.run_dir,
+            config_digest=digest,
+            hooks=[show, stay_supervised],
+            on_message=lambda said: print(f"  {said}"),
+        )
 
 
 def load_projection(directory: Path) -> FeatureProjection:

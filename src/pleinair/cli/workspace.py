@@ -83,17 +83,23 @@ def open_workspace(options: argparse.Namespace) -> Workspace:
 
 
 @contextmanager
-def only_one(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system frees however we end. Raises BusyError naming the holder's process."""
-    with (run_dir / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as held:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise BusyError(
-                f"process {holder} is already working in {run_dir}: wait for it, stop it, or choose another place with --runs"
-            ) from held
+def only_one(run_dir: Path, name: str = "lock", patience_seconds: float = 0.0) -> Iterator[None]:
+    """Hold one of the run's locks, which the system frees however we end. Raises BusyError naming the holder's process."""
+    deadline = time.monotonic() + patience_seconds
+    with (run_dir / name).open("a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as held:
+                if time.monotonic() >= deadline:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "unknown"
+                    raise BusyError(
+                        f"process {holder} is already working in {run_dir}: "
+                        "wait for it, stop it, or choose another place with --runs"
+                    ) from held
+                time.sleep(0.1)
         lock.seek(0)
         lock.truncate()
         lock.write(str(os.getpid()))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EXPLICIT_ATTENTION_TOKENS = 1024
+EXPLICIT_ATTENTION_TOKENS = 512
 """Longest key sequence that bfloat16 attention on a CPU computes with two matrix products; see `attend`."""
 MASKED = -1e4
 """Added to the score of a padding row: exp() of it is 0 in every dtype, and a wholly masked row stays finite."""
@@ -52,7 +52,7 @@ class RMSNorm(nn.Module):
 
 @functools.lru_cache(maxsize=64)
 def image_rotations(axes: tuple[int, int, int], theta: float, height: int, width: int, device: torch.device) -> Tensor:
-    """Rotations (height * width, P) complex64 of image tokens in row-major order, at positions (0, row, column).
+    """Rotations (height * width, P, 2) of image tokens in row-major order, at positions (0, row, column): cos and sin.
 
     `axes` splits the head width over (frame, row, column). Angles are computed in float64, as in the released model.
     """
@@ -63,18 +63,18 @@ def image_rotations(axes: tuple[int, int, int], theta: float, height: int, width
         for position, dim in zip(positions, axes, strict=True)
     ]
     angles_IP = torch.cat(angles, dim=-1)
-    return torch.complex(angles_IP.cos().float(), angles_IP.sin().float()).to(device)
+    return torch.stack([angles_IP.cos(), angles_IP.sin()], dim=-1).float().to(device)
 
 
-def rotate(x_BSNK: Tensor, rotations_SP: Tensor) -> Tensor:
+def rotate(x_BSNK: Tensor, rotations_SP2: Tensor) -> Tensor:
     """Rotate neighbouring pairs (x[2i], x[2i+1]) by their position's angles; float32 out."""
     pairs_BSNP2 = x_BSNK.float().reshape(*x_BSNK.shape[:-1], -1, 2)
-    rotations_S1P = rotations_SP.unsqueeze(-2)
-    if torch.compiler.is_compiling():  # inductor has no complex arithmetic, eager is 5x faster with it
+    rotations_S1P2 = rotations_SP2.unsqueeze(1)
+    if torch.compiler.is_compiling():  # inductor has no complex arithmetic, eager is 5 times faster with it
         a, b = pairs_BSNP2.unbind(-1)
-        cos, sin = rotations_S1P.real, rotations_S1P.imag
+        cos, sin = rotations_S1P2.unbind(-1)
         return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-    return torch.view_as_real(torch.view_as_complex(pairs_BSNP2) * rotations_S1P).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs_BSNP2) * torch.view_as_complex(rotations_S1P2)).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -91,14 +91,14 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(self.head_dim, eps)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False)])  # a list only for the released weights' names
 
-    def forward(self, x_BSD: Tensor, rotations_SP: Tensor | None = None, mask_BS: Tensor | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotations_SP2: Tensor | None = None, mask_BS: Tensor | None = None) -> Tensor:
         """Attend over S; rows where `mask_BS` is False are read by nobody."""
         q_BSNK, k_BSGK, v_BSGK = (
             project(x_BSD).unflatten(-1, (-1, self.head_dim)) for project in (self.to_q, self.to_k, self.to_v)
         )
         q_BSNK, k_BSGK = self.norm_q(q_BSNK), self.norm_k(k_BSGK)
-        if rotations_SP is not None:
-            q_BSNK, k_BSGK = rotate(q_BSNK, rotations_SP), rotate(k_BSGK, rotations_SP)
+        if rotations_SP2 is not None:
+            q_BSNK, k_BSGK = rotate(q_BSNK, rotations_SP2), rotate(k_BSGK, rotations_SP2)
         out_BSNK = attend(q_BSNK.to(v_BSGK.dtype), k_BSGK.to(v_BSGK.dtype), v_BSGK, mask_BS)
         out: Tensor = self.to_out[0](out_BSNK.flatten(-2) * torch.sigmoid(self.to_gate(x_BSD)))
         return out
@@ -107,8 +107,9 @@ class Attention(nn.Module):
 def attend(q_BSNK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BS: Tensor | None) -> Tensor:
     """Softmax attention, (B, S, N, K). N is a multiple of G; without a mask the fastest kernels stay eligible.
 
-    Torch's bfloat16 attention kernel for CPUs spends five times the explicit products' time on short sequences,
-    forward and backward (`benchmarks/model`), so those take `_attend_explicitly`.
+    The backward pass of torch's bfloat16 attention kernel for CPUs is slow on short sequences: forward and backward it
+    takes 4 times as long as the explicit products at 80 tokens, 1.1 to 1.9 times at 512 (`benchmarks/model`). There
+    `_attend_explicitly` takes over.
     """
     on_cpu_in_bfloat16 = q_BSNK.device.type == "cpu" and q_BSNK.dtype == torch.bfloat16
     if on_cpu_in_bfloat16 and k_BSGK.shape[1] <= EXPLICIT_ATTENTION_TOKENS:

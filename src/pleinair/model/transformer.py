@@ -212,10 +212,10 @@ class Transformer(nn.Module):
         image_BID = self.img_in(patchify(latents_BCHW, patch_size).to(compute_dtype(self.img_in.weight)))
         x_BSD = torch.cat([text.tokens_BTD.to(image_BID.dtype), image_BID], dim=1)
         num_text, num_image = text.tokens_BTD.shape[1], height * width
-        rotations_SP = self._rotations(num_text, height, width, x_BSD.device)
+        rotations_SP2 = self._rotations(num_text, height, width, x_BSD.device)
         mask_BS = None if text.mask_BT is None else F.pad(text.mask_BT, (0, num_image), value=True)
         for block in self.transformer_blocks:
-            x_BSD = block(x_BSD, modulation_B6D, rotations_SP, mask_BS)
+            x_BSD = block(x_BSD, modulation_B6D, rotations_SP2, mask_BS)
         out_BIP = self.final_layer(x_BSD[:, num_text:], embedding_B1D)
         return unpatchify(out_BIP, height, width, patch_size)
 
@@ -234,8 +234,9 @@ class Transformer(nn.Module):
         return height // patch_size, width // patch_size
 
     def _rotations(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
-        image_IP = image_rotations(self.config.axes, self.config.rope_theta, height, width, device)
-        return torch.cat([image_IP.new_ones(num_text, image_IP.shape[1]), image_IP])
+        image_IP2 = image_rotations(self.config.axes, self.config.rope_theta, height, width, device)
+        unmoved_2 = image_IP2.new_tensor([1.0, 0.0])
+        return torch.cat([unmoved_2.expand(num_text, image_IP2.shape[1], 2), image_IP2])
 
 
 class TransformerBlock(nn.Module):
@@ -249,11 +250,11 @@ class TransformerBlock(nn.Module):
         self.attn = Attention(config.width, config.num_heads, config.num_kv_heads, config.norm_eps)
         self.ff = SwiGLU(config.width, config.hidden_width)
 
-    def forward(self, x_BSD: Tensor, modulation_B6D: Tensor, rotations_SP: Tensor, mask_BS: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, modulation_B6D: Tensor, rotations_SP2: Tensor, mask_BS: Tensor | None) -> Tensor:
         """Order of the six: scale, shift, gate of attention, then of the MLP; gates have no +1 and no squashing."""
         own_B6D = (modulation_B6D + self.scale_shift_table).to(x_BSD.dtype)
         scale1, shift1, gate1, scale2, shift2, gate2 = own_B6D.unsqueeze(2).unbind(1)
-        attended_BSD = self.attn(self.norm1.modulated(x_BSD, scale1, shift1), rotations_SP, mask_BS)
+        attended_BSD = self.attn(self.norm1.modulated(x_BSD, scale1, shift1), rotations_SP2, mask_BS)
         x_BSD = torch.addcmul(x_BSD, gate1, attended_BSD)
         return torch.addcmul(x_BSD, gate2, self.ff(self.norm2.modulated(x_BSD, scale2, shift2)))
 
