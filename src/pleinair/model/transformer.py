@@ -235,8 +235,9 @@ class Transformer(nn.Module):
 
     def _rotations(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
         image_IP2 = image_rotations(self.config.axes, self.config.rope_theta, height, width, device)
-        unmoved_2 = image_IP2.new_tensor([1.0, 0.0])
-        return torch.cat([unmoved_2.expand(num_text, image_IP2.shape[1], 2), image_IP2])
+        text_TP2 = image_IP2.new_zeros(num_text, *image_IP2.shape[1:])
+        text_TP2[..., 0] = 1.0  # cos 0, sin 0: text stays where it is
+        return torch.cat([text_TP2, image_IP2])
 
 
 class TransformerBlock(nn.Module):
