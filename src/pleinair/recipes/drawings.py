@@ -43,13 +43,13 @@ def demo() -> Recipe:
         transformer=drawings_transformer(width=192, num_layers=6),
         text_dim=TEXT_DIM,
         phases=(
-            PhaseConfig(resolution=32, num_steps=900, batch_size=64),
-            PhaseConfig(resolution=64, num_steps=900, batch_size=64),
+            PhaseConfig(resolution=32, num_steps=600, batch_size=64),
+            PhaseConfig(resolution=64, num_steps=700, batch_size=64),
         ),
         engine=EngineConfig(optimiser=OptimiserConfig(rule="muon", learning_rate=3e-3, warmup_steps=50)),
         loader=SHORT_CAPTIONS,
         evaluation=EvaluationConfig(num_train_pairs=400, samples_per_heldout_pair=4),
-        minutes={"ingest": 1, "curate": 4, "parts": 0.1, "pack": 1, "train": 15, "evaluate": 3, "report": 0.2},
+        minutes={"ingest": 1, "curate": 3, "parts": 0.1, "pack": 1, "train": 15, "evaluate": 3, "report": 0.3},
     )
 
 
