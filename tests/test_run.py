@@ -207,7 +207,8 @@ def test_a_finished_run_draws_a_prompt_the_same_way_each_time(calm: Path, tmp_pa
         words = ["sample", "a red apple, noto style", "--run", str(calm / "runs/demo"), "--steps", "2", "--count", "2"]
         assert main([*words, "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    assert Image.open(tmp_path / "one.png").size == (128, 64)
+    with Image.open(tmp_path / "one.png") as sheet:
+        assert sheet.size == (128, 64)
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_leaves_no_file(
