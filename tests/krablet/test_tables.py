@@ -141,7 +141,8 @@ def test_an_idempotent_declaration_waits_for_no_reader(pictures: Pictures) -> No
         reader.execute("SELECT * FROM images")
         pictures.database.session.run(lambda connection: connection.execute("SET lock_timeout = '1s'"))
         again = pictures.database.table("images", key="image_name", columns=pictures.table.columns)
-        again.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"])
+        ocr = again.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"])
+    assert ocr.depth().claimable == 1
 
 
 def test_another_process_finds_the_declarations_in_the_database(pictures: Pictures) -> None:
