@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -227,3 +228,16 @@ def test_a_finished_run_is_exported_and_loads_in_diffusers(calm: Path, tmp_path:
     theirs = Krea2Transformer2DModel.from_pretrained(tmp_path / "k2")
     ours, _, _ = load_checkpoint(calm / "runs/demo")
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
+
+
+def test_a_packaged_model_draws_as_its_run_does_within_its_eight_bits(calm: Path, tmp_path: Path) -> None:
+    checkpoint, packaged = newest_checkpoint(calm / "runs/demo/checkpoints"), tmp_path / "model.safetensors"
+    assert main(["export", str(checkpoint), "--to", "package", "-o", str(packaged)]) == 0
+    drawn = []
+    for source in (["--run", str(calm / "runs/demo")], ["--model", str(packaged)]):
+        assert main(["sample", "a red apple", *source, "--steps", "2", "-o", str(tmp_path / "apple.png")]) == 0
+        with Image.open(tmp_path / "apple.png") as apple:
+            drawn.append(np.asarray(apple, np.float32))
+    assert np.abs(drawn[0] - drawn[1]).mean() < 2
+    assert packaged.stat().st_size < 1.3 * sum(p.numel() for p in load_checkpoint(calm / "runs/demo")[0].parameters())
+    assert main(["export", str(checkpoint), "--to", "package", "-o", str(packaged)]) == 1

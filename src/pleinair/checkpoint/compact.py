@@ -22,6 +22,7 @@ def save_compact(path: Path, state: Mapping[str, Tensor], document: Mapping[str,
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(quantise_rowwise(state), unfinished, metadata={"document": json.dumps(document)})
+        unfinished.chmod(0o644)  # safetensors writes for its owner alone
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

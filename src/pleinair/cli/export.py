@@ -1,8 +1,9 @@
-"""`pleinair export CHECKPOINT --to diffusers|native -o OUT`: weights for other programs."""
+"""`pleinair export CHECKPOINT --to diffusers|native|package -o OUT`: weights for other programs, or to ship."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -13,7 +14,10 @@ def register(verbs: Any) -> None:
     )
     parser.add_argument("checkpoint", help="a checkpoint folder, or weights in any layout pleinair reads")
     parser.add_argument(
-        "--to", required=True, choices=["diffusers", "native"], help="a folder, or one .safetensors file"
+        "--to",
+        required=True,
+        choices=["diffusers", "native", "package"],
+        help="a folder, one .safetensors file, or one of 8 bits per weight with all that `sample` needs",
     )
     parser.add_argument("-o", "--output", required=True, help="where to write; must not exist yet")
     parser.set_defaults(run=export)
@@ -25,8 +29,24 @@ def export(options: argparse.Namespace) -> int:
 
     require("torch", "train")
     require("safetensors", "train")
+    if options.to == "package":
+        print(f"package: {export_package(Path(options.checkpoint), Path(options.output))}")
+        return 0
     from pleinair.model.formats import load_transformer, save_transformer
 
     written = save_transformer(load_transformer(options.checkpoint), options.output, layout=options.to)
     print(f"{options.to} weights: {written}")
     return 0
+
+
+def export_package(checkpoint: Path, output: Path) -> Path:
+    """A checkpoint's transformer and text projection in 8 bits, as models come with the package. Never overwrites."""
+    from pleinair.cli.steps import read_model
+    from pleinair.records.errors import CheckpointError
+    from pleinair.sampling import SamplingConfig
+    from pleinair.sampling.shipped import save_model
+
+    if output.exists():
+        raise CheckpointError(f"{output} exists already: remove it or name another output")
+    save_model(*read_model(checkpoint), SamplingConfig(), output)
+    return output

@@ -30,7 +30,9 @@ def register(verbs: Any) -> None:
     )
     parser.add_argument("--steps", type=int, help="Euler steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="g in cond + g (cond - uncond); 0 is off (default: the model's)")
-    parser.add_argument("--run", dest="run_dir", type=Path, help="a run directory, to use its newest checkpoint")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--run", dest="run_dir", type=Path, help="a run directory, to use its newest checkpoint")
+    chosen.add_argument("--model", type=Path, help="a file that `export --to package` wrote (default: the shipped model)")
     parser.set_defaults(run=sample_to_file)
 
 
@@ -45,6 +47,7 @@ def sample_to_file(options: argparse.Namespace) -> int:
         steps=options.steps,
         guidance=options.guidance,
         run_dir=options.run_dir,
+        model=options.model,
     )
     sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height), "white")
     for index, image in enumerate(images):
@@ -67,6 +70,7 @@ def sample(
     steps: int | None = None,
     guidance: float | None = None,
     run_dir: Path | None = None,
+    model: Path | None = None,
 ) -> list[Image]:
     """Pictures of a prompt, one per seed from `seed` on, as PIL images.
 
@@ -80,7 +84,7 @@ def sample(
 
     if count < 1:
         raise ConfigError(f"count is {count}: give at least 1")
-    sampler, config = open_sampler(run_dir)
+    sampler, config = open_sampler(run_dir, model)
     chosen = {"num_steps": steps, "guidance": guidance}
     try:
         config = replace(config, **{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
@@ -91,20 +95,15 @@ def sample(
 
 
 @lru_cache(maxsize=1)
-def open_sampler(run_dir: Path | None = None) -> tuple[Sampler, SamplingConfig]:
-    """The shipped model's sampler and settings, or those of a run's newest checkpoint."""
+def open_sampler(run_dir: Path | None = None, model: Path | None = None) -> tuple[Sampler, SamplingConfig]:
+    """Sampler and settings of a run's newest checkpoint, of a packaged model, or of the one that is shipped."""
     from pleinair.cli.places import shipped
     from pleinair.cli.steps import load_checkpoint, open_text_encoder
-    from pleinair.records.errors import CheckpointError
     from pleinair.sampling import Sampler, SamplingConfig
     from pleinair.sampling.shipped import load_autoencoder, load_model
 
     if run_dir is None:
-        if not shipped(SHIPPED_MODEL).exists():
-            raise CheckpointError(
-                f"no model {SHIPPED_MODEL} comes with this version: train one and name its run with --run"
-            )
-        transformer, projection, config = load_model(shipped(SHIPPED_MODEL))
+        transformer, projection, config = load_model(model or shipped(SHIPPED_MODEL))
     else:
         transformer, projection, _ = load_checkpoint(run_dir)
         config = SamplingConfig()

@@ -224,9 +224,14 @@ def load_checkpoint(run_dir: Path) -> tuple[Transformer, FeatureProjection, str]
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint: train first")
+    return *read_model(checkpoint), config_digest(read_manifest(checkpoint))
+
+
+def read_model(checkpoint: Path) -> tuple[Transformer, FeatureProjection]:
+    """Model and projection of one checkpoint, verified. Raises CheckpointError naming what is missing or damaged."""
     model = Transformer(from_document(TransformerConfig, read_document(checkpoint, "config.json")["transformer"]))
     model.load_state_dict(read_tensors(checkpoint, "transformer.safetensors"))
-    return model.eval(), load_projection(checkpoint), config_digest(read_manifest(checkpoint))
+    return model.eval(), load_projection(checkpoint)
 
 
 @dataclass(frozen=True)

@@ -334,9 +334,14 @@ def _write(model: Transformer, target: Path, layout: Layout) -> None:
     # "format" is what diffusers and transformers require of a file they load.
     metadata = {"format": "pt", METADATA_KEY: json.dumps(to_document(_resolved(model.config)), sort_keys=True)}
     if layout == "native":
-        save_file(native_from_pleinair(state), target, metadata)
+        _save_readable(native_from_pleinair(state), target, metadata)
         return
     target.mkdir()
     document = diffusers_config(model.config) if layout == "diffusers" else to_document(model.config)
     (target / CONFIG_FILE).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    save_file(state, target / (DIFFUSERS_FILE if layout == "diffusers" else PLEINAIR_FILE), metadata)
+    _save_readable(state, target / (DIFFUSERS_FILE if layout == "diffusers" else PLEINAIR_FILE), metadata)
+
+
+def _save_readable(state: State, path: Path, metadata: dict[str, str]) -> None:
+    save_file(state, path, metadata)
+    path.chmod(0o644)  # safetensors writes for its owner alone

@@ -23,8 +23,8 @@ from pleinair.curation.sources.files import FolderSource, uri_path
 from pleinair.curation.sources.npm import FetchProgress, Package, fetch_packages, tarball_stem
 from pleinair.curation.sources.rows import PictureRow, Source
 from pleinair.curation.sources.shards import (
-    ParquetSource,
-    WebDatasetSource,
+    SHARD_ROWS,
+    ShardSource,
     read_parquet_picture,
     read_tar_picture,
     shard_source_name,
@@ -40,11 +40,10 @@ __all__ = [
     "FetchProgress",
     "FolderSource",
     "Package",
-    "ParquetSource",
     "PictureRow",
+    "ShardSource",
     "Source",
     "Style",
-    "WebDatasetSource",
     "fetch_packages",
     "find_source",
     "open_image",
@@ -69,10 +68,8 @@ def find_source(
         return _folder_source(path, style)
     if not path.exists():
         raise SourceError(f"no source {path_or_name!r}: give `drawings`, a folder, a .parquet file or a .tar shard")
-    if path.suffix == ".parquet":
-        return ParquetSource([path], shard_source_name(path.resolve()), style)
-    if path.suffix == ".tar":
-        return WebDatasetSource([path], shard_source_name(path.resolve()), style)
+    if path.suffix in SHARD_ROWS:
+        return ShardSource([path], shard_source_name(path.resolve()), style)
     raise SourceError(
         f"{path} is not a source: give `drawings`, a folder, a .parquet file or an uncompressed .tar shard"
     )
@@ -80,11 +77,9 @@ def find_source(
 
 def _folder_source(folder: Path, style: str | None) -> Source:
     """A folder of shards when it holds shards and nothing says otherwise, else a folder of pictures."""
-    name = shard_source_name(folder.resolve())
-    if shards := sorted(folder.glob("*.parquet")):
-        return ParquetSource(shards, name, style)
-    if shards := sorted(folder.glob("*.tar")):
-        return WebDatasetSource(shards, name, style)
+    for suffix in SHARD_ROWS:
+        if shards := sorted(folder.glob(f"*{suffix}")):
+            return ShardSource(shards, shard_source_name(folder.resolve()), style)
     return FolderSource(folder, style)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -36,8 +37,8 @@ def shard_source_name(path: Path) -> str:
     return f"{slug(path.stem) or 'shards'}-{short_hash(str(path))}"
 
 
-class ParquetSource:
-    """Rows of one or more Parquet files."""
+class ShardSource:
+    """Rows of one or more Parquet files or WebDataset tars, told apart from other sources by `name`."""
 
     def __init__(self, files: Sequence[Path], name: str, style: str | None = None) -> None:
         self._files = [path.resolve() for path in files]
@@ -45,55 +46,57 @@ class ParquetSource:
         self.name = name
 
     def list(self) -> Iterator[PictureRow]:
-        """Rows in file order. Raises SourceError naming the file and the column it lacks."""
+        """Rows in the order of the files. Raises SourceError naming the file and what is wrong with it."""
         for path in self._files:
-            with _opened_parquet(path) as file:
-                column = _picture_column(file.schema_arrow, path)
-                facts = [name for name in file.schema_arrow.names if name in _FACT_COLUMNS]
-                number = 0
-                for batch in file.iter_batches(1024, columns=facts):
-                    for values in batch.to_pylist() if facts else [{}] * batch.num_rows:
-                        yield self._row(path, column, number, values)
-                        number += 1
-
-    def _row(self, path: Path, column: str, number: int, values: Mapping[str, Any]) -> PictureRow:
-        where = f"{printable(path.name)} row {number}"
-        return picture_row(
-            mapping_facts(values, where),
-            image_name=f"{self.name}/{printable(path.stem)}/{number:08d}",
-            uri=f"parquet{path_uri(path).removeprefix('file')}#{quote(column)}={number}",
-            source=self.name,
-            provenance=where,
-            style=self._style,
-        )
+            for row in SHARD_ROWS[path.suffix](path):
+                yield picture_row(
+                    row.facts,
+                    image_name=f"{self.name}/{printable(path.stem)}/{row.name}",
+                    uri=row.uri,
+                    source=self.name,
+                    provenance=row.provenance,
+                    style=self._style,
+                )
 
 
-class WebDatasetSource:
-    """Members of one or more tar shards."""
+@dataclass(frozen=True)
+class ShardRow:
+    """One picture of a shard: its name in the shard, where its bytes are, and what is said of it."""
 
-    def __init__(self, files: Sequence[Path], name: str, style: str | None = None) -> None:
-        self._files = [path.resolve() for path in files]
-        self._style = style
-        self.name = name
+    name: str
+    uri: str
+    provenance: str
+    facts: Facts
 
-    def list(self) -> Iterator[PictureRow]:
-        """Rows in archive order. Raises SourceError naming a shard that is not a tar."""
-        for path in self._files:
-            members = tar_members(str(path), path.stat().st_mtime_ns)
-            with open(path, "rb") as file:
-                for member in members:
-                    if is_picture(os.path.basename(member)):
-                        yield self._row(path, member, _sidecar(file, members, member, path))
 
-    def _row(self, path: Path, member: str, facts: Facts) -> PictureRow:
-        return picture_row(
-            facts,
-            image_name=f"{self.name}/{printable(path.stem)}/{printable(member)}",
-            uri=f"tar{path_uri(path).removeprefix('file')}#{quote(os.fsencode(member))}",
-            source=self.name,
-            provenance=f"{printable(path.name)} {printable(member)}",
-            style=self._style,
-        )
+def parquet_rows(path: Path) -> Iterator[ShardRow]:
+    """Rows of a Parquet file, numbered. Raises SourceError naming the column it lacks."""
+    uri = f"parquet{path_uri(path).removeprefix('file')}"
+    with _opened_parquet(path) as file:
+        column = _picture_column(file.schema_arrow, path)
+        facts = [name for name in file.schema_arrow.names if name in _FACT_COLUMNS]
+        number = 0
+        for batch in file.iter_batches(1024, columns=facts):
+            for values in batch.to_pylist() if facts else [{}] * batch.num_rows:
+                where = f"{printable(path.name)} row {number}"
+                yield ShardRow(f"{number:08d}", f"{uri}#{quote(column)}={number}", where, mapping_facts(values, where))
+                number += 1
+
+
+def webdataset_rows(path: Path) -> Iterator[ShardRow]:
+    """Pictures of a tar with their sidecars, in archive order. Raises SourceError when it is no tar."""
+    uri = f"tar{path_uri(path).removeprefix('file')}"
+    members = tar_members(str(path), path.stat().st_mtime_ns)
+    with open(path, "rb") as file:
+        for member in members:
+            if is_picture(os.path.basename(member)):
+                where = f"{printable(path.name)} {printable(member)}"
+                facts = _sidecar(file, members, member, path)
+                yield ShardRow(printable(member), f"{uri}#{quote(os.fsencode(member))}", where, facts)
+
+
+SHARD_ROWS: Mapping[str, Callable[[Path], Iterator[ShardRow]]] = {".parquet": parquet_rows, ".tar": webdataset_rows}
+"""How the shards of each suffix are read."""
 
 
 def _opened_parquet(path: Path) -> pq.ParquetFile:
