@@ -239,5 +239,5 @@ def test_a_packaged_model_draws_as_its_run_does_within_its_eight_bits(calm: Path
         with Image.open(tmp_path / "apple.png") as apple:
             drawn.append(np.asarray(apple, np.float32))
     assert np.abs(drawn[0] - drawn[1]).mean() < 2
-    assert packaged.stat().st_size < 1.3 * sum(p.numel() for p in load_checkpoint(calm / "runs/demo")[0].parameters())
+    assert packaged.stat().st_size < 0.4 * (checkpoint / "transformer.safetensors").stat().st_size
     assert main(["export", str(checkpoint), "--to", "package", "-o", str(packaged)]) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import Settled
-from pleinair.krablet.stages import settle_and_claim, settlement
+from pleinair.krablet.claims import settle_and_claim, settlement
 from pleinair.records.errors import QueueError
 from tests.krablet.conftest import Pictures
 
@@ -58,28 +58,67 @@ def test_no_row_is_claimed_twice_while_it_is_leased(pictures: Pictures) -> None:
     for thread in threads:
         thread.join()
     assert sorted(claimed) == names
-    pictures.end_delays()
-    assert pictures.ocr.claim() is None, "the lease alone keeps them"
+    assert pictures.ocr.claim() is None
 
 
-def test_an_expired_lease_is_claimable_after_its_delay_and_says_that_the_worker_died(pictures: Pictures) -> None:
+def test_a_row_whose_lease_ran_out_is_claimable_at_once_and_says_that_the_worker_died(pictures: Pictures) -> None:
     pictures.add(1)
     first = pictures.ocr.claim()
     assert pictures.ocr.claim() is None
     pictures.expire_leases()
-    assert pictures.ocr.claim() is None, "the delay of the attempt was charged when it began"
-    pictures.end_delays()
     second = pictures.ocr.claim()
     assert second.attempts == [2]
     assert second.token > first.token
     assert pictures.sql("SELECT ocr_error FROM images")[0][0].startswith("LeaseExpired")
 
 
+def test_a_row_that_keeps_killing_its_workers_is_leased_longer_and_longer(pictures: Pictures) -> None:
+    """A worker that dies cannot charge a delay, so a lease after a death lasts as long as that delay."""
+    pictures.add(1)
+    leases = []
+    for _ in range(9):
+        pictures.ocr.claim()
+        [(seconds,)] = pictures.sql("SELECT extract(epoch FROM ocr_leased_until - ocr_tried_at)::float8 FROM images")
+        leases.append(seconds)
+        pictures.expire_leases()
+    assert leases[:5] == [60, 60, 60, 60, 60]
+    assert 0.8 * 2**9 <= leases[-1] <= 1.2 * 2**9
+
+
+def test_fresh_rows_come_in_key_order_and_round_again(pictures: Pictures) -> None:
+    names = pictures.add(6)
+    assert pictures.ocr.claim(2).keys == names[:2]
+    held = pictures.ocr.claim(2)
+    assert held.keys == names[2:4]
+    pictures.ocr.release(held)
+    assert pictures.ocr.claim(9).keys == names[4:], "the walk goes on"
+    assert pictures.ocr.claim(9).keys == names[2:4], "and comes round"
+
+
+def test_a_stage_with_an_order_takes_smaller_values_first_and_new_urgent_rows_before_old_ones(
+    pictures: Pictures,
+) -> None:
+    urgent = pictures.table.stage("urgent", ready="contains_text IS NULL", writes=["contains_text"], order="-length")
+    pictures.table.upsert({"image_name": f"p{number}", "length": number} for number in range(6))
+    assert sorted(urgent.claim(2).keys) == ["p4", "p5"]
+    pictures.table.upsert([{"image_name": "new", "length": 99}])
+    assert urgent.claim(1).keys == ["new"]
+    assert sorted(urgent.claim(9).keys) == ["p0", "p1", "p2", "p3"]
+
+
+def test_failed_rows_get_a_turn_though_fresh_ones_never_end(pictures: Pictures) -> None:
+    pictures.add(2)
+    pictures.ocr.fail(pictures.ocr.claim(1), ValueError("bad"))
+    pictures.end_delays()
+    pictures.add(50, start=10)
+    claims = [pictures.ocr.claim(1).keys[0] for _ in range(10)]
+    assert "picture-00000" in claims
+
+
 def test_a_zombie_with_an_old_token_never_overwrites(pictures: Pictures) -> None:
     pictures.add(1)
     zombie = pictures.ocr.claim()
     pictures.expire_leases()
-    pictures.end_delays()
     current = pictures.ocr.claim()
     assert pictures.ocr.complete(zombie, [YES]) == Settled(lost=1)
     assert pictures.ocr.fail(zombie, ValueError("late")) == 0
@@ -110,7 +149,8 @@ def test_a_failing_row_goes_to_the_end_with_a_growing_delay_and_never_disappears
     for attempt, delay in enumerate(delays, start=1):
         assert 0.8 * 2**attempt - 1 < delay < 1.2 * 2**attempt
     pictures.expire_leases()
-    assert pictures.ocr.claim(1).keys == ["picture-00001"], "the row tried least recently comes first"
+    [untried] = [stage for stage in pictures.database.declared_stages() if stage.name == "ocr"]
+    assert untried.claim(1).keys == ["picture-00001"], "a row that never failed comes first"
     assert [row.key for row in pictures.ocr.stuck()] == ["picture-00000"]
 
 
@@ -161,7 +201,6 @@ def test_a_row_whose_worker_died_twice_is_claimed_alone(pictures: Pictures) -> N
     for _ in range(2):
         assert len(pictures.ocr.claim()) == 4
         pictures.expire_leases()
-        pictures.end_delays()
     claims = [pictures.ocr.claim() for _ in range(4)]
     assert [len(claim) for claim in claims] == [1, 1, 1, 1]
     assert pictures.ocr.claim() is None
@@ -172,10 +211,9 @@ def test_a_suspect_row_takes_no_fresh_row_with_it(pictures: Pictures) -> None:
     for _ in range(2):
         pictures.ocr.claim()
         pictures.expire_leases()
-        pictures.end_delays()
     fresh = pictures.add(3, start=1)
-    assert sorted(pictures.ocr.claim().keys) == fresh
-    assert pictures.ocr.claim().keys == ["picture-00000"]
+    claims = sorted(pictures.ocr.claim().keys for _ in range(2))
+    assert claims == [["picture-00000"], fresh]
 
 
 def test_a_result_the_database_refuses_fails_its_row_alone(pictures: Pictures) -> None:

@@ -5,27 +5,25 @@ from __future__ import annotations
 import pytest
 from psycopg import sql
 
-from pleinair.krablet.queries import comma_separated, query
+from pleinair.krablet.claims import _claiming
+from pleinair.krablet.queries import query
 from tests.krablet.conftest import Pictures
 
 ROWS = 50_000
 
 
-def claim_statement(pictures: Pictures, batch: int) -> sql.Composed:
+def fresh_statement(pictures: Pictures, batch: int) -> sql.Composed:
     stage = pictures.ocr
-    return query("claims", "claim_rows").format(
-        **stage.identifiers,
-        batch=sql.Literal(batch),
-        columns=comma_separated([sql.Identifier(name) for name in stage.given_columns]),
-    )
+    after = sql.SQL("{} > %(after)s::text").format(stage.identifiers["key"])
+    return query("claims", "claim_fresh").format(**_claiming(stage, batch), after=after, order=stage.ordering)
 
 
 def generic_plan(pictures: Pictures, statement: sql.Composed) -> str:
     with pictures.database.connection() as connection:
-        text = statement.as_string(connection).replace("%(lease_seconds)s", "$1").replace("%%", "%")
+        text = statement.as_string(connection).replace("%(lease_seconds)s", "$1").replace("%(after)s", "$2")
         connection.execute("SET plan_cache_mode = force_generic_plan")
-        connection.execute(f"PREPARE claim (double precision) AS {text}")
-        return "\n".join(line for (line,) in connection.execute("EXPLAIN EXECUTE claim (60)"))
+        connection.execute(f"PREPARE claim (double precision, text) AS {text.replace('%%', '%')}")
+        return "\n".join(line for (line,) in connection.execute("EXPLAIN EXECUTE claim (60, 'p5')"))
 
 
 @pytest.mark.parametrize("analysed", [True, False])
@@ -43,7 +41,10 @@ def test_claim_goes_through_the_partial_index_under_a_generic_plan(
     if analysed:
         pictures.sql("ANALYZE images")
     for batch in (8, 512):
-        plan = generic_plan(pictures, claim_statement(pictures, batch))
+        plan = generic_plan(pictures, fresh_statement(pictures, batch))
         assert "images_ocr_ready" in plan
         assert "images_pkey" in plan
         assert "Seq Scan" not in plan
+        again = generic_plan(pictures, query("claims", "claim_again").format(**_claiming(pictures.ocr, batch)))
+        assert "images_ocr_again" in again
+        assert "Seq Scan" not in again

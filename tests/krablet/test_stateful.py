@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -28,13 +28,13 @@ class Row:
     attempts: int = 0
     token: int | None = None
     leased: bool = False
+    failed: bool = False
     due: bool = True
-    tried: int = 0
     history: list[bool] = field(default_factory=list)
 
     @property
     def claimable(self) -> bool:
-        return self.result is None and not self.leased and self.due
+        return self.result is None and not self.leased and (self.due or not self.failed)
 
     @property
     def suspect(self) -> bool:
@@ -50,8 +50,9 @@ class ClaimMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.rows: dict[str, Row] = {}
-        self.clock = 0
+        self.last: str | None = ""
         self.pictures.sql("TRUNCATE images")
+        self.pictures = replace(self.pictures, ocr=self.pictures.database.declared_stages()[0])
 
     @rule(count=st.integers(1, 6))
     def add_rows(self, count: int) -> None:
@@ -64,20 +65,32 @@ class ClaimMachine(RuleBasedStateMachine):
         claim = self.pictures.ocr.claim(n)
         if claim is None:
             assert claimable == {}
+            self.last = ""
             return multiple()
         taken = [self.rows[key] for key in claim.keys]
         assert all(row.claimable for row in taken)
         assert len(claim) == 1 or not any(row.suspect for row in taken)
-        if not any(row.suspect for row in claimable.values()):
-            assert len(claim) == min(n, len(claimable))
-            left = [row.tried for name, row in claimable.items() if name not in claim.keys]
-            assert not left or max(row.tried for row in taken) <= min(left)
-        self.clock += 1
+        assert len({row.failed for row in taken}) == 1
+        if not taken[0].failed:
+            self.sweep_goes_on(claim, [name for name, row in claimable.items() if not row.failed], n)
+        else:
+            self.last = None
+            if not any(row.suspect for row in claimable.values()):
+                assert len(claim) == min(n, sum(row.failed for row in claimable.values()))
         for row in taken:
             row.attempts += 1
-            row.token, row.leased, row.due, row.tried = claim.token, True, False, self.clock
+            row.token, row.leased = claim.token, True
         assert claim.attempts == [row.attempts for row in taken]
         return claim
+
+    def sweep_goes_on(self, claim: Claim, fresh: list[str], n: int) -> None:
+        """Fresh rows come in key order after the last ones taken, or from the first when none is left there."""
+        if self.last is not None:
+            behind = [name for name in sorted(fresh) if name > self.last]
+            expected = (behind or sorted(fresh))[:n]
+            if not any(self.rows[name].suspect for name in expected):
+                assert sorted(claim.keys) == expected
+        self.last = claim.last_key
 
     @rule(claim=claims, results=st.lists(st.sampled_from([True, False, None]), min_size=6, max_size=6))
     def complete(self, claim: Claim, results: list[bool | None]) -> None:
@@ -95,9 +108,9 @@ class ClaimMachine(RuleBasedStateMachine):
         for key, mine, result in zip(claim.keys, held, outcomes, strict=True):
             row = self.rows[key]
             if mine:
-                row.token, row.leased, row.due = None, False, False
+                row.token, row.leased, row.due, row.failed = None, False, False, result is None
                 if result is not None:
-                    row.result, row.attempts, row.due = result, 0, True
+                    row.result, row.attempts = result, 0
                     row.history.append(result)
 
     @rule(claim=consumes(claims))
@@ -105,7 +118,7 @@ class ClaimMachine(RuleBasedStateMachine):
         for key in claim.keys:
             row = self.rows[key]
             if row.token == claim.token:
-                row.token, row.leased, row.due, row.attempts = None, False, True, row.attempts - 1
+                row.token, row.leased, row.attempts = None, False, row.attempts - 1
         self.pictures.ocr.release(claim)
 
     @rule()

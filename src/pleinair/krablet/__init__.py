@@ -9,8 +9,9 @@
 A table's rows are the queue: a stage's row is ready while the stage's condition holds for it. Nothing here needs torch.
 """
 
+from pleinair.krablet.claims import Claim, Settled
 from pleinair.krablet.database import Database, connect
-from pleinair.krablet.stages import Claim, Depth, Settled, Stage, StageSpec, StageStats, StuckRow
+from pleinair.krablet.stages import Depth, Stage, StageSpec, StageStats, StuckRow
 from pleinair.krablet.supervisor import Progress, RunSummary, StageProgress, run_workers
 from pleinair.krablet.tables import Table
 from pleinair.krablet.workers import work

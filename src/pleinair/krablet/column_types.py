@@ -137,12 +137,24 @@ def column_type(sql_type: str) -> ColumnType:
     return _TYPES[name]
 
 
-def encode_value(place: str, type_: ColumnType, value: Any) -> object:
-    """`value` as it travels into a column of this type. Raises QueueError naming `place`, the value and the remedy."""
-    if value is None:
-        return None
+def encode_column(column: str, type_: ColumnType, keys: Sequence[Any], values: Sequence[Any]) -> list[object]:
+    """Values of one column as they travel. Raises QueueError naming the column, the row's key, the value and the remedy."""
     try:
-        # numpy scalars and zero-dimensional tensors give the Python value they hold.
-        return type_.encode(value.item() if getattr(value, "shape", None) == () else value)
+        return [None if value is None else type_.encode(_plain(value)) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        # Looked for only now: a sentence per value, made in advance, costs more than encoding it.
+        return [
+            _encode_value(f"{column} of {key!r:.60}", type_, value) for key, value in zip(keys, values, strict=True)
+        ]
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and zero-dimensional tensors give the Python value they hold."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _encode_value(place: str, type_: ColumnType, value: Any) -> object:
+    try:
+        return None if value is None else type_.encode(_plain(value))
     except (TypeError, ValueError, OverflowError) as error:
         raise QueueError(f"{place} is {type_.name} and cannot hold {value!r:.80}: {error}") from error

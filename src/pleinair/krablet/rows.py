@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from psycopg import sql
 
-from pleinair.krablet.column_types import ColumnType, encode_value
+from pleinair.krablet.column_types import ColumnType, encode_column
 from pleinair.krablet.queries import comma_separated
 from pleinair.records.errors import QueueError
 
@@ -110,8 +111,12 @@ def as_arrays(
     if unknown := [name for name in columns if name not in types]:
         raise QueueError(f"table {table} has no column {unknown[0]!r}: declare it, or use one of {', '.join(types)}")
     ordered = (key, *(name for name in columns if name != key))
-    values = tuple(
-        [encode_value(f"{table}.{name} of {row[key]!r:.60}", types[name], row[name]) for row in rows]
-        for name in ordered
-    )
-    return Arrays(ordered, tuple(types[name] for name in ordered), values)
+    return encoded(table, types, {name: [row[name] for row in rows] for name in ordered})
+
+
+def encoded(table: str, types: Mapping[str, ColumnType], values: Mapping[str, Sequence[Any]]) -> Arrays:
+    """Values by column, the key's first, as they travel. Raises QueueError naming a value that does not fit."""
+    columns = tuple(values)
+    keys = values[columns[0]]
+    arrays = tuple(encode_column(f"{table}.{name}", types[name], keys, column) for name, column in values.items())
+    return Arrays(columns, tuple(types[name] for name in columns), arrays)

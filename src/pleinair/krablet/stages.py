@@ -1,4 +1,4 @@
-"""A queue stage: which rows are to be done, and the protocol by which workers do them.
+"""A queue stage: which rows are to be done, and what may be asked of it.
 
                      claim                complete
     ready row  ------------------> leased ---------> done (the condition no longer holds)
@@ -8,12 +8,15 @@
 
 The table is the queue: a row is ready while the stage's condition holds, and nothing else says so. The state of a claim
 is six columns of the row, `<stage>_tried_at, _attempts, _error, _leased_until, _not_before, _token`; all times are
-Postgres's. A token fences: results of a worker whose lease ran out and whose row was claimed again are not written.
+Postgres's. Two partial indexes are the queue: `<table>_<stage>_ready`, rows that never failed in the order they are
+taken, and `<table>_<stage>_again`, rows that failed by the time of their next try. Neither holds a column that a claim
+writes: an index on tried_at, as the report prints it, costs an entry per claim in every index and, under a snapshot
+held by somebody, a walk over all dead ones (docs/krablet.md has the numbers, and those of a narrow table beside it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -22,12 +25,21 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
+from pleinair.krablet.claims import (
+    Claim,
+    Outcome,
+    Settled,
+    Sweep,
+    exchange,
+    release_rows,
+    renew_lease,
+    settlement,
+)
 from pleinair.krablet.connections import Connection, Session
-from pleinair.krablet.queries import checked_name, comma_separated, condition, query
+from pleinair.krablet.queries import checked_name, condition, query
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
-    from pleinair.krablet.rows import Arrays
     from pleinair.krablet.tables import Table
 
 STATE_COLUMNS: Mapping[str, str] = {
@@ -40,26 +52,6 @@ STATE_COLUMNS: Mapping[str, str] = {
 }
 STUCK_AFTER = 4
 """Attempts after which a row counts as stuck: by then it has waited about 2 + 4 + 8 seconds."""
-
-Outcome = Mapping[str, object] | Exception
-"""What became of one row: the columns to write, or why it failed."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Rows leased to one worker under one token. `rows` are given to the worker, aligned with `keys` and `attempts`."""
-
-    token: int
-    keys: list[Any]
-    rows: list[dict[str, Any]]
-    attempts: list[int]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def part(self, start: int, end: int) -> Claim:
-        """The rows from `start` to `end`, under the same token."""
-        return Claim(self.token, self.keys[start:end], self.rows[start:end], self.attempts[start:end])
 
 
 @dataclass(frozen=True)
@@ -108,18 +100,6 @@ class StageStats:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What completing a claim did: rows written, rows failed, and rows whose lease had passed to another worker."""
-
-    completed: int = 0
-    failed: int = 0
-    lost: int = 0
-
-    def __add__(self, other: Settled) -> Settled:
-        return Settled(self.completed + other.completed, self.failed + other.failed, self.lost + other.lost)
-
-
-@dataclass(frozen=True)
 class StageSpec:
     """A stage with the function that does it, for worker processes: importable as "module:function".
 
@@ -147,6 +127,7 @@ class Stage:
         batch: int,
         lease_seconds: float,
         reads: Sequence[str] | None,
+        order: str | None = None,
     ) -> None:
         self.session = session
         self.table = table
@@ -156,6 +137,10 @@ class Stage:
         self.reads = None if reads is None else tuple(reads)
         self.batch = batch
         self.lease_seconds = lease_seconds
+        self.order = order
+        self.written = frozenset(writes)
+        self._statements: dict[Hashable, str] = {}
+        self._sweep = Sweep(ordered=order is not None)
         _check_stage(self)
 
     def __repr__(self) -> str:
@@ -182,6 +167,18 @@ class Stage:
             "ready": condition(self.ready),
         }
 
+    def statement(self, kind: Hashable, compose: Callable[[], sql.Composed]) -> str:
+        """The text of a statement that is sent again and again, composed once: composing costs as much as sending."""
+        if kind not in self._statements:
+            self._statements[kind] = compose().as_string()
+        return self._statements[kind]
+
+    @cached_property
+    def ordering(self) -> sql.Composable:
+        """What fresh rows are sorted by: the order given, then the key."""
+        key = sql.Identifier(self.table.key)
+        return key if self.order is None else sql.SQL("({}), {}").format(condition(self.order), key)
+
     @property
     def given_columns(self) -> tuple[str, ...]:
         """The columns a worker is given, the key first."""
@@ -189,11 +186,16 @@ class Stage:
         return (self.table.key, *(name for name in wanted if name != self.table.key))
 
     def claim(self, n: int | None = None) -> Claim | None:
-        """Lease up to `n` rows (default: the stage's batch), least recently tried first; None when none is claimable.
+        """Lease up to `n` rows (default: the stage's batch); None when none is claimable.
 
-        A row whose worker died twice comes alone.
+        Fresh rows in the stage's order, going on where the last claim of this object ended; when none is left, those
+        that failed and have waited. A row whose worker died twice comes alone.
         """
-        return exchange(self.session, None, self, n or self.batch)[1]
+        while True:
+            ask = self._sweep.ask()
+            claim = exchange(self.session, None, self, n or self.batch, ask)[1]
+            if not self._sweep.took(ask, claim) or claim is not None:
+                return claim
 
     def complete(self, claim: Claim, results: Sequence[Outcome]) -> Settled:
         """Write results, aligned with `claim.rows`; an Exception in place of a result fails its row."""
@@ -255,17 +257,18 @@ def _check_stage(stage: Stage) -> None:
 
 
 def create_stage(connection: Connection, stage: Stage) -> None:
-    """Create the state columns and the partial index, or change what differs; save the declaration."""
+    """Create the state columns and the two indexes, or change what differs; save the declaration."""
     try:
         with connection.transaction():
             connection.execute(query("catalog", "lock_schema"))
             _add_state_columns(connection, stage)
-            _create_ready_index(connection, stage)
+            _create_indexes(connection, stage)
             connection.execute(query("catalog", "save_stage"), _declaration(stage))
     except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError) as error:
+        order = "" if stage.order is None else f" and order = {stage.order!r}"
         raise QueueError(
-            f"stage {stage.label} cannot use ready = {stage.ready!r}: {str(error).splitlines()[0]}; "
-            "write an immutable SQL condition over the columns of the table"
+            f"stage {stage.label} cannot use ready = {stage.ready!r}{order}: {str(error).splitlines()[0]}; "
+            "write immutable SQL over the columns of the table"
         ) from error
 
 
@@ -278,6 +281,7 @@ def _declaration(stage: Stage) -> dict[str, object]:
         "reads": None if stage.reads is None else list(stage.reads),
         "batch": stage.batch,
         "lease_seconds": stage.lease_seconds,
+        "ordering": stage.order,
     }
 
 
@@ -293,184 +297,32 @@ def _add_state_columns(connection: Connection, stage: Stage) -> None:
             connection.execute(statement)
 
 
-def _create_ready_index(connection: Connection, stage: Stage) -> None:
-    index = f"{stage.table.name}_{stage.name}_ready"
+def _create_indexes(connection: Connection, stage: Stage) -> None:
+    names = {kind: f"{stage.table.name}_{stage.name}_{kind}" for kind in ("ready", "again")}
     saved = connection.execute(
         query("catalog", "load_stage"), {"table": stage.table.name, "name": stage.name}
     ).fetchone()
-    exists = connection.execute(query("catalog", "index_exists"), {"index": index}).fetchone()
-    if saved is not None and saved[0] == stage.ready and exists == (True,):
+    there = [
+        connection.execute(query("catalog", "index_exists"), {"index": index}).fetchone() == (True,)
+        for index in names.values()
+    ]
+    if saved is not None and (saved[0], saved[5]) == (stage.ready, stage.order) and all(there):
         return
-    named = {"index": sql.Identifier(index), "table": stage.identifiers["table"]}
-    connection.execute(query("catalog", "drop_ready_index").format(**named))
-    # Without parameters the text goes as it is, so the condition is not to have its % doubled.
-    statement = query("catalog", "create_ready_index").format(
-        **named, tried_at=stage.identifiers["tried_at"], ready=sql.SQL(stage.ready)
-    )
-    connection.execute(statement)
-
-
-@dataclass(frozen=True)
-class Settlement:
-    """How a claim ends: what each of its rows became, and the results already encoded."""
-
-    stage: Stage
-    claim: Claim
-    outcomes: list[Outcome]
-    arrays: Arrays | None
-
-    def part(self, start: int, end: int) -> Settlement:
-        return settlement(self.stage, self.claim.part(start, end), self.outcomes[start:end])
-
-
-def settlement(stage: Stage, claim: Claim, results: Sequence[Outcome]) -> Settlement:
-    """Results as they will be written; one that cannot be written becomes the exception that says why."""
-    if len(results) != len(claim):
-        raise QueueError(
-            f"stage {stage.label} got {len(results)} results for {len(claim)} rows: "
-            "return one dict (or exception) per row, in order"
-        )
-    outcomes = [_complete_result(stage, key, result) for key, result in zip(claim.keys, results, strict=True)]
-    try:
-        return Settlement(stage, claim, outcomes, _encoded(stage, claim, outcomes))
-    except QueueError as error:
-        if len(claim) == 1:
-            return Settlement(stage, claim, [error], None)
-        alone = [settlement(stage, claim.part(i, i + 1), outcomes[i : i + 1]).outcomes[0] for i in range(len(claim))]
-        return Settlement(stage, claim, alone, _encoded(stage, claim, alone))
-
-
-def _complete_result(stage: Stage, key: object, result: Outcome) -> Outcome:
-    if isinstance(result, Exception) or (isinstance(result, Mapping) and result.keys() == set(stage.writes)):
-        return result
-    got = sorted(result) if isinstance(result, Mapping) else type(result).__name__
-    return QueueError(f"the result for {key!r:.60} is {got}: return a dict with exactly {sorted(stage.writes)}")
-
-
-def _encoded(stage: Stage, claim: Claim, outcomes: Sequence[Outcome]) -> Arrays | None:
-    results = [(key, row) for key, row in zip(claim.keys, outcomes, strict=True) if isinstance(row, Mapping)]
-    rows = [{**row, stage.table.key: key} for key, row in results]
-    return stage.table.arrays(stage.writes, rows) if rows else None
-
-
-def exchange(
-    session: Session, settling: Settlement | None, stage: Stage | None = None, n: int = 0
-) -> tuple[Settled, Claim | None]:
-    """Settle one claim and take the next. A result the database refuses fails its row alone."""
-    try:
-        return session.run(lambda connection: settle_and_claim(connection, settling, stage, n))
-    except (psycopg.DataError, psycopg.IntegrityError) as error:
-        if settling is None:
-            raise
-        settled = _settle_by_halves(session, settling, error)
-        return settled, session.run(lambda connection: settle_and_claim(connection, None, stage, n))[1]
-
-
-def _settle_by_halves(session: Session, settling: Settlement, error: Exception) -> Settled:
-    size = len(settling.claim)
-    if size == 1:
-        refused = Settlement(settling.stage, settling.claim, [error], None)
-        return session.run(lambda connection: settle_and_claim(connection, refused))[0]
-    return _settle_part(session, settling.part(0, size // 2)) + _settle_part(session, settling.part(size // 2, size))
-
-
-def _settle_part(session: Session, part: Settlement) -> Settled:
-    try:
-        return session.run(lambda connection: settle_and_claim(connection, part))[0]
-    except (psycopg.DataError, psycopg.IntegrityError) as error:
-        return _settle_by_halves(session, part, error)
-
-
-def settle_and_claim(
-    connection: Connection, settling: Settlement | None, stage: Stage | None = None, n: int = 0
-) -> tuple[Settled, Claim | None]:
-    """Settle one claim and take the next in one round trip and one commit. The two may be of different stages."""
-    with connection.pipeline():
-        settled = None if settling is None else _send_settlement(connection, settling)
-        claimed = None if stage is None else claim_rows(connection, stage, n)
-    outcome = Settled() if settled is None or settling is None else _read_settlement(*settled, held=len(settling.claim))
-    return outcome, None if claimed is None or stage is None else _read_claim(stage, claimed.fetchall())
-
-
-def _send_settlement(
-    connection: Connection, settling: Settlement
-) -> tuple[psycopg.Cursor[Any] | None, psycopg.Cursor[Any] | None]:
-    stage, token, arrays = settling.stage, settling.claim.token, settling.arrays
-    if len(settling.claim) > 1:
-        hold_rows(connection, stage, settling.claim)
-    pairs = zip(settling.claim.keys, settling.outcomes, strict=True)
-    failures = [(key, describe_error(outcome)) for key, outcome in pairs if isinstance(outcome, Exception)]
-    return (
-        complete_rows(connection, stage, token, arrays) if arrays else None,
-        fail_rows(connection, stage, token, failures) if failures else None,
-    )
-
-
-def _read_settlement(completion: psycopg.Cursor[Any] | None, failure: psycopg.Cursor[Any] | None, held: int) -> Settled:
-    written = [] if completion is None else [ended for (ended,) in completion.fetchall()]
-    completed, still_ready = written.count(True), written.count(False)
-    failed = still_ready + (0 if failure is None else failure.rowcount)
-    return Settled(completed, failed, held - completed - failed)
-
-
-def claim_rows(connection: Connection, stage: Stage, n: int) -> psycopg.Cursor[Any]:
-    columns = comma_separated([sql.Identifier(name) for name in stage.given_columns])
-    statement = query("claims", "claim_rows").format(**stage.identifiers, batch=sql.Literal(n), columns=columns)
-    return connection.cursor(binary=True).execute(statement, {"lease_seconds": stage.lease_seconds})
-
-
-def _read_claim(stage: Stage, found: list[tuple[Any, ...]]) -> Claim | None:
-    if not found:
-        return None
-    columns = stage.given_columns
-    return Claim(
-        token=found[0][0],
-        keys=[row[2] for row in found],
-        rows=[dict(zip(columns, row[2:], strict=True)) for row in found],
-        attempts=[row[1] for row in found],
-    )
-
-
-def hold_rows(connection: Connection, stage: Stage, claim: Claim) -> None:
-    statement = query("claims", "hold_rows").format(**stage.identifiers)
-    connection.execute(statement, {"keys": claim.keys, "token": claim.token})
-
-
-def complete_rows(connection: Connection, stage: Stage, token: int, arrays: Arrays) -> psycopg.Cursor[Any]:
-    statement = query("claims", "complete_rows").format(
+    # Without parameters the text goes as it is, so conditions are not to have their % doubled.
+    raw = {
         **stage.identifiers,
-        results=comma_separated([sql.SQL("{} = result.{}").format(*pair) for pair in arrays.written()]),
-        written=comma_separated([sql.SQL("result.{1} AS {0}").format(*pair) for pair in arrays.written()]),
-        values=arrays.casts,
-        arrays=arrays.arrays,
-        names=arrays.names,
-    )
-    return connection.cursor().execute(statement, {**arrays.parameters, "token": token})
+        "ready": sql.SQL(stage.ready),
+        "order": _raw_ordering(stage),
+        "concurrently": sql.SQL(""),
+    }
+    for kind, name in names.items():
+        connection.execute(query("catalog", "drop_index").format(index=sql.Identifier(name)))
+        connection.execute(query("catalog", f"create_{kind}_index").format(**raw, index=sql.Identifier(name)))
 
 
-def fail_rows(
-    connection: Connection, stage: Stage, token: int, failures: Sequence[tuple[Any, str]]
-) -> psycopg.Cursor[Any]:
-    statement = query("claims", "fail_rows").format(**stage.identifiers)
-    keys, errors = zip(*failures, strict=True)
-    return connection.cursor().execute(statement, {"keys": list(keys), "errors": list(errors), "token": token})
-
-
-def describe_error(error: Exception) -> str:
-    """An exception as one bounded line that any text column can hold."""
-    text = f"{type(error).__name__}: {error}".replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
-    return " ".join(text.split())[:2000]
-
-
-def renew_lease(connection: Connection, stage: Stage, claim: Claim) -> int:
-    statement = query("claims", "renew_lease").format(**stage.identifiers)
-    parameters = {"keys": claim.keys, "token": claim.token, "lease_seconds": stage.lease_seconds}
-    return connection.execute(statement, parameters).rowcount
-
-
-def release_rows(connection: Connection, stage: Stage, claim: Claim) -> int:
-    statement = query("claims", "release_rows").format(**stage.identifiers)
-    return connection.execute(statement, {"keys": claim.keys, "token": claim.token}).rowcount
+def _raw_ordering(stage: Stage) -> sql.Composable:
+    key = sql.Identifier(stage.table.key)
+    return key if stage.order is None else sql.SQL("({}), {}").format(sql.SQL(stage.order), key)
 
 
 def stage_depth(connection: Connection, stage: Stage, give_up_after: int) -> Depth:

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from pleinair.krablet.column_types import ColumnType, column_type
 from pleinair.krablet.connections import Connection, Session, explained, open_connection
 from pleinair.krablet.queries import checked_name, query
-from pleinair.krablet.rows import Arrays, as_arrays, grouped_by_columns, merged_by_key, slices
+from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
 from pleinair.krablet.stages import STATE_COLUMNS, Stage, create_stage
 from pleinair.records.errors import QueueError
 
@@ -46,14 +46,24 @@ class Table:
         batch: int = 8,
         lease_seconds: float = 60.0,
         reads: Sequence[str] | None = None,
+        order: str | None = None,
     ) -> Stage:
         """Declare a queue stage; declaring it again changes it, and a changed `ready` rebuilds its index.
 
         `ready` is SQL over this table's columns, immutable (no now()), true while a row is to be done. `writes` are the
-        columns a worker returns, `reads` the columns it is given (default: all). Raises QueueError.
+        columns a worker returns, `reads` the columns it is given (default: all). `order` is an immutable SQL expression:
+        rows with smaller values are taken first (for example `-priority`, or `created_at`). Raises QueueError.
         """
         stage = Stage(
-            self.session, self, name, ready=ready, writes=writes, batch=batch, lease_seconds=lease_seconds, reads=reads
+            self.session,
+            self,
+            name,
+            ready=ready,
+            writes=writes,
+            batch=batch,
+            lease_seconds=lease_seconds,
+            reads=reads,
+            order=order,
         )
         self.session.run(lambda connection: create_stage(connection, stage))
         return stage
@@ -87,6 +97,10 @@ class Table:
 
     def arrays(self, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Arrays:
         return as_arrays(self.name, self.key, self._types, columns, rows)
+
+    def arrays_of(self, keys: Sequence[Any], values: Mapping[str, Sequence[Any]]) -> Arrays:
+        """Values by column, aligned with `keys`, encoded."""
+        return encoded(self.name, self._types, {self.key: keys, **values})
 
     def read(
         self,
@@ -276,7 +290,15 @@ def load_stage(table: Table, name: str) -> Stage:
     )
     if found is None:
         raise QueueError(f"table {table.name} has no stage {name!r}: declare it with table.stage({name!r}, ...)")
-    ready, writes, reads, batch, lease_seconds = found
+    ready, writes, reads, batch, lease_seconds, order = found
     return Stage(
-        table.session, table, name, ready=ready, writes=writes, batch=batch, lease_seconds=lease_seconds, reads=reads
+        table.session,
+        table,
+        name,
+        ready=ready,
+        writes=writes,
+        batch=batch,
+        lease_seconds=lease_seconds,
+        reads=reads,
+        order=order,
     )

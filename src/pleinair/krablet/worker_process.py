@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pleinair.krablet.claims import Settled
 from pleinair.krablet.connections import Session
-from pleinair.krablet.stages import Settled, Stage, StageSpec
+from pleinair.krablet.stages import Stage, StageSpec
 from pleinair.krablet.tables import load_stage, load_table
 from pleinair.krablet.workers import Function, work
 from pleinair.records.errors import PleinairError, QueueError

@@ -16,18 +16,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from pleinair.krablet.connections import Session
-from pleinair.krablet.stages import (
+from pleinair.krablet.claims import (
+    FIRST,
+    Ask,
     Claim,
     Outcome,
     Settled,
     Settlement,
-    Stage,
+    Sweep,
     exchange,
     release_rows,
     renew_lease,
     settlement,
+    sweep_from_anywhere,
 )
+from pleinair.krablet.connections import Session
+from pleinair.krablet.stages import Stage
 from pleinair.records.errors import DatabaseError, QueueError
 
 Row = dict[str, object]
@@ -151,6 +155,7 @@ class _Worker:
         self._functions = functions
         self._batches = batches
         self._on_settled = on_settled
+        self._sweeps: dict[str, Sweep] = {}
         self._session = stages[0].session.fresh(patience_seconds)
         self._heartbeat = _Heartbeat(stages[0].session.fresh(0.0), min(stage.lease_seconds for stage in stages) / 3)
         self._stopped = False
@@ -160,28 +165,40 @@ class _Worker:
         done, settling, pause = Settled(), None, 0.05
         while not (self._stopped or stop()):
             stage = self._turns.next()
-            done, claim = self._exchange(done, settling, stage)
+            done, claim, more = self._take(done, settling, stage)
             settling = None
             if claim is not None:
                 self._turns.found_rows()
                 settling, pause = self._process(stage, claim), 0.05
-                continue
-            self._turns.found_none()
-            if self._turns.all_empty():
-                if not wait:
-                    break
-                self._pause(pause, stop)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                self._turns.ask_again()
-        return self._exchange(done, settling, None)[0]
+            elif not more:
+                self._turns.found_none()
+                if self._turns.all_empty():
+                    if not wait:
+                        break
+                    self._pause(pause, stop)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    self._turns.ask_again()
+        return self._exchange(done, settling, None, FIRST)[0]
+
+    def _take(self, done: Settled, settling: Settlement | None, stage: Stage) -> tuple[Settled, Claim | None, bool]:
+        """Settle and ask once; the last value is False when the stage has nothing claimable anywhere."""
+        sweep = self._sweep_of(stage)
+        ask = sweep.ask()
+        done, claim = self._exchange(done, settling, stage, ask)
+        return done, claim, sweep.took(ask, claim)
+
+    def _sweep_of(self, stage: Stage) -> Sweep:
+        if stage.label not in self._sweeps:
+            self._sweeps[stage.label] = sweep_from_anywhere(self._session, stage)
+        return self._sweeps[stage.label]
 
     def _exchange(
-        self, done: Settled, settling: Settlement | None, stage: Stage | None
+        self, done: Settled, settling: Settlement | None, stage: Stage | None, ask: Ask
     ) -> tuple[Settled, Claim | None]:
         if settling is None and stage is None:
             return done, None
         batch = 0 if stage is None else self._batches[stage.label]
-        settled, claim = exchange(self._session, settling, stage, batch)
+        settled, claim = exchange(self._session, settling, stage, batch, ask)
         if settling is not None:
             self._on_settled(settling.stage, settled)
         return done + settled, claim

@@ -1,40 +1,78 @@
--- name: claim_rows
--- Takes due rows, least recently tried first, and stamps them with one lease and one token; served by <table>_<stage>_ready.
+-- name: claim_fresh
+-- Takes rows that never failed, in key order from where the worker's sweep stands, and stamps them with one lease and one
+-- token; served by <table>_<stage>_ready. Neither index of the stage holds a column that is written here, so the update
+-- stays on its page where there is room, and dead entries before the sweep are never met again.
 -- LIMIT is a literal and the update goes through key = ANY(ARRAY(..)): with LIMIT $1 or a join, a generic plan hashes the whole table.
 -- A row whose worker died twice while holding it is claimed alone, so that a row that kills its worker takes no other row with it.
--- The delay of a failed attempt is charged here and refunded on completion: a worker that dies cannot charge it.
 WITH due AS MATERIALIZED (
     SELECT {key}, {token} IS NOT NULL AND {attempts} >= 2 AS suspect
     FROM {table}
     WHERE ({ready})
+      AND {not_before} IS NULL
       AND ({leased_until} IS NULL OR {leased_until} <= now())
-      AND ({not_before} IS NULL OR {not_before} <= now())
-    ORDER BY {tried_at} NULLS FIRST
+      AND {after}
+    ORDER BY {order}
     LIMIT {batch}
-    FOR UPDATE SKIP LOCKED
+    FOR NO KEY UPDATE SKIP LOCKED
 ), placed AS (
     SELECT {key}, suspect, row_number() OVER () AS place, first_value(suspect) OVER () AS first_is_suspect FROM due
 )
+{lease}
+
+-- name: claim_again
+-- Takes rows that failed and whose delay is over, the longest over first; served by <table>_<stage>_again.
+WITH due AS MATERIALIZED (
+    SELECT {key}, {token} IS NOT NULL AND {attempts} >= 2 AS suspect
+    FROM {table}
+    WHERE ({ready})
+      AND {not_before} <= now()
+      AND ({leased_until} IS NULL OR {leased_until} <= now())
+    ORDER BY {not_before}
+    LIMIT {batch}
+    FOR NO KEY UPDATE SKIP LOCKED
+), placed AS (
+    SELECT {key}, suspect, row_number() OVER () AS place, first_value(suspect) OVER () AS first_is_suspect FROM due
+)
+{lease}
+
+-- name: lease_placed
+-- The second half of both claims; the primary key serves. A worker that died may have been killed by the row: its lease
+-- lasts as long as the delay after a failure, at least, for a worker that dies cannot charge that delay itself.
 UPDATE {table}
 SET {tried_at} = now(),
     {attempts} = {attempts} + 1,
     {error} = CASE WHEN {token} IS NULL THEN {error} ELSE 'LeaseExpired: the worker that held this row died or hung' END,
-    {leased_until} = now() + make_interval(secs => %(lease_seconds)s),
-    {not_before} = now() + pleinair.retry_delay({attempts} + 1),
+    {leased_until} = now() + greatest(
+        make_interval(secs => %(lease_seconds)s),
+        CASE WHEN {token} IS NOT NULL THEN pleinair.retry_delay({attempts} + 1) END
+    ),
     {token} = (SELECT nextval('pleinair.claim_tokens'))
 WHERE {key} = ANY (ARRAY(SELECT {key} FROM placed WHERE place = 1 OR NOT (suspect OR first_is_suspect)))
-RETURNING {token}, {attempts}, {columns};
+RETURNING {token}, {attempts}, (SELECT {key} FROM placed ORDER BY place DESC LIMIT 1), {columns};
+
+-- name: key_bounds
+-- Keys that split the table evenly, as the planner's statistics know them; none before the first ANALYZE.
+SELECT histogram_bounds::text::text[]
+FROM pg_stats
+WHERE schemaname = ANY (current_schemas(FALSE)) AND tablename = %(table)s AND attname = %(key)s;
 
 -- name: hold_rows
--- Locks the rows of a claim in key order, as every writer does, so that settling them never deadlocks: a join locks rows
--- in whatever order its plan finds them. The primary key serves.
+-- Locks the rows of a claim in key order, for a claim of which some rows are completed and some failed; the primary key serves.
 SELECT count(*) FROM (
-    SELECT FROM {table} WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR UPDATE
+    SELECT FROM {table}
+    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s
+    ORDER BY {key} FOR NO KEY UPDATE
 ) AS held;
 
 -- name: complete_rows
--- Writes results where the token still holds; the primary key serves.
+-- Writes results where the token still holds; the primary key serves. Rows are locked in key order first, as every writer
+-- does, so that two writers never deadlock: the update alone locks them in whatever order its plan finds them.
 -- A result that leaves its row ready counts as a failed attempt, or the row would be claimed again at once, for ever.
+WITH held AS MATERIALIZED (
+    SELECT {key} FROM {table}
+    WHERE {key} = ANY (%(given_0)s::{key_type}[]) AND {token} = %(token)s
+    ORDER BY {key} FOR NO KEY UPDATE
+)
 UPDATE {table}
 SET {results},
     {leased_until} = NULL,
@@ -42,22 +80,27 @@ SET {results},
     ({attempts}, {error}, {not_before}) = (
         SELECT CASE WHEN still_ready THEN {table}.{attempts} ELSE 0 END,
                CASE WHEN still_ready THEN 'StillReady: the result leaves the row ready, so the stage would never end' END,
-               CASE WHEN still_ready THEN {table}.{not_before} END
+               CASE WHEN still_ready THEN now() + pleinair.retry_delay({table}.{attempts}) END
         FROM (SELECT ({ready}) AS still_ready FROM (SELECT {written}) AS written) AS outcome
     )
 FROM (SELECT {values} FROM unnest({arrays}) AS given ({names})) AS result ({names})
-WHERE {table}.{key} = result."given 0" AND {table}.{token} = %(token)s
+WHERE {table}.{key} = result."given 0" AND {table}.{key} = ANY (ARRAY(SELECT {key} FROM held))
 RETURNING {table}.{error} IS NULL;
 
 -- name: fail_rows
 -- Writes errors where the token still holds and lets the rows wait, longer after every attempt; the primary key serves.
+WITH held AS MATERIALIZED (
+    SELECT {key} FROM {table}
+    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s
+    ORDER BY {key} FOR NO KEY UPDATE
+)
 UPDATE {table}
 SET {error} = failure.error,
     {leased_until} = NULL,
     {token} = NULL,
     {not_before} = now() + pleinair.retry_delay({table}.{attempts})
 FROM unnest(%(keys)s::{key_type}[], %(errors)s::text[]) AS failure (key, error)
-WHERE {table}.{key} = failure.key AND {table}.{token} = %(token)s;
+WHERE {table}.{key} = failure.key AND {table}.{key} = ANY (ARRAY(SELECT {key} FROM held));
 
 -- name: renew_lease
 -- The heartbeat: moves the lease, never tried_at; the primary key serves.
@@ -65,21 +108,21 @@ UPDATE {table}
 SET {leased_until} = now() + make_interval(secs => %(lease_seconds)s)
 WHERE {key} = ANY (ARRAY(
     SELECT {key} FROM {table}
-    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR UPDATE
+    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR NO KEY UPDATE
 ));
 
 -- name: release_rows
 -- Gives rows back untried, for a worker that leaves; the primary key serves.
 UPDATE {table}
-SET {leased_until} = NULL, {token} = NULL, {not_before} = NULL, {attempts} = greatest({attempts} - 1, 0)
+SET {leased_until} = NULL, {token} = NULL, {attempts} = greatest({attempts} - 1, 0)
 WHERE {key} = ANY (ARRAY(
     SELECT {key} FROM {table}
-    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR UPDATE
+    WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR NO KEY UPDATE
 ));
 
 -- name: stage_depth
--- What a stage still has to do, by state; served by <table>_<stage>_ready, and proportional to the rows in it.
--- Every row is counted once: leased, or stuck (failed too often), or waiting for its delay, or claimable.
+-- What a stage still has to do, by state; served by <table>_<stage>_ready and _again, and proportional to the rows in them.
+-- The two halves are what the two indexes hold. Every row is counted once: leased, or stuck (failed too often), or waiting for its delay, or claimable.
 SELECT count(*) FILTER (WHERE state = 'claimable'),
        count(*) FILTER (WHERE state = 'leased'),
        count(*) FILTER (WHERE state = 'waiting'),
@@ -92,24 +135,38 @@ FROM (
         WHEN {not_before} > now() THEN 'waiting'
         ELSE 'claimable'
     END AS state
-    FROM {table} WHERE ({ready})
-) AS pending;
+    FROM (
+        SELECT {attempts}, {leased_until}, {not_before} FROM {table} WHERE ({ready}) AND {not_before} IS NULL
+        UNION ALL
+        SELECT {attempts}, {leased_until}, {not_before} FROM {table} WHERE ({ready}) AND {not_before} IS NOT NULL
+    ) AS pending
+) AS judged;
 
 -- name: stuck_rows
--- The rows that keep failing, worst first; served by <table>_<stage>_ready.
+-- The rows that keep failing, worst first; served by <table>_<stage>_ready and _again.
 SELECT {key}::text, {attempts}, {error}, {tried_at}, {not_before}
-FROM {table}
-WHERE ({ready}) AND {attempts} >= %(attempts)s AND ({leased_until} IS NULL OR {leased_until} <= now())
+FROM (
+    SELECT {key}, {attempts}, {error}, {tried_at}, {leased_until}, {not_before}
+    FROM {table} WHERE ({ready}) AND {not_before} IS NULL
+    UNION ALL
+    SELECT {key}, {attempts}, {error}, {tried_at}, {leased_until}, {not_before}
+    FROM {table} WHERE ({ready}) AND {not_before} IS NOT NULL
+) AS pending
+WHERE {attempts} >= %(attempts)s AND ({leased_until} IS NULL OR {leased_until} <= now())
 ORDER BY {attempts} DESC, {tried_at}
 LIMIT {limit};
 
 -- name: retry_rows
--- Lets rows that failed be tried at once, as if for the first time; served by <table>_<stage>_ready.
+-- Lets rows that failed be tried at once, as if for the first time; served by <table>_<stage>_again and _ready.
 UPDATE {table}
 SET {attempts} = 0, {not_before} = NULL
 WHERE {key} = ANY (ARRAY(
     SELECT {key} FROM {table}
-    WHERE ({ready}) AND {attempts} > 0 AND ({leased_until} IS NULL OR {leased_until} <= now())
+    WHERE ({ready}) AND {not_before} IS NULL AND {attempts} > 0 AND ({leased_until} IS NULL OR {leased_until} <= now())
+    FOR UPDATE SKIP LOCKED
+) || ARRAY(
+    SELECT {key} FROM {table}
+    WHERE ({ready}) AND {not_before} IS NOT NULL AND ({leased_until} IS NULL OR {leased_until} <= now())
     FOR UPDATE SKIP LOCKED
 ));
 
