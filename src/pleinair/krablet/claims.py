@@ -10,19 +10,20 @@ Functions take a connection and send named SQL of `sql/claims.sql`; `exchange` a
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
-from pleinair.krablet.connections import Connection, Session
+from pleinair.krablet.connections import Connection
 from pleinair.krablet.queries import comma_separated, query
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
     from pleinair.krablet.rows import Arrays
+    from pleinair.krablet.shards import Shard, Shards
     from pleinair.krablet.stages import Stage
 
 Outcome = Mapping[str, object] | Exception
@@ -34,6 +35,7 @@ class Claim:
     """Rows leased to one worker under one token. `rows` are given to the worker, aligned with `keys` and `attempts`."""
 
     token: int
+    shard: int
     keys: list[Any]
     rows: list[dict[str, Any]]
     attempts: list[int]
@@ -43,9 +45,14 @@ class Claim:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def part(self, start: int, end: int) -> Claim:
-        """The rows from `start` to `end`, under the same token."""
-        return replace(self, keys=self.keys[start:end], rows=self.rows[start:end], attempts=self.attempts[start:end])
+    def at(self, places: Sequence[int]) -> Claim:
+        """The rows at these places, under the same token."""
+        return replace(
+            self,
+            keys=[self.keys[place] for place in places],
+            rows=[self.rows[place] for place in places],
+            attempts=[self.attempts[place] for place in places],
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,11 @@ class Settlement:
     arrays: Arrays | None
 
     def part(self, start: int, end: int) -> Settlement:
-        return settlement(self.stage, self.claim.part(start, end), self.outcomes[start:end])
+        return self.at(range(start, end))
+
+    def at(self, places: Sequence[int]) -> Settlement:
+        """The rows at these places alone."""
+        return settlement(self.stage, self.claim.at(places), [self.outcomes[place] for place in places])
 
 
 def settlement(stage: Stage, claim: Claim, results: Sequence[Outcome]) -> Settlement:
@@ -135,7 +146,7 @@ def settlement(stage: Stage, claim: Claim, results: Sequence[Outcome]) -> Settle
     except QueueError as error:
         if len(claim) == 1:
             return Settlement(stage, claim, [error], None)
-        alone = [settlement(stage, claim.part(i, i + 1), outcomes[i : i + 1]).outcomes[0] for i in range(len(claim))]
+        alone = [settlement(stage, claim.at([i]), outcomes[i : i + 1]).outcomes[0] for i in range(len(claim))]
         return Settlement(stage, claim, alone, _encoded(stage, claim, alone))
 
 
@@ -155,31 +166,69 @@ def _encoded(stage: Stage, claim: Claim, outcomes: Sequence[Outcome]) -> Arrays 
 
 
 def exchange(
-    session: Session, settling: Settlement | None, stage: Stage | None = None, n: int = 0, ask: Ask = FIRST
+    shard: Shard, settling: Settlement | None, stage: Stage | None = None, n: int = 0, ask: Ask = FIRST
 ) -> tuple[Settled, Claim | None]:
-    """Settle one claim and take the next. A result the database refuses fails its row alone."""
+    """Settle one claim on a shard and take the next there. A result the database refuses fails its row alone."""
+
+    def act(settled_with: Settlement | None) -> tuple[Settled, Claim | None]:
+        settled, claim = shard.session.run(lambda c: settle_and_claim(c, settled_with, stage, n, ask))
+        return settled, None if claim is None else replace(claim, shard=shard.number)
+
     try:
-        return session.run(lambda connection: settle_and_claim(connection, settling, stage, n, ask))
+        return act(settling)
     except (psycopg.DataError, psycopg.IntegrityError) as error:
         if settling is None:
             raise
-        settled = _settle_by_halves(session, settling, error)
-        return settled, session.run(lambda connection: settle_and_claim(connection, None, stage, n, ask))[1]
+        settled = _settle_by_halves(shard, settling, error)
+        return settled, act(None)[1]
 
 
-def _settle_by_halves(session: Session, settling: Settlement, error: Exception) -> Settled:
+def _settle_by_halves(shard: Shard, settling: Settlement, error: Exception) -> Settled:
     size = len(settling.claim)
     if size == 1:
         refused = Settlement(settling.stage, settling.claim, [error], None)
-        return session.run(lambda connection: settle_and_claim(connection, refused))[0]
-    return _settle_part(session, settling.part(0, size // 2)) + _settle_part(session, settling.part(size // 2, size))
+        return shard.session.run(lambda connection: settle_and_claim(connection, refused))[0]
+    return _settle_part(shard, settling.part(0, size // 2)) + _settle_part(shard, settling.part(size // 2, size))
 
 
-def _settle_part(session: Session, part: Settlement) -> Settled:
+def _settle_part(shard: Shard, part: Settlement) -> Settled:
     try:
-        return session.run(lambda connection: settle_and_claim(connection, part))[0]
+        return shard.session.run(lambda connection: settle_and_claim(connection, part))[0]
     except (psycopg.DataError, psycopg.IntegrityError) as error:
-        return _settle_by_halves(session, part, error)
+        return _settle_by_halves(shard, part, error)
+
+
+def settle(shards: Shards, settling: Settlement) -> Settled:
+    """Settle a claim wherever its rows are now."""
+    settled = exchange(shards[settling.claim.shard], settling)[0]
+    return settled if settled.lost == 0 else settle_moved(shards, settling, settled)
+
+
+def settle_moved(shards: Shards, settling: Settlement, settled: Settled) -> Settled:
+    """What a settlement comes to when rows it did not find have moved to other shards with their claims."""
+    for number, places in moved_from(shards, settling.claim).items():
+        there = exchange(shards[number], settling.at(places))[0]
+        found = there.completed + there.failed
+        settled = Settled(settled.completed + there.completed, settled.failed + there.failed, settled.lost - found)
+    return settled
+
+
+def on_holders(shards: Shards, stage: Stage, claim: Claim, action: Callable[[Connection, Stage, Claim], int]) -> int:
+    """The rows of a claim that `action` found, on the shard they were claimed on and where they moved since."""
+    found = shards[claim.shard].session.run(lambda connection: action(connection, stage, claim))
+    if found < len(claim):
+        for number, places in moved_from(shards, claim).items():
+            moved = claim.at(places)
+            found += shards[number].session.run(lambda connection, moved=moved: action(connection, stage, moved))  # type: ignore[misc]
+    return found
+
+
+def moved_from(shards: Shards, claim: Claim) -> dict[int, list[int]]:
+    """Places of a claim's rows that live on another shard than they were claimed on, by that shard; waits for moves."""
+    if len(shards) == 1:
+        return {}
+    shards.settled()
+    return {number: places for number, places in shards.route(claim.keys).items() if number != claim.shard}
 
 
 def settle_and_claim(
@@ -249,6 +298,7 @@ def _read_claim(stage: Stage, found: list[tuple[Any, ...]]) -> Claim | None:
     columns = stage.given_columns
     return Claim(
         token=found[0][0],
+        shard=0,
         keys=[row[3] for row in found],
         rows=[dict(zip(columns, row[3:], strict=True)) for row in found],
         attempts=[row[1] for row in found],
@@ -262,9 +312,9 @@ def key_bounds(connection: Connection, stage: Stage) -> list[str]:
     return [] if bounds is None or bounds[0] is None else list(bounds[0])
 
 
-def sweep_from_anywhere(session: Session, stage: Stage) -> Sweep:
+def sweep_from_anywhere(shard: Shard, stage: Stage) -> Sweep:
     """A sweep that starts at a random place, so that workers do not crowd at the first rows."""
-    bounds = [] if stage.order else session.run(lambda connection: key_bounds(connection, stage))
+    bounds = [] if stage.order else shard.session.run(lambda connection: key_bounds(connection, stage))
     return Sweep(random.choice(bounds) if bounds else None, ordered=stage.order is not None)
 
 

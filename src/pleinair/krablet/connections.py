@@ -48,12 +48,13 @@ class UnreachableError(DatabaseError):
 
 def describe(dsn: str) -> str:
     """The DSN for people: host, port, database and user, never the password."""
-    parts = _parse(dsn)
+    parts = parse(dsn)
     shown = {name: parts[name] for name in ("host", "port", "dbname", "user") if parts.get(name)}
     return " ".join(f"{name}={value}" for name, value in shown.items()) or "the default server"
 
 
-def _parse(dsn: str) -> dict[str, Any]:
+def parse(dsn: str) -> dict[str, Any]:
+    """The parts of a connection string. Raises ConfigError, which does not quote it."""
     try:
         return conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:

@@ -1,15 +1,19 @@
-"""The warehouse: one Postgres, embedded or given by its DSN, holding declared tables and queue stages."""
+"""The warehouse: Postgres servers, embedded or given by their DSNs, holding declared tables and queue stages."""
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from pleinair.krablet.connections import Connection, Session, describe, open_connection
 from pleinair.krablet.embedded import EmbeddedServer, open_server
+from pleinair.krablet.migrations import apply, catalog_exists
+from pleinair.krablet.moves import join_shards, resume_moves
+from pleinair.krablet.places import opener, public_place
 from pleinair.krablet.queries import query
+from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import Stage
 from pleinair.krablet.tables import Table, create_table, load_stage, load_table
 
@@ -17,11 +21,22 @@ from pleinair.krablet.tables import Table, create_table, load_stage, load_table
 class Database:
     """An open warehouse; made by `connect`, closed by `close` or as a context manager."""
 
-    def __init__(self, dsn: str, server: EmbeddedServer | None = None) -> None:
+    def __init__(
+        self, dsn: str, server: EmbeddedServer | None = None, secrets: Mapping[str, str] | None = None
+    ) -> None:
+        """`secrets` gives full DSNs by the place under which the catalog knows a shard."""
         self.dsn = dsn
-        self.server = server
-        revive = None if server is None else server.ensure_running
-        self.session = Session(dsn, revive=revive)
+        self.servers = [] if server is None else [server]
+        self.secrets = dict(secrets or {})
+        self.session = Session(dsn, revive=None if server is None else server.ensure_running)
+        self.shards = Shards(
+            self.session, opener(dsn, self.directory, attach=self.servers.append, secrets=self.secrets), resume_moves
+        )
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the first shard's embedded server keeps its data; None for a server of yours."""
+        return self.servers[0].directory if self.servers else None
 
     def __repr__(self) -> str:
         return f"Database({describe(self.dsn)})"
@@ -35,27 +50,34 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; an embedded server stops when the last process that opened it leaves."""
+        """Close all connections; an embedded server stops when the last process that opened it leaves."""
         atexit.unregister(self.close)
-        self.session.close()
-        if self.server is not None:
-            self.server.leave()
+        self.shards.close()
+        for server in reversed(self.servers):
+            server.leave()
 
     def connection(self) -> Connection:
-        """A new connection for statements of your own, in autocommit mode; close it."""
+        """A new connection with the first shard for statements of your own, in autocommit mode; close it."""
         return open_connection(self.dsn)
+
+    def migrate(self, name: str, text: str) -> int:
+        """Run SQL statements once on every shard, one transaction each; the number of shards that did not have them yet.
+
+        Interrupted, it goes on with the shards that are left when it is called again under the same name.
+        """
+        return sum(self.shards.each(lambda connection: apply(connection, name, text)))
 
     def table(self, name: str, *, key: str, columns: Mapping[str, str]) -> Table:
         """Declare a table: created if new, extended by the columns it lacks.
 
         Raises QueueError if a type or the key differs from what is there.
         """
-        declared = self.session.run(lambda connection: create_table(connection, name, key, columns))
-        return Table(self.session, name, key, declared)
+        declared = self.shards.each(lambda connection: create_table(connection, name, key, columns))
+        return Table(self.shards, name, key, declared[0])
 
     def declared_table(self, name: str) -> Table:
         """A table declared earlier, by any process. Raises QueueError if there is none."""
-        return load_table(self.session, name)
+        return load_table(self.shards, name)
 
     def declared_stages(self) -> list[Stage]:
         """Every stage ever declared here, in the order of declaration."""
@@ -65,22 +87,35 @@ class Database:
 
 
 def _stage_names(connection: Connection) -> list[tuple[str, str]]:
-    if connection.execute(query("catalog", "catalog_exists")).fetchone() != (True,):
+    if not catalog_exists(connection):
         return []
     return [(table, stage) for table, stage in connection.execute(query("catalog", "list_stages"))]
 
 
-def connect(dsn: str | None = None, *, directory: Path | None = None) -> Database:
+def connect(dsn: str | Sequence[str] | None = None, *, directory: Path | None = None) -> Database:
     """Open a warehouse: the Postgres at `dsn`, or an embedded one with its data in `directory` (default: the user's).
 
-    An embedded server is started if it is not running and attached to if it is. Raises DatabaseError, ConfigError, or
-    MissingExtraError when no PostgreSQL is installed.
+    Several DSNs are its shards, the first of which holds the catalog; a warehouse without rows is spread over them, and
+    one that has rows takes new ones in empty (`pleinair krablet shard rebalance` moves rows there). One DSN opens all
+    shards its catalog names. An embedded server is started if it is not running and attached to if it is. Raises
+    DatabaseError, ConfigError, or MissingExtraError when no PostgreSQL is installed.
     """
-    if dsn is not None:
-        database = Database(dsn)
-        database.session.run(lambda connection: connection.execute("SELECT 1"))
-    else:
+    if dsn is None:
         server = open_server(directory)
         database = Database(server.dsn, server)
+    else:
+        database = _connect_all([dsn] if isinstance(dsn, str) else list(dsn))
     atexit.register(database.close)
+    return database
+
+
+def _connect_all(dsns: Sequence[str]) -> Database:
+    others = {public_place(dsn): dsn for dsn in dsns[1:]}
+    database = Database(dsns[0], secrets=others)
+    try:
+        database.session.run(lambda connection: connection.execute("SELECT 1"))
+        join_shards(database.shards, list(others))
+    except BaseException:
+        database.close()
+        raise
     return database

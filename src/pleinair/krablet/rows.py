@@ -8,7 +8,7 @@ Sorted keys keep two writers from deadlocking (measured: 64-row upserts in rando
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,12 @@ class Arrays:
     columns: tuple[str, ...]
     types: tuple[ColumnType, ...]
     values: tuple[list[object], ...]
+
+    def at(self, places: Sequence[int]) -> Arrays:
+        """The rows at these places."""
+        if len(places) == len(self.values[0]):
+            return self
+        return replace(self, values=tuple([values[place] for place in places] for values in self.values))
 
     @property
     def names(self) -> sql.Composed:

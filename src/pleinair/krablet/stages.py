@@ -31,15 +31,18 @@ from pleinair.krablet.claims import (
     Settled,
     Sweep,
     exchange,
+    on_holders,
     release_rows,
     renew_lease,
+    settle,
     settlement,
 )
-from pleinair.krablet.connections import Connection, Session
+from pleinair.krablet.connections import Connection
 from pleinair.krablet.queries import checked_name, condition, query
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
+    from pleinair.krablet.shards import Shards
     from pleinair.krablet.tables import Table
 
 STATE_COLUMNS: Mapping[str, str] = {
@@ -58,10 +61,18 @@ STUCK_AFTER = 4
 class Depth:
     """The rows a stage still has to do, each counted once."""
 
-    claimable: int
-    leased: int
-    waiting: int
-    stuck: int
+    claimable: int = 0
+    leased: int = 0
+    waiting: int = 0
+    stuck: int = 0
+
+    def __add__(self, other: Depth) -> Depth:
+        return Depth(
+            self.claimable + other.claimable,
+            self.leased + other.leased,
+            self.waiting + other.waiting,
+            self.stuck + other.stuck,
+        )
 
     @property
     def ready(self) -> int:
@@ -118,7 +129,6 @@ class Stage:
 
     def __init__(
         self,
-        session: Session,
         table: Table,
         name: str,
         *,
@@ -129,7 +139,6 @@ class Stage:
         reads: Sequence[str] | None,
         order: str | None = None,
     ) -> None:
-        self.session = session
         self.table = table
         self.name = name
         self.ready = ready
@@ -140,11 +149,16 @@ class Stage:
         self.order = order
         self.written = frozenset(writes)
         self._statements: dict[Hashable, str] = {}
-        self._sweep = Sweep(ordered=order is not None)
+        self._sweeps: dict[int, Sweep] = {}
         _check_stage(self)
 
     def __repr__(self) -> str:
         return f"Stage({self.label}, ready={self.ready!r}, writes={list(self.writes)})"
+
+    @property
+    def shards(self) -> Shards:
+        """Where its rows are."""
+        return self.table.shards
 
     @property
     def label(self) -> str:
@@ -186,20 +200,26 @@ class Stage:
         return (self.table.key, *(name for name in wanted if name != self.table.key))
 
     def claim(self, n: int | None = None) -> Claim | None:
-        """Lease up to `n` rows (default: the stage's batch); None when none is claimable.
+        """Lease up to `n` rows of one shard (default: the stage's batch); None when none is claimable anywhere.
 
         Fresh rows in the stage's order, going on where the last claim of this object ended; when none is left, those
         that failed and have waited. A row whose worker died twice comes alone.
         """
-        while True:
-            ask = self._sweep.ask()
-            claim = exchange(self.session, None, self, n or self.batch, ask)[1]
-            if not self._sweep.took(ask, claim) or claim is not None:
-                return claim
+        for shard in self.shards.all:
+            sweep = self._sweeps.setdefault(shard.number, Sweep(ordered=self.order is not None))
+            more = True
+            while more:
+                ask = sweep.ask()
+                claim = exchange(shard, None, self, n or self.batch, ask)[1]
+                if claim is not None:
+                    sweep.took(ask, claim)
+                    return claim
+                more = sweep.took(ask, claim)
+        return None
 
     def complete(self, claim: Claim, results: Sequence[Outcome]) -> Settled:
         """Write results, aligned with `claim.rows`; an Exception in place of a result fails its row."""
-        return exchange(self.session, settlement(self, claim, results))[0]
+        return settle(self.shards, settlement(self, claim, results))
 
     def fail(self, claim: Claim, errors: Exception | Sequence[Exception]) -> int:
         """Record why the rows failed; they wait, longer after every attempt. The number of rows recorded."""
@@ -208,33 +228,38 @@ class Stage:
 
     def release(self, claim: Claim) -> int:
         """Give rows back untried, at once; the number that were still ours."""
-        return self.session.run(lambda connection: release_rows(connection, self, claim))
+        return on_holders(self.shards, self, claim, release_rows)
 
     def renew(self, claim: Claim) -> int:
         """Move the lease of a claim to now + `lease_seconds`; the number of rows still ours."""
-        return self.session.run(lambda connection: renew_lease(connection, self, claim))
+        return on_holders(self.shards, self, claim, renew_lease)
 
     def depth(self, *, give_up_after: int = STUCK_AFTER) -> Depth:
         """How many rows are still to do; costs a scan of just those."""
-        return self.session.run(lambda connection: stage_depth(connection, self, give_up_after))
+        return sum(self.shards.each(lambda connection: stage_depth(connection, self, give_up_after)), Depth())
 
     def stuck(self, *, attempts: int = STUCK_AFTER, limit: int = 100) -> list[StuckRow]:
         """The rows that failed at least `attempts` times, worst first."""
         statement = query("claims", "stuck_rows").format(**self.identifiers, limit=sql.Literal(limit))
-        found = self.session.run(lambda connection: connection.execute(statement, {"attempts": attempts}).fetchall())
-        return [StuckRow(*row) for row in found]
+        found = self.shards.each(lambda connection: connection.execute(statement, {"attempts": attempts}).fetchall())
+        rows = [StuckRow(*row) for of_shard in found for row in of_shard]
+        return sorted(rows, key=lambda row: -row.attempts)[:limit]
 
     def retry(self) -> int:
         """Let every failed row be tried again at once, its attempts forgotten; the number of rows."""
         statement = query("claims", "retry_rows").format(**self.identifiers)
-        return self.session.run(lambda connection: connection.execute(statement, {}).rowcount)
+        return sum(self.shards.each(lambda connection: connection.execute(statement, {}).rowcount))
 
     def stats(self) -> StageStats:
         """Everything there is to know about the stage; reads the whole table."""
         statement = query("claims", "stage_stats").format(**self.identifiers)
-        found = self.session.run(lambda connection: connection.execute(statement, {}).fetchone())
-        assert found is not None
-        return StageStats(*found)
+        found = self.shards.each(lambda connection: connection.execute(statement, {}).fetchall())
+        ready, leased, done, failed, attempts, rates, oldest = zip(*[row for [row] in found], strict=True)
+        ages = [seconds for seconds in oldest if seconds is not None]
+        return StageStats(
+            sum(ready), sum(leased), sum(done), sum(failed), max(attempts), sum(rate or 0.0 for rate in rates),
+            max(ages, default=None),
+        )  # fmt: skip
 
 
 def _check_stage(stage: Stage) -> None:

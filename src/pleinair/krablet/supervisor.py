@@ -26,8 +26,11 @@ from pathlib import Path
 
 from psycopg import IsolationLevel
 
-from pleinair.krablet.connections import Connection, Session
+from pleinair.krablet.connections import Connection
 from pleinair.krablet.database import Database
+from pleinair.krablet.moves import resume_moves
+from pleinair.krablet.places import opener
+from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import STUCK_AFTER, Depth, Stage, StageSpec, StuckRow, stage_depth
 from pleinair.krablet.tables import load_stage, load_table
 from pleinair.krablet.workers import PATIENCE_SECONDS
@@ -106,33 +109,38 @@ def run_workers(
     """
     if processes < 1:
         raise ConfigError(f"processes is {processes}: give 1 or more")
-    session = _session(database, patience_seconds)
+    shards = _shards(database, patience_seconds)
     try:
-        opened = [load_stage(load_table(session, spec.table), spec.stage) for spec in stages]
+        opened = [load_stage(load_table(shards, spec.table), spec.stage) for spec in stages]
         for stage in opened:
             stage.retry()
         tally = _Tally(opened)
         job = {
-            "dsn": session.dsn,
+            "dsn": shards.catalog.dsn,
+            "home": None if isinstance(database, str) or database.directory is None else str(database.directory),
+            "secrets": {} if isinstance(database, str) else database.secrets,
             "stages": [asdict(spec) for spec in stages],
             "path": sys.path,
             "patience_seconds": patience_seconds,
         }
         with _Pool(json.dumps(job).encode() + b"\n", processes, grace_seconds, max_deaths, tally.add) as pool:
-            _supervise(session, opened, pool, tally, on_progress, stop, give_up_after, interval_seconds)
+            _supervise(shards, opened, pool, tally, on_progress, stop, give_up_after, interval_seconds)
         return tally.summary({stage.label: stage.stuck(attempts=give_up_after) for stage in opened}, pool.deaths)
     finally:
-        session.close()
+        shards.close()
 
 
-def _session(database: str | Database, patience_seconds: float) -> Session:
+def _shards(database: str | Database, patience_seconds: float) -> Shards:
     if isinstance(database, Database):
-        return database.session.fresh(patience_seconds)
-    return Session(database, patience_seconds=patience_seconds, application="pleinair supervisor")
+        return database.shards.fresh(patience_seconds)
+    open_place = opener(
+        database, None, attach=None, patience_seconds=patience_seconds, application="pleinair supervisor"
+    )
+    return Shards(open_place(database), open_place, resume_moves)
 
 
 def _supervise(
-    session: Session,
+    shards: Shards,
     stages: Sequence[Stage],
     pool: _Pool,
     tally: _Tally,
@@ -142,19 +150,27 @@ def _supervise(
     interval_seconds: float,
 ) -> None:
     while True:
-        depths, counting_seconds = session.run(lambda connection: _depths(connection, stages, give_up_after))
+        depths, counting_seconds = _depths(shards, stages, give_up_after)
         on_progress(tally.progress(depths, pool.pids, pool.deaths))
-        if stop() or not any(depth.pending for depth in depths):
+        if stop() or not (any(depth.pending for depth in depths) or shards.in_transit()):
             return
         pool.attend(max(interval_seconds, counting_seconds / COUNTING_SHARE))
 
 
-def _depths(connection: Connection, stages: Sequence[Stage], give_up_after: int) -> tuple[list[Depth], float]:
-    """The depth of every stage in one snapshot, and how long counting took (without waiting for a lost server)."""
+def _depths(shards: Shards, stages: Sequence[Stage], give_up_after: int) -> tuple[list[Depth], float]:
+    """The depth of every stage, of each shard in one snapshot, and how long counting took (outages not counted)."""
+    shards.reload()
+    counted = shards.each(lambda connection: _shard_depths(connection, stages, give_up_after))
+    depths = [sum(of_stage, Depth()) for of_stage in zip(*(depths for depths, _ in counted), strict=True)]
+    return depths, sum(seconds for _, seconds in counted)
+
+
+def _shard_depths(connection: Connection, stages: Sequence[Stage], give_up_after: int) -> tuple[list[Depth], float]:
     began = time.monotonic()
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     with connection.transaction():
         depths = [stage_depth(connection, stage, give_up_after) for stage in stages]
+    connection.isolation_level = None
     return depths, time.monotonic() - began
 
 

@@ -12,23 +12,26 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pleinair.krablet.column_types import ColumnType, column_type
-from pleinair.krablet.connections import Connection, Session, explained, open_connection
+from pleinair.krablet.connections import Connection, explained, open_connection
+from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import checked_name, query
 from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
+from pleinair.krablet.shards import Cursor, Shards
 from pleinair.krablet.stages import STATE_COLUMNS, Stage, create_stage
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+KEY_TYPES = ("text", "integer", "bigint", "uuid")
 NAME_LENGTH = 28  # an index is called <table>_<stage>_ready, and Postgres keeps 63 characters
 
 
 class Table:
     """A declared table; made by `Database.table`. One thread at a time per Database writes, `read` is free of that."""
 
-    def __init__(self, session: Session, name: str, key: str, columns: Mapping[str, str]) -> None:
-        self.session = session
+    def __init__(self, shards: Shards, name: str, key: str, columns: Mapping[str, str]) -> None:
+        self.shards = shards
         self.name = name
         self.key = key
         self.columns: dict[str, str] = dict(columns)
@@ -55,7 +58,6 @@ class Table:
         rows with smaller values are taken first (for example `-priority`, or `created_at`). Raises QueueError.
         """
         stage = Stage(
-            self.session,
             self,
             name,
             ready=ready,
@@ -65,7 +67,7 @@ class Table:
             reads=reads,
             order=order,
         )
-        self.session.run(lambda connection: create_stage(connection, stage))
+        self.shards.each(lambda connection: create_stage(connection, stage))
         return stage
 
     def upsert(self, rows: Iterable[Mapping[str, object]]) -> int:
@@ -89,7 +91,11 @@ class Table:
         for batch in slices(rows):
             groups = grouped_by_columns(merged_by_key(batch, self.key, self.name))
             for arrays in [self.arrays(columns, group) for columns, group in groups.items()]:
-                written += self.session.run(partial(write, table=self, arrays=arrays))
+                if write is _update and len(arrays.columns) == 1:
+                    continue
+                changed = self.shards.write(arrays.values[0], partial(_send, write, self, arrays))
+                # An upsert writes every key; rows that give their key alone and exist are no row to Postgres.
+                written += len(arrays.values[0]) if write is _upsert else changed
         return written
 
     def column_type(self, column: str) -> ColumnType:
@@ -126,13 +132,14 @@ class Table:
             where=sql.SQL(where),
             order=sql.SQL(f"ORDER BY {order_by}" if order_by else ""),
         )
-        with closing(open_connection(self.session.dsn)) as connection:
-            try:
-                yield from stream_batches(connection, statement, params, types, batch_rows)
-            except psycopg.ProgrammingError as error:
-                raise QueueError(f"reading table {self.name} where {where!r}: {_first_line(error)}") from error
-            except psycopg.OperationalError as error:
-                raise explained(error, self.session.dsn) from error
+        for shard in self.shards:
+            with closing(open_connection(shard.dsn)) as connection:
+                try:
+                    yield from stream_batches(connection, statement, params, types, batch_rows)
+                except psycopg.ProgrammingError as error:
+                    raise QueueError(f"reading table {self.name} where {where!r}: {_first_line(error)}") from error
+                except psycopg.OperationalError as error:
+                    raise explained(error, shard.dsn) from error
 
     def _read_types(self, columns: Sequence[str] | None) -> dict[str, str]:
         if columns is None:
@@ -151,46 +158,46 @@ class Table:
         """How many rows match; `where` as in `read`."""
         statement = query("rows", "count_rows").format(table=sql.Identifier(self.name), where=sql.SQL(where))
         try:
-            found = self.session.run(lambda connection: connection.execute(statement, params).fetchone())
+            found = self.shards.each(lambda connection: connection.execute(statement, params).fetchall())
         except psycopg.ProgrammingError as error:
             raise QueueError(f"counting table {self.name} where {where!r}: {_first_line(error)}") from error
-        assert found is not None
-        return int(found[0])
+        return sum(int(count) for [(count,)] in found)
 
 
 class _Write(Protocol):
-    def __call__(self, connection: Connection, *, table: Table, arrays: Arrays) -> int: ...
+    def __call__(self, connection: Connection, table: Table, arrays: Arrays) -> Cursor: ...
+
+
+def _send(write: _Write, table: Table, arrays: Arrays, connection: Connection, places: list[int]) -> Cursor:
+    return write(connection, table, arrays.at(places))
 
 
 def _first_line(error: psycopg.Error) -> str:
     return str(error).splitlines()[0]
 
 
-def _upsert(connection: Connection, *, table: Table, arrays: Arrays) -> int:
+def _upsert(connection: Connection, table: Table, arrays: Arrays) -> Cursor:
     if len(arrays.columns) == 1:
-        _insert_missing(connection, table=table, arrays=arrays)
-        return len(arrays.values[0])
+        return _insert_missing(connection, table, arrays)
     statement = query("rows", "upsert_rows").format(
         **_targets(table, arrays), assignments=arrays.assignments("EXCLUDED"), key=sql.Identifier(table.key)
     )
-    return connection.execute(statement, arrays.parameters).rowcount
+    return connection.execute(statement, arrays.parameters)
 
 
-def _insert_missing(connection: Connection, *, table: Table, arrays: Arrays) -> int:
+def _insert_missing(connection: Connection, table: Table, arrays: Arrays) -> Cursor:
     statement = query("rows", "insert_missing_rows").format(**_targets(table, arrays), key=sql.Identifier(table.key))
-    return connection.execute(statement, arrays.parameters).rowcount
+    return connection.execute(statement, arrays.parameters)
 
 
-def _update(connection: Connection, *, table: Table, arrays: Arrays) -> int:
-    if len(arrays.columns) == 1:
-        return 0
+def _update(connection: Connection, table: Table, arrays: Arrays) -> Cursor:
     statement = query("rows", "update_rows").format(
         **_targets(table, arrays),
         assignments=arrays.assignments("new"),
         key=sql.Identifier(table.key),
         key_type=sql.SQL(table.column_type(table.key).name),
     )
-    return connection.execute(statement, arrays.parameters).rowcount
+    return connection.execute(statement, arrays.parameters)
 
 
 def _targets(table: Table, arrays: Arrays) -> dict[str, sql.Composable]:
@@ -204,14 +211,13 @@ def _targets(table: Table, arrays: Arrays) -> dict[str, sql.Composable]:
 
 
 def create_table(connection: Connection, name: str, key: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """Create the table or add what it lacks; every declared column with its type. Raises QueueError."""
+    """Create the table on one server or add what it lacks; every declared column with its type. Raises QueueError."""
     _check_declaration(name, key, columns)
     wanted = {column: column_type(sql_type).name for column, sql_type in columns.items()}
+    ensure_catalog(connection)
     with connection.transaction():
         connection.execute(query("catalog", "lock_schema"))
-        if not _value(connection, "catalog_exists"):
-            connection.execute(query("catalog", "create_catalog"))
-        if not _column_types(connection, name):
+        if not column_types(connection, name):
             statement = query("catalog", "create_table").format(
                 table=sql.Identifier(name), key=sql.Identifier(key), type=sql.SQL(wanted[key])
             )
@@ -231,6 +237,11 @@ def _check_declaration(name: str, key: str, columns: Mapping[str, str]) -> None:
         checked_name("column", column, 63)
     if key not in columns:
         raise QueueError(f"the key {key!r} of table {name} is not among its columns: add it to columns")
+    if column_type(columns[key]).name not in KEY_TYPES:
+        raise QueueError(
+            f"the key {key!r} of table {name} is {columns[key]}: keys are {', '.join(KEY_TYPES)}, "
+            "whose text is the same everywhere, as rows are placed by it"
+        )
 
 
 def _check_key(connection: Connection, table: str, key: str) -> None:
@@ -243,7 +254,7 @@ def _check_key(connection: Connection, table: str, key: str) -> None:
 
 
 def _add_columns(connection: Connection, table: str, wanted: Mapping[str, str]) -> None:
-    existing = _column_types(connection, table)
+    existing = column_types(connection, table)
     for column, sql_type in wanted.items():
         if column not in existing:
             statement = query("catalog", "add_column").format(
@@ -257,33 +268,41 @@ def _add_columns(connection: Connection, table: str, wanted: Mapping[str, str]) 
             )
 
 
-def _column_types(connection: Connection, table: str) -> dict[str, str]:
+def column_types(connection: Connection, table: str) -> dict[str, str]:
+    """The columns a table has on this server, claim state included, with their types."""
     return dict(connection.execute(query("catalog", "column_types"), {"table": table}).fetchall())
 
 
-def _value(connection: Connection, name: str) -> Any:
-    found = connection.execute(query("catalog", name)).fetchone()
-    assert found is not None
-    return found[0]
-
-
-def load_table(session: Session, name: str) -> Table:
+def load_table(shards: Shards, name: str) -> Table:
     """A table declared earlier, by any process. Raises QueueError if there is none."""
 
     def load(connection: Connection) -> tuple[Any, ...] | None:
-        if not _value(connection, "catalog_exists"):
+        if not catalog_exists(connection):
             return None
         return connection.execute(query("catalog", "load_table"), {"name": name}).fetchone()
 
-    found = session.run(load)
+    found = shards.catalog.run(load)
     if found is None:
         raise QueueError(f"no table {name!r} is declared in this database: declare it with db.table({name!r}, ...)")
-    return Table(session, name, found[0], dict(found[1]))
+    return Table(shards, name, found[0], dict(found[1]))
+
+
+def table_names(connection: Connection) -> list[str]:
+    """Every declared table, in the order of declaration."""
+    if not catalog_exists(connection):
+        return []
+    return [name for (name,) in connection.execute(query("catalog", "list_tables"))]
+
+
+def declared_stages(table: Table) -> list[Stage]:
+    """The stages of a table, in the order of declaration."""
+    declared = table.shards.catalog.run(lambda connection: list(connection.execute(query("catalog", "list_stages"))))
+    return [load_stage(table, stage) for owner, stage in declared if owner == table.name]
 
 
 def load_stage(table: Table, name: str) -> Stage:
     """A stage declared earlier, by any process. Raises QueueError if there is none."""
-    found = table.session.run(
+    found = table.shards.catalog.run(
         lambda connection: connection.execute(
             query("catalog", "load_stage"), {"table": table.name, "name": name}
         ).fetchone()
@@ -292,13 +311,5 @@ def load_stage(table: Table, name: str) -> Stage:
         raise QueueError(f"table {table.name} has no stage {name!r}: declare it with table.stage({name!r}, ...)")
     ready, writes, reads, batch, lease_seconds, order = found
     return Stage(
-        table.session,
-        table,
-        name,
-        ready=ready,
-        writes=writes,
-        batch=batch,
-        lease_seconds=lease_seconds,
-        reads=reads,
-        order=order,
+        table, name, ready=ready, writes=writes, batch=batch, lease_seconds=lease_seconds, reads=reads, order=order
     )

@@ -17,10 +17,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pleinair.krablet.claims import Settled
 from pleinair.krablet.connections import Session
+from pleinair.krablet.moves import resume_moves
+from pleinair.krablet.places import opener
+from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import Stage, StageSpec
 from pleinair.krablet.tables import load_stage, load_table
 from pleinair.krablet.workers import Function, work
@@ -48,12 +52,21 @@ def main(arguments: Sequence[str]) -> int:
 def run_job(job: Mapping[str, Any], link: socket.socket) -> None:
     """Load the functions, then work until told to stop."""
     sys.path.extend(entry for entry in job["path"] if entry not in sys.path)
-    session = Session(job["dsn"], patience_seconds=job["patience_seconds"], application="pleinair worker")
+    open_place = opener(
+        job["dsn"],
+        None if job["home"] is None else Path(job["home"]),
+        attach=None,
+        patience_seconds=job["patience_seconds"],
+        application="pleinair worker",
+        secrets=job["secrets"],
+    )
+    catalog = Session(job["dsn"], patience_seconds=job["patience_seconds"], application="pleinair worker")
+    shards = Shards(catalog, open_place, resume_moves)
     specs = [StageSpec(**spec) for spec in job["stages"]]
     try:
-        stages = [load_stage(load_table(session, spec.table), spec.stage) for spec in specs]
+        stages = [load_stage(load_table(shards, spec.table), spec.stage) for spec in specs]
     finally:
-        session.close()
+        shards.close()
     work(
         stages,
         {f"{spec.table}.{spec.stage}": load_function(spec) for spec in specs},

@@ -9,28 +9,30 @@ Meanwhile a thread with a connection of its own, the heartbeat, renews the lease
 
 from __future__ import annotations
 
+import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 
 from pleinair.krablet.claims import (
-    FIRST,
-    Ask,
     Claim,
     Outcome,
     Settled,
     Settlement,
     Sweep,
     exchange,
+    on_holders,
     release_rows,
     renew_lease,
+    settle_moved,
     settlement,
     sweep_from_anywhere,
 )
-from pleinair.krablet.connections import Session
+from pleinair.krablet.shards import Shard, Shards
 from pleinair.krablet.stages import Stage
 from pleinair.records.errors import DatabaseError, QueueError
 
@@ -40,6 +42,7 @@ Function = Callable[[list[Row]], Sequence[Outcome]]
 
 PATIENCE_SECONDS = 60.0
 _EMPTY_SECONDS = 0.2
+_COVER_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
@@ -109,37 +112,63 @@ def outcomes_of(function: Function, rows: list[Row]) -> list[Outcome]:
         return outcomes_of(function, rows[:half]) + outcomes_of(function, rows[half:])
 
 
+@dataclass(eq=False)
+class _Post:
+    """Where a worker may claim: one stage on one shard, and how far its walk there has come."""
+
+    stage: Stage
+    shard: Shard
+    sweep: Sweep
+    empty_until: float = 0.0
+
+
 class _Turns:
-    """Which stage to claim from next: in turn, those found empty a moment ago only when nothing else is left."""
+    """Which post to claim at next: in turn, those found empty a moment ago only when nothing else is left."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = list(stages)
-        self._empty_until = dict.fromkeys(range(len(stages)), 0.0)
-        self._unconfirmed = set(range(len(stages)))
-        self._place = -1
+    def __init__(self) -> None:
+        self._posts: list[_Post] = []
+        self._unconfirmed: list[_Post] = []
+        self._last: _Post | None = None
 
-    def next(self) -> Stage:
-        count, now = len(self._stages), time.monotonic()
-        order = [(self._place + step) % count for step in range(1, count + 1)]
-        likely = [place for place in order if self._empty_until[place] <= now]
-        unconfirmed = [place for place in order if place in self._unconfirmed]
-        self._place = (likely or unconfirmed or order)[0]
-        return self._stages[self._place]
+    def cover(self, stages: Sequence[Stage], shards: Shards) -> None:
+        """Have one post for every stage on every shard; those there already stay as they are."""
+        there = {(post.stage.label, post.shard.number): post for post in self._posts if post.shard in shards.all}
+        wanted = [(stage, shard) for shard in _from_anywhere(shards.all) for stage in stages]
+        self._posts = [
+            there.get((stage.label, shard.number)) or _Post(stage, shard, sweep_from_anywhere(shard, stage))
+            for stage, shard in wanted
+        ]
+        self.ask_again()
 
-    def found_rows(self) -> None:
-        self._empty_until[self._place] = 0.0
-        self._unconfirmed = set(range(len(self._stages)))
+    def next(self) -> _Post:
+        start = self._posts.index(self._last) + 1 if self._last in self._posts else 0
+        order = self._posts[start:] + self._posts[:start]
+        likely = [post for post in order if post.empty_until <= time.monotonic()]
+        unconfirmed = [post for post in order if post in self._unconfirmed]
+        self._last = (likely or unconfirmed or order)[0]
+        return self._last
 
-    def found_none(self) -> None:
-        self._empty_until[self._place] = time.monotonic() + _EMPTY_SECONDS
-        self._unconfirmed.discard(self._place)
+    def found_rows(self, post: _Post) -> None:
+        post.empty_until = 0.0
+        self.ask_again()
+
+    def found_none(self, post: _Post) -> None:
+        post.empty_until = time.monotonic() + _EMPTY_SECONDS
+        if post in self._unconfirmed:
+            self._unconfirmed.remove(post)
 
     def all_empty(self) -> bool:
-        """True when every stage was asked since the last row was found: that row may have made others ready."""
+        """True when every post was asked since the last row was found: that row may have made others ready."""
         return not self._unconfirmed
 
     def ask_again(self) -> None:
-        self._unconfirmed = set(range(len(self._stages)))
+        self._unconfirmed = list(self._posts)
+
+
+def _from_anywhere(shards: Sequence[Shard]) -> Sequence[Shard]:
+    """The shards from a random one on, so that workers spread over them."""
+    start = random.randrange(len(shards))
+    return [*shards[start:], *shards[:start]]
 
 
 class _Worker:
@@ -151,69 +180,77 @@ class _Worker:
         on_settled: Callable[[Stage, Settled], None],
         patience_seconds: float,
     ) -> None:
-        self._turns = _Turns(stages)
+        self._stages = stages
         self._functions = functions
         self._batches = batches
         self._on_settled = on_settled
-        self._sweeps: dict[str, Sweep] = {}
-        self._session = stages[0].session.fresh(patience_seconds)
-        self._heartbeat = _Heartbeat(stages[0].session.fresh(0.0), min(stage.lease_seconds for stage in stages) / 3)
+        self._shards = stages[0].shards.fresh(patience_seconds)
+        self._heartbeat = _Heartbeat(stages[0].shards.fresh(0.0), min(stage.lease_seconds for stage in stages) / 3)
+        self._turns = _Turns()
+        self._covered_at = 0.0
         self._stopped = False
         self._in_function = False
 
     def run(self, stop: Callable[[], bool], *, wait: bool) -> Settled:
         done, settling, pause = Settled(), None, 0.05
         while not (self._stopped or stop()):
-            stage = self._turns.next()
-            done, claim, more = self._take(done, settling, stage)
+            self._cover()
+            post = self._turns.next()
+            done, claim, more = self._take(done, settling, post)
             settling = None
             if claim is not None:
-                self._turns.found_rows()
-                settling, pause = self._process(stage, claim), 0.05
+                self._turns.found_rows(post)
+                settling, pause = self._process(post, claim), 0.05
             elif not more:
-                self._turns.found_none()
+                self._turns.found_none(post)
                 if self._turns.all_empty():
                     if not wait:
                         break
                     self._pause(pause, stop)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                     self._turns.ask_again()
-        return self._exchange(done, settling, None, FIRST)[0]
+        return done if settling is None else done + self._settle(settling)
 
-    def _take(self, done: Settled, settling: Settlement | None, stage: Stage) -> tuple[Settled, Claim | None, bool]:
-        """Settle and ask once; the last value is False when the stage has nothing claimable anywhere."""
-        sweep = self._sweep_of(stage)
-        ask = sweep.ask()
-        done, claim = self._exchange(done, settling, stage, ask)
-        return done, claim, sweep.took(ask, claim)
+    def _cover(self) -> None:
+        """Look now and then for shards that joined or left."""
+        if time.monotonic() - self._covered_at > _COVER_SECONDS:
+            if self._covered_at:
+                self._shards.reload()
+            self._turns.cover(self._stages, self._shards)
+            self._covered_at = time.monotonic()
 
-    def _sweep_of(self, stage: Stage) -> Sweep:
-        if stage.label not in self._sweeps:
-            self._sweeps[stage.label] = sweep_from_anywhere(self._session, stage)
-        return self._sweeps[stage.label]
+    def _take(self, done: Settled, settling: Settlement | None, post: _Post) -> tuple[Settled, Claim | None, bool]:
+        """Settle and ask once; the last value is False when the post has nothing claimable."""
+        ask, together = post.sweep.ask(), settling is not None and settling.claim.shard == post.shard.number
+        if settling is not None and not together:
+            done += self._settle(settling)
+        batch = self._batches[post.stage.label]
+        settled, claim = exchange(post.shard, settling if together else None, post.stage, batch, ask)
+        if settling is not None and together:
+            done += self._noted(settling, settled)
+        return done, claim, post.sweep.took(ask, claim)
 
-    def _exchange(
-        self, done: Settled, settling: Settlement | None, stage: Stage | None, ask: Ask
-    ) -> tuple[Settled, Claim | None]:
-        if settling is None and stage is None:
-            return done, None
-        batch = 0 if stage is None else self._batches[stage.label]
-        settled, claim = exchange(self._session, settling, stage, batch, ask)
-        if settling is not None:
-            self._on_settled(settling.stage, settled)
-        return done + settled, claim
+    def _settle(self, settling: Settlement) -> Settled:
+        return self._noted(settling, exchange(self._shards[settling.claim.shard], settling)[0])
 
-    def _process(self, stage: Stage, claim: Claim) -> Settlement | None:
+    def _noted(self, settling: Settlement, settled: Settled) -> Settled:
+        if settled.lost:
+            settled = settle_moved(self._shards, settling, settled)
+        self._on_settled(settling.stage, settled)
+        return settled
+
+    def _process(self, post: _Post, claim: Claim) -> Settlement | None:
         """Call the function under a heartbeat. None when SIGTERM came: the rows are given back."""
+        stage = post.stage
         try:
             with self._heartbeat.holding(stage, claim):
                 return settlement(stage, claim, self._call(self._functions[stage.label], claim.rows))
         except Stopped:
-            self._session.run(lambda connection: release_rows(connection, stage, claim))
+            on_holders(self._shards, stage, claim, release_rows)
             return None
         except BaseException:
             with suppress(DatabaseError):
-                self._session.run(lambda connection: release_rows(connection, stage, claim))
+                on_holders(self._shards, stage, claim, release_rows)
             raise
 
     def _call(self, function: Function, rows: list[Row]) -> list[Outcome]:
@@ -250,14 +287,14 @@ class _Worker:
 
     def close(self) -> None:
         self._heartbeat.close()
-        self._session.close()
+        self._shards.close()
 
 
 class _Heartbeat:
     """A thread that renews the lease of the claim in work; it needs the GIL now and then, as any Python thread."""
 
-    def __init__(self, session: Session, interval_seconds: float) -> None:
-        self._session = session
+    def __init__(self, shards: Shards, interval_seconds: float) -> None:
+        self._shards = shards
         self._interval_seconds = interval_seconds
         self._held: tuple[Stage, Claim] | None = None
         self._closing = threading.Event()
@@ -278,8 +315,8 @@ class _Heartbeat:
             if held is not None:
                 # Postgres away now: the next beat tries again, and the claiming session reports it if it stays away.
                 with suppress(DatabaseError):
-                    self._session.run(lambda connection, held=held: renew_lease(connection, *held))  # type: ignore[misc]
-        self._session.close()
+                    on_holders(self._shards, *held, renew_lease)
+        self._shards.close()
 
     def close(self) -> None:
         self._closing.set()

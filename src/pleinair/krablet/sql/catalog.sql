@@ -1,41 +1,24 @@
--- name: catalog_exists
--- True when the catalog is complete; served by the system catalogs. The last object made is the one looked for.
+-- name: migrations_exist
+-- True when this server has a catalog of today's form; served by the system catalogs.
+SELECT to_regclass('pleinair.migrations') IS NOT NULL;
+
+-- name: first_floor_exists
+-- True for a catalog made before migrations were recorded; it is what the first migration makes.
 SELECT to_regclass('pleinair.stages') IS NOT NULL;
 
 -- name: lock_schema
 -- Makes declarations of two processes take turns until the transaction ends.
 SELECT pg_advisory_xact_lock(hashtext('pleinair.schema'));
 
--- name: create_catalog
--- The catalog: what is declared, the source of fencing tokens, and the delay after an attempt.
+-- name: create_migrations
 CREATE SCHEMA IF NOT EXISTS pleinair;
+CREATE TABLE IF NOT EXISTS pleinair.migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
 
-CREATE SEQUENCE IF NOT EXISTS pleinair.claim_tokens;
+-- name: list_migrations
+SELECT name FROM pleinair.migrations;
 
-CREATE OR REPLACE FUNCTION pleinair.retry_delay(attempts integer) RETURNS interval
-LANGUAGE sql VOLATILE
-RETURN make_interval(secs => least(3600, 2 ^ least(greatest(attempts, 1), 12)) * (0.8 + 0.4 * random()));
-
-CREATE TABLE IF NOT EXISTS pleinair.tables (
-    name text PRIMARY KEY,
-    key text NOT NULL,
-    columns jsonb NOT NULL,
-    declared_at timestamptz NOT NULL DEFAULT now()
-);
-
-CREATE TABLE IF NOT EXISTS pleinair.stages (
-    table_name text NOT NULL REFERENCES pleinair.tables (name),
-    name text NOT NULL,
-    ready text NOT NULL,
-    writes text[] NOT NULL,
-    reads text[],
-    batch integer NOT NULL,
-    lease_seconds double precision NOT NULL,
-    ordering text,
-    place integer GENERATED ALWAYS AS IDENTITY,
-    declared_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (table_name, name)
-);
+-- name: record_migration
+INSERT INTO pleinair.migrations (name) VALUES (%(name)s) ON CONFLICT DO NOTHING;
 
 -- name: column_types
 -- The columns a table has, with their types as Postgres prints them; served by the system catalogs.
