@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
+from pleinair import krablet
 from pleinair.cli.krablet import register, register_sql
 from pleinair.krablet.dag import draw
 from pleinair.krablet.embedded import running
@@ -36,6 +39,41 @@ def test_up_leaves_the_server_running_and_down_stops_it(
     assert pleinair("krablet", "down", "--directory", directory) == 0
     assert capsys.readouterr().out == f"Postgres in {directory} stopped\n"
     assert running(stopped_server) is None
+
+
+def test_embedded_servers_join_take_their_share_and_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    parent = Path(tempfile.mkdtemp(prefix="pleinair-test-"))
+    parent.chmod(0o755)
+    at = ["--directory", str(parent / "postgres")]
+    try:
+        assert pleinair("krablet", "up", "--shards", "2", *at) == 0
+        with krablet.connect(directory=parent / "postgres") as database:
+            table = database.table("files", key="path", columns={"path": "text"})
+            assert table.insert_missing({"path": f"file-{number}"} for number in range(100)) == 100
+        assert pleinair("krablet", "shard", "add", *at) == 0
+        assert pleinair("krablet", "shard", "rebalance", *at) == 0
+        capsys.readouterr()
+        assert pleinair("krablet", "shards", *at) == 0
+        lines = capsys.readouterr().out.splitlines()[2:]
+        assert [line.split()[-1] for line in lines] == ["342", "341", "341"]
+        assert pleinair("krablet", "shard", "drain", "1", *at) == 0
+        assert pleinair("krablet", "shard", "remove", "1", *at) == 0
+        with krablet.connect(directory=parent / "postgres") as database:
+            assert [shard.number for shard in database.shards] == [0, 2]
+            assert database.declared_table("files").count() == 100
+    finally:
+        assert pleinair("krablet", "down", *at) == 0
+        rmtree(parent)
+
+
+def test_a_file_of_sql_runs_once_on_every_shard(
+    pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "2026-11-add-notes.sql").write_text("CREATE TABLE notes (a int);\nCREATE INDEX ON notes (a);\n")
+    for expected in ("run on 1 of 1 shards", "run on 0 of 1 shards"):
+        words = ["krablet", "migrate", str(tmp_path / "2026-11-add-notes.sql"), "--dsn", pictures.database.dsn]
+        assert pleinair(*words) == 0
+        assert expected in capsys.readouterr().out
 
 
 def test_status_shows_every_stage_with_its_rows(pictures: Pictures, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,26 +18,32 @@ WIDEST_CELL = 60
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the noun `krablet` and its verbs."""
+    from pleinair.cli import shards
+
     noun = subparsers.add_parser("krablet", help="the warehouse that is the queue: start, stop, look")
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
     up = verbs.add_parser("up", help="start the embedded Postgres and leave it running")
-    _add_directory(up)
+    add_directory(up)
+    up.add_argument(
+        "--shards", type=int, default=1, help="servers to spread over (default: 1, or as many as there are)"
+    )
     up.set_defaults(run=_up)
     down = verbs.add_parser("down", help="stop the embedded Postgres, whoever uses it")
-    _add_directory(down)
+    add_directory(down)
     down.set_defaults(run=_down)
     status = verbs.add_parser("status", help="every stage with its rows by state, its rate and its oldest row")
-    _add_database(status)
+    add_database(status)
     status.set_defaults(run=_status)
     stuck = verbs.add_parser("stuck", help="the rows that keep failing, and why")
-    _add_database(stuck)
+    add_database(stuck)
     stuck.add_argument("--attempts", type=int, default=4, help="list rows that failed this often (default: 4)")
     stuck.add_argument("--limit", type=int, default=20, help="rows per stage (default: 20)")
     stuck.add_argument("--retry", action="store_true", help="let every failed row be tried again at once")
     stuck.set_defaults(run=_stuck)
     dag = verbs.add_parser("dag", help="which stage waits for which, from the declared conditions")
-    _add_database(dag)
+    add_database(dag)
     dag.set_defaults(run=_dag)
+    shards.register(verbs)
 
 
 def register_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,11 +51,12 @@ def register_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     sql = subparsers.add_parser("sql", help="run one SELECT, read-only, and print a table")
     sql.add_argument("query", help='such as "SELECT count(*) FROM images"')
     sql.add_argument("--limit", type=int, default=1000, help="print at most this many rows (default: 1000)")
-    _add_database(sql)
+    add_database(sql)
     sql.set_defaults(run=_sql)
 
 
-def _add_directory(parser: argparse.ArgumentParser) -> None:
+def add_directory(parser: argparse.ArgumentParser) -> None:
+    """Add --directory, where the embedded Postgres is."""
     from pleinair.cli.places import data_home
 
     default = data_home() / "postgres"
@@ -58,13 +65,16 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_database(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dsn", help="a Postgres of your own: postgresql://user@host:5432/database")
-    _add_directory(parser)
+def add_database(parser: argparse.ArgumentParser) -> None:
+    """Add --dsn and --directory."""
+    told = "a Postgres of your own: postgresql://user@host:5432/database; once per shard, the catalog's first"
+    parser.add_argument("--dsn", action="append", help=told)
+    add_directory(parser)
 
 
 @contextmanager
-def _opened(args: argparse.Namespace) -> Iterator[Database]:
+def opened(args: argparse.Namespace) -> Iterator[Database]:
+    """The warehouse the options name."""
     from pleinair import krablet
 
     with krablet.connect(args.dsn, directory=args.directory) as database:
@@ -72,18 +82,25 @@ def _opened(args: argparse.Namespace) -> Iterator[Database]:
 
 
 def _up(args: argparse.Namespace) -> int:
-    from pleinair.krablet.embedded import open_server
+    from pleinair import krablet
+    from pleinair.krablet.embedded import keep_running
 
-    server = open_server(args.directory, stays=True)
-    server.leave()
-    print(f"Postgres runs in {server.directory}\nDSN: {server.dsn}\nstop it with: pleinair krablet down")
+    with krablet.connect(directory=args.directory) as database:
+        if (missing := args.shards - len(database.shards)) > 0:
+            database.add_embedded(missing)
+        for server in database.servers:
+            keep_running(server)
+            print(f"Postgres runs in {server.directory}\nDSN: {server.dsn}")
+    print("stop it with: pleinair krablet down")
     return 0
 
 
 def _down(args: argparse.Namespace) -> int:
     from pleinair.krablet.embedded import stop_server
 
-    print(f"Postgres in {args.directory} {'stopped' if stop_server(args.directory) else 'was not running'}")
+    beside = sorted(args.directory.parent.glob(f"{args.directory.name}-[0-9]*"))
+    for directory in [*beside, args.directory]:
+        print(f"Postgres in {directory} {'stopped' if stop_server(directory) else 'was not running'}")
     return 0
 
 
@@ -93,7 +110,7 @@ def _status(args: argparse.Namespace) -> int:
     if args.dsn is None and running(args.directory) is None:
         print(f"Postgres in {args.directory} is not running; start it with: pleinair krablet up")
         return 1
-    with _opened(args) as database:
+    with opened(args) as database:
         stages = database.declared_stages()
         rows = [_status_row(stage) for stage in stages]
     print_table(("stage", "ready", "leased", "done", "failed", "attempts", "rows/s", "oldest try"), rows)
@@ -108,7 +125,7 @@ def _status_row(stage: Stage) -> tuple[object, ...]:
 
 
 def _stuck(args: argparse.Namespace) -> int:
-    with _opened(args) as database:
+    with opened(args) as database:
         stages = database.declared_stages()
         if args.retry:
             print(f"{sum(stage.retry() for stage in stages)} rows will be tried again at once")
@@ -124,7 +141,7 @@ def _stuck(args: argparse.Namespace) -> int:
 def _dag(args: argparse.Namespace) -> int:
     from pleinair.krablet.dag import draw
 
-    with _opened(args) as database:
+    with opened(args) as database:
         lines = draw(database.declared_stages(), _depth_note)
     print("\n".join(lines) or "no stages are declared")
     return 0
@@ -140,7 +157,7 @@ def _sql(args: argparse.Namespace) -> int:
 
     from pleinair.records.errors import QueueError
 
-    with _opened(args) as database, closing(database.connection()) as connection:
+    with opened(args) as database, closing(database.connection()) as connection:
         connection.read_only = True
         try:
             names, rows = _first_rows(connection, args.query, args.limit + 1)

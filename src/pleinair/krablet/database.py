@@ -11,11 +11,12 @@ from pleinair.krablet.connections import Connection, Session, describe, open_con
 from pleinair.krablet.embedded import EmbeddedServer, open_server
 from pleinair.krablet.migrations import apply, catalog_exists
 from pleinair.krablet.moves import join_shards, resume_moves
-from pleinair.krablet.places import opener, public_place
+from pleinair.krablet.places import embedded_place, opener, public_place
 from pleinair.krablet.queries import query
 from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import Stage
 from pleinair.krablet.tables import Table, create_table, load_stage, load_table
+from pleinair.records.errors import ConfigError
 
 
 class Database:
@@ -59,6 +60,19 @@ class Database:
     def connection(self) -> Connection:
         """A new connection with the first shard for statements of your own, in autocommit mode; close it."""
         return open_connection(self.dsn)
+
+    def add_embedded(self, count: int = 1) -> None:
+        """Take `count` more embedded servers in, beside the first; they join as `connect` says."""
+        if self.directory is None:
+            raise ConfigError("the first shard is a server of yours: add others by their DSNs")
+        number = max(shard.number for shard in self.shards)
+        names = [f"{self.directory.name}-{number + step}" for step in range(1, count + 1)]
+        join_shards(self.shards, [embedded_place(name) for name in names])
+
+    def add_server(self, dsn: str) -> None:
+        """Take a server of yours in; it joins as `connect` says."""
+        self.secrets[public_place(dsn)] = dsn
+        join_shards(self.shards, [public_place(dsn)])
 
     def migrate(self, name: str, text: str) -> int:
         """Run SQL statements once on every shard, one transaction each; the number of shards that did not have them yet.

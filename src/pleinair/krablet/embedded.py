@@ -119,6 +119,12 @@ def open_server(directory: Path | None = None, *, stays: bool = False) -> Embedd
     return EmbeddedServer(directory, dsn, users)
 
 
+def keep_running(server: EmbeddedServer) -> None:
+    """Have a server stay when all have left."""
+    with _start_lock(server.directory):
+        _ensure_started(server.directory, stays=True)
+
+
 def stop_server(directory: Path | None = None) -> bool:
     """Stop the server of a directory whoever uses it; False when none was running."""
     directory = (default_directory() if directory is None else Path(directory)).resolve()

@@ -6,7 +6,7 @@ postgresql://host/...    a server of yours; without the password, which every pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from psycopg import conninfo
@@ -50,7 +50,7 @@ def opener(
     attach: Callable[[EmbeddedServer], None] | None,
     patience_seconds: float = 5.0,
     application: str = "pleinair",
-    secrets: dict[str, str] | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> Callable[[str], Session]:
     """A function from a place to a session with it.
 
@@ -58,13 +58,17 @@ def opener(
     are taken to be kept running by whoever started the worker. `secrets` gives full DSNs by place.
     """
 
+    attached: dict[str, EmbeddedServer] = {}
+
     def open_place(place: str) -> Session:
         directory, revive = embedded_directory(place, first), None
         if directory is None:
             dsn = (secrets or {}).get(place) or _completed(place, catalog_dsn)
         elif attach is not None:
-            server = open_server(directory)
-            attach(server)
+            if place not in attached:
+                attached[place] = open_server(directory)
+                attach(attached[place])
+            server = attached[place]
             dsn, revive = server.dsn, server.ensure_running
         else:
             found = running(directory)

@@ -54,11 +54,18 @@ class Shard:
     number: int
     dsn: str
     session: Session
+    place: str = ""
+    """Where it is, as the catalog says it."""
 
     @property
     def name(self) -> str:
         """What people call it: "shard 0"."""
         return f"shard {self.number}"
+
+    @property
+    def where(self) -> str:
+        """Its server for people, without secrets."""
+        return self.place if self.place.startswith("embedded:") else describe(self.dsn)
 
     def __repr__(self) -> str:
         return f"Shard({self.number}, {describe(self.dsn)})"
@@ -120,7 +127,7 @@ class Shards:
             for number, place in known.places.items():
                 if number not in self._shards:
                     session = self._sessions[place] = self._open_place(place)
-                    self._shards[number] = Shard(number, session.dsn, session)
+                    self._shards[number] = Shard(number, session.dsn, session, place)
             self._known = known
 
     def settled(self) -> None:
