@@ -18,7 +18,7 @@ WIDEST_CELL = 60
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the noun `krablet` and its verbs."""
-    from pleinair.cli import shards
+    from pleinair.cli import shards, watch
 
     noun = subparsers.add_parser("krablet", help="the warehouse that is the queue: start, stop, look")
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -44,6 +44,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_database(dag)
     dag.set_defaults(run=_dag)
     shards.register(verbs)
+    watch.register(verbs)
 
 
 def register_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -179,15 +180,22 @@ def _first_rows(connection: Connection, query: str, count: int) -> tuple[list[st
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns aligned by their widest cell, numbers to the right."""
+    print("\n".join(table_lines(names, rows)))
+
+
+def table_lines(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """The lines of a table: columns aligned by their widest cell, numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     right = [bool(rows) and all(isinstance(row[place], int | float) for row in rows) for place in range(len(names))]
+    lines = []
     for line in [list(names), ["-" * width for width in widths], *cells]:
         aligned = [
             text.rjust(width) if to_right else text.ljust(width)
             for text, width, to_right in zip(line, widths, right, strict=True)
         ]
-        print("  ".join(aligned).rstrip())
+        lines.append("  ".join(aligned).rstrip())
+    return lines
 
 
 def _cell(value: Any) -> str:

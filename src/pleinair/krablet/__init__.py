@@ -11,7 +11,7 @@ A table's rows are the queue: a stage's row is ready while the stage's condition
 
 from pleinair.krablet.claims import Claim, Settled
 from pleinair.krablet.database import Database, connect
-from pleinair.krablet.stages import Depth, Stage, StageSpec, StageStats, StuckRow
+from pleinair.krablet.stages import Depth, ErrorGroup, Stage, StageControl, StageSpec, StageStats, StuckRow
 from pleinair.krablet.supervisor import Progress, RunSummary, StageProgress, run_workers
 from pleinair.krablet.tables import Table
 from pleinair.krablet.workers import work
@@ -20,10 +20,12 @@ __all__ = [
     "Claim",
     "Database",
     "Depth",
+    "ErrorGroup",
     "Progress",
     "RunSummary",
     "Settled",
     "Stage",
+    "StageControl",
     "StageProgress",
     "StageSpec",
     "StageStats",

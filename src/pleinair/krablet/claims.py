@@ -231,6 +231,16 @@ def moved_from(shards: Shards, claim: Claim) -> dict[int, list[int]]:
     return {number: places for number, places in shards.route(claim.keys).items() if number != claim.shard}
 
 
+def allowed_rows(shard: Shard, stage: Stage, n: int) -> int:
+    """How many of `n` rows may be claimed on a shard now, under the stage's limit; they count as claimed."""
+    if not stage.limited:
+        return n
+    told = {"table": stage.table.name, "stage": stage.name, "wanted": n}
+    found = shard.session.run(lambda connection: connection.execute(query("watching", "allow_claim"), told).fetchone())
+    assert found is not None
+    return int(found[0])
+
+
 def settle_and_claim(
     connection: Connection,
     settling: Settlement | None,

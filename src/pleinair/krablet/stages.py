@@ -30,6 +30,7 @@ from pleinair.krablet.claims import (
     Outcome,
     Settled,
     Sweep,
+    allowed_rows,
     exchange,
     on_holders,
     release_rows,
@@ -39,6 +40,7 @@ from pleinair.krablet.claims import (
 )
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.queries import checked_name, condition, query
+from pleinair.krablet.shards import NUM_SLOTS
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
@@ -97,6 +99,33 @@ class StuckRow:
 
 
 @dataclass(frozen=True)
+class ErrorGroup:
+    """Rows of a stage that fail with the same exception."""
+
+    kind: str
+    rows: int
+    fewest_attempts: int
+    most_attempts: int
+    sample_key: str
+    sample_error: str
+
+    def __add__(self, other: ErrorGroup) -> ErrorGroup:
+        worse = self if self.most_attempts >= other.most_attempts else other
+        fewest = min(self.fewest_attempts, other.fewest_attempts)
+        return ErrorGroup(
+            self.kind, self.rows + other.rows, fewest, worse.most_attempts, worse.sample_key, worse.sample_error
+        )
+
+
+@dataclass(frozen=True)
+class StageControl:
+    """What a person set on a running stage."""
+
+    paused: bool
+    rows_per_second: float | None
+
+
+@dataclass(frozen=True)
 class StageStats:
     """The state of a stage: counts of rows, and the rate of the last five minutes."""
 
@@ -147,6 +176,8 @@ class Stage:
         self.batch = batch
         self.lease_seconds = lease_seconds
         self.order = order
+        self.limited = False
+        """Whether a limit on rows per second was set, as far as this process knows; `control` asks again."""
         self.written = frozenset(writes)
         self._statements: dict[Hashable, str] = {}
         self._sweeps: dict[int, Sweep] = {}
@@ -179,6 +210,8 @@ class Stage:
             "key": sql.Identifier(self.table.key),
             "key_type": sql.SQL(self.table.column_type(self.table.key).name),
             "ready": condition(self.ready),
+            "table_name": sql.Literal(self.table.name),
+            "stage_name": sql.Literal(self.name),
         }
 
     def statement(self, kind: Hashable, compose: Callable[[], sql.Composed]) -> str:
@@ -203,14 +236,17 @@ class Stage:
         """Lease up to `n` rows of one shard (default: the stage's batch); None when none is claimable anywhere.
 
         Fresh rows in the stage's order, going on where the last claim of this object ended; when none is left, those
-        that failed and have waited. A row whose worker died twice comes alone.
+        that failed and have waited. A row whose worker died twice comes alone. None also while the stage is paused or
+        its limit is spent.
         """
         for shard in self.shards.all:
             sweep = self._sweeps.setdefault(shard.number, Sweep(ordered=self.order is not None))
             more = True
             while more:
-                ask = sweep.ask()
-                claim = exchange(shard, None, self, n or self.batch, ask)[1]
+                ask, allowed = sweep.ask(), allowed_rows(shard, self, n or self.batch)
+                if allowed == 0:
+                    break
+                claim = exchange(shard, None, self, allowed, ask)[1]
                 if claim is not None:
                     sweep.took(ask, claim)
                     return claim
@@ -244,6 +280,46 @@ class Stage:
         found = self.shards.each(lambda connection: connection.execute(statement, {"attempts": attempts}).fetchall())
         rows = [StuckRow(*row) for of_shard in found for row in of_shard]
         return sorted(rows, key=lambda row: -row.attempts)[:limit]
+
+    def errors(self) -> list[ErrorGroup]:
+        """Why rows fail, grouped by exception, the most frequent first, each with a sample row."""
+        statement = query("claims", "stage_errors").format(**self.identifiers)
+        found = self.shards.each(lambda connection: connection.execute(statement, {}).fetchall())
+        groups: dict[str, ErrorGroup] = {}
+        for group in [ErrorGroup(*row) for of_shard in found for row in of_shard]:
+            groups[group.kind] = groups[group.kind] + group if group.kind in groups else group
+        return sorted(groups.values(), key=lambda group: (-group.rows, group.kind))
+
+    def pause(self) -> None:
+        """Let no worker claim rows until `resume`; rows in work are finished."""
+        self._set("pause_stage", paused=True)
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._set("pause_stage", paused=False)
+
+    def limit(self, rows_per_second: float | None) -> None:
+        """Let workers claim at most so many rows a second in all, each shard its share; None takes the limit off."""
+        if rows_per_second is not None and rows_per_second <= 0:
+            raise QueueError(f"rows_per_second is {rows_per_second}: give a positive number, None, or pause the stage")
+        for shard in self.shards:
+            share = len(self.shards.slots(shard.number)) / NUM_SLOTS
+            limit = None if rows_per_second is None else rows_per_second * share
+            shard.session.run(lambda c, limit=limit: self._send(c, "limit_stage", rows_per_second=limit))  # type: ignore[misc]
+        self.limited = rows_per_second is not None
+
+    def control(self) -> StageControl:
+        """What a person has set on this stage."""
+        found = self.shards.each(lambda connection: self._send(connection, "stage_control").fetchall())
+        paused, limits = zip(*[row for [row] in found], strict=True)
+        self.limited = None not in limits
+        return StageControl(any(paused), sum(limits) if self.limited else None)
+
+    def _set(self, name: str, **values: object) -> None:
+        self.shards.each(lambda connection: self._send(connection, name, **values))
+
+    def _send(self, connection: Connection, name: str, **values: object) -> psycopg.Cursor[Any]:
+        return connection.execute(query("watching", name), {"table": self.table.name, "stage": self.name, **values})
 
     def retry(self) -> int:
         """Let every failed row be tried again at once, its attempts forgotten; the number of rows."""

@@ -24,6 +24,7 @@ from pleinair.krablet.claims import (
     Settled,
     Settlement,
     Sweep,
+    allowed_rows,
     exchange,
     on_holders,
     release_rows,
@@ -34,6 +35,7 @@ from pleinair.krablet.claims import (
 )
 from pleinair.krablet.shards import Shard, Shards
 from pleinair.krablet.stages import Stage
+from pleinair.krablet.work_log import WorkLog
 from pleinair.records.errors import DatabaseError, QueueError
 
 Row = dict[str, object]
@@ -43,6 +45,8 @@ Function = Callable[[list[Row]], Sequence[Outcome]]
 PATIENCE_SECONDS = 60.0
 _EMPTY_SECONDS = 0.2
 _COVER_SECONDS = 5.0
+_LIMITED_PAUSE_SECONDS = 0.05
+_FIRST_TOLD_SECONDS, _TOLD_SECONDS = 0.5, 5.0
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
@@ -185,7 +189,9 @@ class _Worker:
         self._batches = batches
         self._on_settled = on_settled
         self._shards = stages[0].shards.fresh(patience_seconds)
-        self._heartbeat = _Heartbeat(stages[0].shards.fresh(0.0), min(stage.lease_seconds for stage in stages) / 3)
+        self._log = WorkLog(stages)
+        interval = min(stage.lease_seconds for stage in stages) / 3
+        self._heartbeat = _Heartbeat(stages[0].shards.fresh(0.0), interval, self._log)
         self._turns = _Turns()
         self._covered_at = 0.0
         self._stopped = False
@@ -212,10 +218,12 @@ class _Worker:
         return done if settling is None else done + self._settle(settling)
 
     def _cover(self) -> None:
-        """Look now and then for shards that joined or left."""
+        """Look now and then for shards that joined or left, and for limits that people set."""
         if time.monotonic() - self._covered_at > _COVER_SECONDS:
             if self._covered_at:
                 self._shards.reload()
+            for stage in self._stages:
+                stage.control()
             self._turns.cover(self._stages, self._shards)
             self._covered_at = time.monotonic()
 
@@ -224,7 +232,11 @@ class _Worker:
         ask, together = post.sweep.ask(), settling is not None and settling.claim.shard == post.shard.number
         if settling is not None and not together:
             done += self._settle(settling)
-        batch = self._batches[post.stage.label]
+        batch = allowed_rows(post.shard, post.stage, self._batches[post.stage.label])
+        if batch == 0:
+            done += Settled() if settling is None or not together else self._settle(settling)
+            time.sleep(_LIMITED_PAUSE_SECONDS)
+            return done, None, True
         settled, claim = exchange(post.shard, settling if together else None, post.stage, batch, ask)
         if settling is not None and together:
             done += self._noted(settling, settled)
@@ -236,6 +248,7 @@ class _Worker:
     def _noted(self, settling: Settlement, settled: Settled) -> Settled:
         if settled.lost:
             settled = settle_moved(self._shards, settling, settled)
+        self._log.add(settling.stage, settled)
         self._on_settled(settling.stage, settled)
         return settled
 
@@ -291,11 +304,12 @@ class _Worker:
 
 
 class _Heartbeat:
-    """A thread that renews the lease of the claim in work; it needs the GIL now and then, as any Python thread."""
+    """A thread that renews the lease of the claim in work and says what was done; it needs the GIL now and then."""
 
-    def __init__(self, shards: Shards, interval_seconds: float) -> None:
+    def __init__(self, shards: Shards, interval_seconds: float, log: WorkLog) -> None:
         self._shards = shards
         self._interval_seconds = interval_seconds
+        self._log = log
         self._held: tuple[Stage, Claim] | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pleinair-heartbeat", daemon=True)
@@ -310,12 +324,21 @@ class _Heartbeat:
             self._held = None
 
     def _beat(self) -> None:
-        while not self._closing.wait(self._interval_seconds):
-            held = self._held
-            if held is not None:
-                # Postgres away now: the next beat tries again, and the claiming session reports it if it stays away.
+        renew_at, tell_at = self._interval_seconds, _FIRST_TOLD_SECONDS
+        began = time.monotonic()
+        # Postgres away now: the next beat tries again, and the claiming session reports it if it stays away.
+        while not self._closing.wait(max(0.0, began + min(renew_at, tell_at) - time.monotonic())):
+            if (now := time.monotonic() - began) >= renew_at:
+                renew_at = now + self._interval_seconds
+                if (held := self._held) is not None:
+                    with suppress(DatabaseError):
+                        on_holders(self._shards, *held, renew_lease)
+            if now >= tell_at:
+                tell_at = now + _TOLD_SECONDS
                 with suppress(DatabaseError):
-                    on_holders(self._shards, *held, renew_lease)
+                    self._shards.catalog.run(self._log.write)
+        with suppress(DatabaseError):
+            self._shards.catalog.run(self._log.close)
         self._shards.close()
 
     def close(self) -> None:

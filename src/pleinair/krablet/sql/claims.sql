@@ -11,6 +11,7 @@ WITH due AS MATERIALIZED (
       AND {not_before} IS NULL
       AND ({leased_until} IS NULL OR {leased_until} <= now())
       AND {after}
+      AND NOT (SELECT paused FROM pleinair.stages WHERE table_name = {table_name} AND name = {stage_name})
     ORDER BY {order}
     LIMIT {batch}
     FOR NO KEY UPDATE SKIP LOCKED
@@ -27,6 +28,7 @@ WITH due AS MATERIALIZED (
     WHERE ({ready})
       AND {not_before} <= now()
       AND ({leased_until} IS NULL OR {leased_until} <= now())
+      AND NOT (SELECT paused FROM pleinair.stages WHERE table_name = {table_name} AND name = {stage_name})
     ORDER BY {not_before}
     LIMIT {batch}
     FOR NO KEY UPDATE SKIP LOCKED
@@ -155,6 +157,19 @@ FROM (
 WHERE {attempts} >= %(attempts)s AND ({leased_until} IS NULL OR {leased_until} <= now())
 ORDER BY {attempts} DESC, {tried_at}
 LIMIT {limit};
+
+-- name: stage_errors
+-- The failures of rows still to do, by exception, the most frequent first; served by <table>_<stage>_again and _ready.
+SELECT kind, count(*), min(attempts), max(attempts), (array_agg(key ORDER BY attempts DESC))[1],
+       (array_agg(error ORDER BY attempts DESC))[1]
+FROM (
+    SELECT split_part({error}, ':', 1) AS kind, {attempts} AS attempts, {key}::text AS key, {error} AS error
+    FROM {table} WHERE ({ready}) AND {not_before} IS NOT NULL AND {error} IS NOT NULL
+    UNION ALL
+    SELECT split_part({error}, ':', 1), {attempts}, {key}::text, {error}
+    FROM {table} WHERE ({ready}) AND {not_before} IS NULL AND {error} IS NOT NULL
+) AS failing
+GROUP BY kind ORDER BY count(*) DESC, kind;
 
 -- name: retry_rows
 -- Lets rows that failed be tried at once, as if for the first time; served by <table>_<stage>_again and _ready.
