@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 from shutil import rmtree
+from xml.etree import ElementTree
 
 import pytest
 
@@ -147,3 +148,18 @@ def test_sql_that_is_not_one_select_is_refused(pictures: Pictures, query: str, c
     with pytest.raises(QueueError, match=f"the query failed: {complaint}"):
         pleinair("sql", query, "--dsn", pictures.database.dsn)
     assert pictures.table.count() == 1
+
+
+def test_the_drawing_has_a_box_per_stage_and_an_arrow_per_direct_dependency(pictures: Pictures, tmp_path: Path) -> None:
+    pictures.add(1200)
+    table = pictures.table
+    table.stage("measure", ready="length IS NULL AND contains_text", writes=["length"])
+    table.stage("last", ready="path IS NULL AND length > 0 AND contains_text", writes=["path"])
+    assert pleinair("krablet", "dag", "--svg", str(tmp_path / "dag.svg"), "--dsn", pictures.database.dsn) == 0
+    drawing = ElementTree.parse(tmp_path / "dag.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in drawing.iter(f"{space}text")]
+    assert texts[:2] == ["images", "ocr"]
+    assert "1,200 to do" in texts
+    assert len(list(drawing.iter(f"{space}rect"))) == 3
+    assert len([path for path in drawing.iter(f"{space}path") if path.get("class") == "edge"]) == 2

@@ -42,6 +42,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     stuck.set_defaults(run=_stuck)
     dag = verbs.add_parser("dag", help="which stage waits for which, from the declared conditions")
     add_database(dag)
+    dag.add_argument("--svg", type=Path, help="write a drawing to this file instead of text")
     dag.set_defaults(run=_dag)
     shards.register(verbs)
     watch.register(verbs)
@@ -141,8 +142,13 @@ def _stuck(args: argparse.Namespace) -> int:
 
 def _dag(args: argparse.Namespace) -> int:
     from pleinair.krablet.dag import draw
+    from pleinair.krablet.dag_svg import draw_svg
 
     with opened(args) as database:
+        if args.svg is not None:
+            args.svg.write_text(draw_svg(database.declared_stages(), lambda stage: stage.depth()), "utf-8")
+            print(args.svg)
+            return 0
         lines = draw(database.declared_stages(), _depth_note)
     print("\n".join(lines) or "no stages are declared")
     return 0
