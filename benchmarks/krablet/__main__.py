@@ -1,5 +1,39 @@
-"""`python -m benchmarks.krablet`: the benchmarks of the warehouse."""
+"""`python -m benchmarks.krablet [NAME ...]`: the benchmarks of the warehouse; writes results.json beside this file.
 
-from benchmarks.krablet.claim import main
+Names: claim, peers, latency, faults; all by default. A figure that is measured again replaces the old one.
+"""
 
-main()
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.krablet import claim, faults, latency, peers_drain
+from benchmarks.krablet.rounds import commit, machine, temporary_server
+
+RESULTS = Path(__file__).with_name("results.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="which benchmarks (default: all)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=20_000)
+    args = parser.parse_args()
+    benchmarks = {
+        "claim": lambda database: claim.measure(database, args.rounds, args.rows),
+        "peers": lambda database: peers_drain.measure(database, args.rounds, 2 * args.rows),
+        "latency": latency.measure,
+        "faults": faults.measure,
+    }
+    old = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    for name in args.names or benchmarks:
+        with temporary_server() as database:
+            for row in benchmarks[name](database):
+                old[row["name"]] = {**row, "commit": commit(), "machine": machine()}
+        RESULTS.write_text(json.dumps(list(old.values()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
