@@ -156,9 +156,10 @@ def _offsets(lengths: Places) -> npt.NDArray[np.int32]:
 def _joined(cells: Cells, offsets: npt.NDArray[np.int32]) -> bytes | Bytes:
     """The values of a column one after the other."""
     if offsets[-1] > _LONG_TEXT_BYTES * len(cells):
-        whole, ends = memoryview(cells.data), cells.at + cells.lengths
+        whole, ends = cells.data.data, cells.at + cells.lengths
         return b"".join([whole[start:end] for start, end in zip(cells.at.tolist(), ends.tolist(), strict=True)])
-    return cells.data[np.repeat(cells.at - offsets[:-1], cells.lengths) + np.arange(offsets[-1])]
+    gathered: Bytes = cells.data[np.repeat(cells.at - offsets[:-1], cells.lengths) + np.arange(offsets[-1])]
+    return gathered
 
 
 def _list_of(element: Kind) -> Kind:
@@ -193,7 +194,7 @@ def _items(lists: Cells, counts: Places, width: int | None) -> Cells:
 
 
 def _items_in_turn(lists: Cells, counts: Places) -> Cells:
-    whole, at, lengths = memoryview(lists.data), [], []
+    whole, at, lengths = lists.data.data, [], []
     for start, count in zip(lists.at.tolist(), counts.tolist(), strict=True):
         for _ in range(count):
             length = int.from_bytes(whole[start : start + 4], "big", signed=True)

@@ -10,7 +10,7 @@ takes them, Postgres waits in its send.
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -196,7 +196,7 @@ def _explained(error: psycopg.Error, pool: ShardPool, run: Run) -> DatabaseError
     return ReadError(f"shard {pool.name} refuses the query: {reason}")
 
 
-def copy_batches(query: ShardQuery, fields: Sequence[Field], run: Run) -> Iterator[pa.RecordBatch]:
+def copy_batches(query: ShardQuery, fields: Sequence[Field], run: Run) -> Generator[pa.RecordBatch, None, None]:
     """The batches of a statement whose columns are known. Raises ReadError when the shard has other columns."""
     schema = arrow_schema(fields)
     with reading(query.pool, run) as wire:

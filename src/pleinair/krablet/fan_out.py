@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -32,7 +33,7 @@ class _End:
     """What a thread puts last."""
 
 
-_Item = pa.RecordBatch | _End | BaseException
+_Item: TypeAlias = Any  # a batch, the error that ended the thread, or _End
 
 
 class FanOut:

@@ -13,33 +13,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pleinair.krablet.requests import Order, ReadError
 
+Places = npt.NDArray[np.int64]
+
 
 def merged(shards: Sequence[Iterator[pa.RecordBatch]], orders: Sequence[Order]) -> Iterator[pa.RecordBatch]:
     """One stream of batches in the order given. Raises ReadError if a shard turns out to be sorted otherwise."""
-    heads: list[pa.RecordBatch | None] = [next(shard, None) for shard in shards]
-    while any(head is not None for head in heads):
-        here = [place for place, head in enumerate(heads) if head is not None]
-        together = pa.Table.from_batches([heads[place] for place in here]).combine_chunks()
-        sizes = [heads[place].num_rows for place in here]
+    heads = {place: batch for place, shard in enumerate(shards) if (batch := next(shard, None)) is not None}
+    while heads:
+        together = pa.Table.from_batches(heads.values()).combine_chunks()
+        sizes = [head.num_rows for head in heads.values()]
         positions = sort_indices(together, orders)
-        owners = np.repeat(np.arange(len(here)), sizes)[positions]
+        owners = np.repeat(list(heads), sizes)[positions]
         last_of_each = np.cumsum(sizes) - 1
-        ends = np.flatnonzero(np.isin(positions, last_of_each))
-        cut = int(ends[0]) + 1
+        cut = int(np.flatnonzero(np.isin(positions, last_of_each))[0]) + 1
         yield from together.take(pa.array(positions[:cut])).to_batches()
-        for number, place in enumerate(here):
-            _check_sorted(positions[owners == number], place)
-            taken = int((owners[:cut] == number).sum())
-            rest = heads[place].slice(taken)
-            heads[place] = rest if rest.num_rows else next(shards[place], None)
+        for place in list(heads):
+            _check_sorted(positions[owners == place], place)
+            rest = heads[place].slice(int((owners[:cut] == place).sum()))
+            following = rest if rest.num_rows else next(shards[place], None)
+            if following is None:
+                del heads[place]
+            else:
+                heads[place] = following
 
 
-def _check_sorted(positions: np.ndarray, shard: int) -> None:
+def _check_sorted(positions: Places, shard: int) -> None:
     if (np.diff(positions) < 0).any():
         raise ReadError(
             f"shard number {shard} sorts otherwise than the first (another collation?): create its database with "
@@ -51,7 +55,7 @@ def sorted_table(table: pa.Table, orders: Sequence[Order]) -> pa.Table:
     return table.take(pa.array(sort_indices(table, orders)))
 
 
-def sort_indices(table: pa.Table, orders: Sequence[Order]) -> np.ndarray:
+def sort_indices(table: pa.Table, orders: Sequence[Order]) -> Places:
     """The places of the rows in order; rows that tie keep their order."""
     keys: dict[str, pa.Array | pa.ChunkedArray] = {}
     directions: list[tuple[str, str]] = []
@@ -61,8 +65,8 @@ def sort_indices(table: pa.Table, orders: Sequence[Order]) -> np.ndarray:
             keys[name] = values
             directions.append((name, "descending" if descending else "ascending"))
     keys["place"] = pa.array(np.arange(table.num_rows))
-    places: np.ndarray = pc.sort_indices(pa.table(keys), [*directions, ("place", "ascending")]).to_numpy()
-    return places.astype(np.int64)
+    places: Places = pc.sort_indices(pa.table(keys), [*directions, ("place", "ascending")]).to_numpy()
+    return places.astype(np.int64, copy=False)
 
 
 def _sort_keys(column: pa.ChunkedArray, order: Order) -> Iterator[tuple[str, pa.ChunkedArray, bool]]:

@@ -48,7 +48,9 @@ class Order:
         """From `length`, `length DESC`, `length DESC NULLS LAST`."""
         found = _ORDER.fullmatch(text.strip())
         if found is None:
-            raise ReadError(f"cannot order by {text!r}: give a column, then ASC or DESC, then NULLS FIRST or NULLS LAST")
+            raise ReadError(
+                f"cannot order by {text!r}: give a column, then ASC or DESC, then NULLS FIRST or NULLS LAST"
+            )
         column, direction, nulls = found.groups()
         descending = (direction or "asc").lower() == "desc"
         return cls(column, descending, descending if nulls is None else nulls.lower() == "first")

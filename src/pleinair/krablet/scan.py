@@ -12,7 +12,7 @@ read at slightly different moments: no snapshot spans them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from pleinair.krablet.aggregates import Groups
 from pleinair.krablet.copy_binary import arrow_schema
 from pleinair.krablet.copy_stream import BATCH_ROWS, ShardQuery, Wire, reading
 from pleinair.krablet.fan_out import FanOut
-from pleinair.krablet.limits import Limits, Run
+from pleinair.krablet.limits import Run
 from pleinair.krablet.merge import merged, sorted_table
 from pleinair.krablet.pools import ReadPools
 from pleinair.krablet.requests import GetRequest, ReadError, ScanRequest, SqlRequest
@@ -35,7 +35,7 @@ ShardOf = Callable[[Any], int]
 class BatchStream:
     """Arrow batches of one schema. Closing it, or leaving its `with` block, ends the queries on all shards."""
 
-    def __init__(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch], run: Run) -> None:
+    def __init__(self, schema: pa.Schema, batches: Generator[pa.RecordBatch, None, None], run: Run) -> None:
         self.schema = schema
         self.run = run
         self._batches = batches
@@ -54,7 +54,7 @@ class BatchStream:
 
     def close(self) -> None:
         self.run.stop.set()
-        self._batches.close()  # type: ignore[attr-defined]
+        self._batches.close()
 
     def to_table(self) -> pa.Table:
         """All rows, in memory."""
@@ -130,7 +130,7 @@ def _stream(pools: ReadPools, plan: ScanPlan, run: Run) -> BatchStream:
     return BatchStream(visible, _batches(pools, plan, run), run)
 
 
-def _batches(pools: ReadPools, plan: ScanPlan, run: Run) -> Iterator[pa.RecordBatch]:
+def _batches(pools: ReadPools, plan: ScanPlan, run: Run) -> Generator[pa.RecordBatch, None, None]:
     queries = [ShardQuery(pool, plan.statement) for pool in pools.shards]
     with pools.admitted(run), FanOut(queries, plan.fields, run) as fan:
         if plan.aggregates:
@@ -153,6 +153,7 @@ def _aggregated(fan: FanOut, plan: ScanPlan, run: Run) -> Iterator[pa.RecordBatc
 
 
 def _limited(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+    """Each shard gives up to `limit` rows itself."""
     left = limit
     for batch in batches:
         if left is None:
@@ -161,5 +162,5 @@ def _limited(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[p
         if left > 0:
             yield batch.slice(0, left)
         left -= min(left, batch.num_rows)
-        if left == 0:
-            return
+        if left == 0 and limit is not None and limit > BATCH_ROWS:
+            return  # the shards are cut off; below, they are at their end, and read to it their connections are kept

@@ -27,6 +27,7 @@ MAX_KEYS = 100_000
 _TEXTS = (25, 1043)
 _UUID = 2950
 _COMPARABLE = (16, 17, 20, 21, 23, *_TEXTS, 700, 701, 1082, 1114, 1184, _UUID)
+_NOTHING = sql.SQL("")
 _LIMIT = re.compile(r"\blimit\s+(\d+)\s*$", re.IGNORECASE)
 _PLAIN_NODES = {"Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "BitmapOr", "BitmapAnd", "Gather", "Append"}
 _PLAIN_NODES |= {"Tid Scan", "Tid Range Scan", "Index Scan", "Index Only Scan", "Subquery Scan", "Sample Scan"}
@@ -114,7 +115,7 @@ def table_info(wire: Wire, table: str) -> TableInfo:
     return TableInfo(table, {column.name: column for column in found})
 
 
-def _rendered(connection: Connection, statement: sql.Composable, params: Any = None) -> bytes:
+def _rendered(connection: Connection, statement: sql.SQL | sql.Composed, params: Any = None) -> bytes:
     """The statement with its values in it: COPY takes no parameters."""
     try:
         return psycopg.ClientCursor(connection).mogrify(statement, params).encode()
@@ -138,7 +139,7 @@ def _plan_rows(wire: Wire, request: ScanRequest, info: TableInfo) -> ScanPlan:
         request,
         columns=[info.selected(name) for name in [*wanted, *hidden]],
         order=_order_clause(info, request.orders),
-        limit=sql.SQL("") if request.limit is None else sql.SQL("LIMIT {}").format(sql.Literal(request.limit)),
+        limit=_NOTHING if request.limit is None else sql.SQL("LIMIT {}").format(sql.Literal(request.limit)),
     )
     return ScanPlan(statement, tuple(wire.describe(statement)), request.orders, request.limit, hidden)
 
@@ -158,7 +159,7 @@ def _plan_aggregate(wire: Wire, request: ScanRequest, info: TableInfo) -> ScanPl
         wire,
         request,
         columns=[*[info.selected(name) for name in groups], *partials],
-        group=by if groups else sql.SQL(""),
+        group=by if groups else _NOTHING,
     )
     fields = tuple(wire.describe(statement))
     return ScanPlan(statement, fields, request.orders, request.limit, (), aggregates, len(groups))
@@ -178,9 +179,9 @@ def _scan_statement(
     request: ScanRequest,
     *,
     columns: Sequence[sql.Composable],
-    group: sql.Composable = sql.SQL(""),
-    order: sql.Composable = sql.SQL(""),
-    limit: sql.Composable = sql.SQL(""),
+    group: sql.Composable = _NOTHING,
+    order: sql.Composable = _NOTHING,
+    limit: sql.Composable = _NOTHING,
 ) -> bytes:
     statement = query("scan", "scan_rows").format(
         columns=comma_separated(columns),
@@ -202,7 +203,7 @@ def _order_clause(info: TableInfo, orders: Iterable[Order]) -> sql.Composable:
         )
         for order in orders
     ]
-    return sql.SQL("ORDER BY {}").format(comma_separated(terms)) if terms else sql.SQL("")
+    return sql.SQL("ORDER BY {}").format(comma_separated(terms)) if terms else _NOTHING
 
 
 @dataclass(frozen=True)

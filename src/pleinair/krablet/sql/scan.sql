@@ -44,3 +44,11 @@ SELECT set_config('enable_indexscan', 'off', true), set_config('enable_indexonly
 SELECT {columns} FROM (
 {statement}
 ) AS given ({names});
+
+-- name: declared_tables
+-- Every declared table with its columns as JSON, in the order of declaration.
+SELECT name, key, columns::text FROM pleinair.tables ORDER BY declared_at, name;
+
+-- name: declared_stages
+-- Every declared stage with the columns it writes as JSON, in the order of declaration.
+SELECT table_name, name, ready, to_json(writes)::text FROM pleinair.stages ORDER BY place;
