@@ -30,11 +30,22 @@ def make_reader(connection: Connection, role: str = READER, password: str | None
             connection.execute(query("reader", "set_password").format(role=name, password=sql.Literal(password)))
         connection.execute(query("reader", "default_to_read_only").format(role=name))
         for (schema,) in connection.execute(query("reader", "readable_schemas")).fetchall():
-            for grant in ("grant_schema", "grant_tables", "grant_later_tables"):
+            for grant in ("grant_schema", "grant_tables"):
                 connection.execute(query("reader", grant).format(schema=sql.Identifier(schema), role=name))
+        for grant in ("grant_later_schemas", "grant_later_tables"):
+            connection.execute(query("reader", grant).format(role=name))
+        _share_search_path(connection, name)
         if _powers(connection) == "is a superuser":
             for (function,) in connection.execute(query("reader", "writing_functions")).fetchall():
                 connection.execute(query("reader", "revoke_function").format(function=sql.SQL(function)))
+
+
+def _share_search_path(connection: Connection, role: sql.Identifier) -> None:
+    found = connection.execute(query("reader", "search_path")).fetchone()
+    assert found is not None
+    database, path = found
+    statement = query("reader", "search_there")
+    connection.execute(statement.format(role=role, database=sql.Identifier(database), path=sql.SQL(path)))
 
 
 def _powers(connection: Connection) -> str | None:

@@ -22,9 +22,19 @@ GRANT USAGE ON SCHEMA {schema} TO {role};
 -- name: grant_tables
 GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role};
 
+-- name: grant_later_schemas
+-- Schemas and, below, tables that the role running this makes later.
+ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO {role};
+
 -- name: grant_later_tables
--- Tables that the role running this makes later.
-ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role};
+ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {role};
+
+-- name: search_path
+-- Where the role running this finds tables: its own schema is found for it alone.
+SELECT current_database(), replace(current_setting('search_path'), '"$user"', quote_ident(current_user));
+
+-- name: search_there
+ALTER ROLE {role} IN DATABASE {database} SET search_path = {path};
 
 -- name: writing_functions
 -- Functions that anyone may call and that write in a read-only transaction: large objects, before version 16.
