@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import signal
 import threading
 from contextlib import ExitStack, closing
@@ -60,7 +61,10 @@ def run_rpc(args: argparse.Namespace) -> int:
         dsns = args.dsn or [_embedded_reader(stack, args.directory)]
         service = ReadService(ReadPools(dsns, size=args.pool_size), config)
         print(f"reads of {len(dsns)} shard(s) are served at {service.address}", flush=True)
-        serve(service, stop)
+        clean = serve(service, stop)
+    if not clean:
+        print("stopped; a reader that did not read was cut off", flush=True)
+        os._exit(0)  # its thread waits in gRPC and would keep the process
     print("stopped")
     return 0
 

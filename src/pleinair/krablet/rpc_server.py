@@ -36,6 +36,7 @@ from pleinair.krablet.requests import (
     ScanRequest,
     SqlRequest,
     from_json,
+    to_json,
 )
 from pleinair.krablet.rpc_stats import ServiceStats
 from pleinair.krablet.rpc_tokens import RequireToken, TokenFile
@@ -47,7 +48,8 @@ ShardOfKey = Callable[[str, Any], int]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SERVICE_LIMITS = Limits(rows=100_000_000, bytes=64 * 2**30, seconds=600.0)
-_SHORTEST_MESSAGE = 4000  # gRPC sends errors in trailers, which hold 8 kB
+STOP_SECONDS = 10.0
+_LONGEST_MESSAGE = 4000  # gRPC sends errors in trailers, which hold 8 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +113,20 @@ class ReadService(flight.FlightServerBase):  # type: ignore[misc]
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         return f"{scheme}://{host}:{self.port}"
 
-    def close(self) -> None:
-        """Refuse new reads, let running ones end for `drain_seconds`, then end them. Call it from one thread."""
+    def close(self) -> bool:
+        """Refuse new reads, let running ones end for `drain_seconds`, then end them. Call it from one thread.
+
+        False when a reader that neither reads nor leaves still holds its thread; its queries have ended all the same.
+        """
         self._draining = True
         self.stats.wait_until_idle(self.config.drain_seconds)
         self.stats.stop_all()
-        self.shutdown()
+        # gRPC waits for such a reader without end, so the wait is left to a thread.
+        stopping = threading.Thread(target=self.shutdown, name="stop the read service", daemon=True)
+        stopping.start()
+        stopping.join(STOP_SECONDS)
         self._pools.close()
+        return not stopping.is_alive()
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         with _explained():
@@ -133,7 +142,7 @@ class ReadService(flight.FlightServerBase):  # type: ignore[misc]
             self._refuse_when_draining()
             request = _described(descriptor)
             with self._opened(request, Run(self.config.limits, gone=context.is_cancelled)) as stream:
-                endpoint = flight.FlightEndpoint(_ticket(request), [])
+                endpoint = flight.FlightEndpoint(flight.Ticket(to_json(request)), [])
                 return flight.FlightInfo(stream.schema, descriptor, [endpoint], -1, -1)
 
     def get_schema(self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor) -> flight.SchemaResult:
@@ -198,12 +207,6 @@ def _described(descriptor: flight.FlightDescriptor) -> Request:
     return ScanRequest(table=descriptor.path[0].decode())
 
 
-def _ticket(request: Request) -> flight.Ticket:
-    from pleinair.krablet.requests import to_json
-
-    return flight.Ticket(to_json(request))
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     """Our errors as Flight's; the kind goes in front, for the client to raise the same again."""
@@ -222,13 +225,11 @@ def _explained() -> Iterator[None]:
 
 
 def _tagged(kind: str, error: PleinairError) -> str:
-    return f"[{kind}] {str(error)[:_SHORTEST_MESSAGE]}"
+    return f"[{kind}] {str(error)[:_LONGEST_MESSAGE]}"
 
 
-def serve(service: ReadService, stop: threading.Event) -> None:
-    """Serve until `stop` is set, then drain."""
-    try:
-        while not stop.wait(0.5):
-            pass
-    finally:
-        service.close()
+def serve(service: ReadService, stop: threading.Event) -> bool:
+    """Serve until `stop` is set, then drain; False as in `ReadService.close`."""
+    while not stop.wait(0.5):  # in pieces, for signals are handled between them
+        pass
+    return service.close()

@@ -14,16 +14,18 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 import pytest
 from psycopg import conninfo
 
 from pleinair import krablet
+from pleinair.krablet.bulk import load
 from pleinair.krablet.connections import Session
 from pleinair.krablet.pools import ReadPools
 from pleinair.krablet.reader import READER, make_reader
@@ -66,8 +68,10 @@ class Shards:
     def pools(self, size: int = 4) -> ReadPools:
         return ReadPools(self.readers, size=size)
 
-    def sessions(self) -> list[Session]:
-        return [Session(dsn) for dsn in self.dsns]
+    def load(self, table: str, data: pa.Table, **options: Any) -> int:
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(closing(Session(dsn))) for dsn in self.dsns]
+            return load(sessions, table, data, **{"shard_of": self.shard_of} | options)
 
     def execute(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """On every shard; all rows."""

@@ -10,8 +10,6 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import bulk
-from pleinair.krablet.bulk import load
-from pleinair.krablet.connections import Session
 from pleinair.krablet.requests import ScanRequest
 from pleinair.krablet.scan import scan
 from pleinair.records.errors import QueueError
@@ -20,11 +18,10 @@ from tests.krablet.reading.conftest import WIDE, Shards, Wide
 NARROW = {"key": "text", "n": "bigint", "x": "double precision"}
 
 
-def declared(shards: Shards, name: str, columns: dict[str, str]) -> list[Session]:
+def declare(shards: Shards, name: str, columns: dict[str, str]) -> None:
     for dsn in shards.dsns:
         with krablet.connect(dsn) as database:
             database.table(name, key="key", columns=columns)
-    return shards.sessions()
 
 
 def rows_of(shards: Shards, name: str) -> list[tuple[Any, ...]]:
@@ -33,12 +30,10 @@ def rows_of(shards: Shards, name: str) -> list[tuple[Any, ...]]:
 
 def test_what_is_loaded_is_what_was_read(wide: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "CHUNK_ROWS", 64)
-    sessions = declared(wide.shards, "copied", WIDE)
+    declare(wide.shards, "copied", WIDE)
     original = scan(wide.pools, ScanRequest(table="wide", order_by="key")).to_table()
     seen: list[int] = []
-    written = load(
-        sessions, "copied", original, on_conflict="error", shard_of=wide.shards.shard_of, on_progress=seen.append
-    )
+    written = wide.shards.load("copied", original, on_conflict="error", on_progress=seen.append)
     assert written == original.num_rows == seen[-1]
     assert len(seen) == 5
     copied = scan(wide.pools, ScanRequest(table="copied", order_by="key")).to_table()
@@ -57,33 +52,33 @@ def test_what_is_loaded_is_what_was_read(wide: Wide, monkeypatch: pytest.MonkeyP
 def test_a_key_that_exists_is_updated_or_skipped_and_of_a_repeated_one_the_last_row_stays(
     shards: Shards, on_conflict: Any, expected: list[tuple[Any, ...]]
 ) -> None:
-    sessions = declared(shards, "t", NARROW)
+    declare(shards, "t", NARROW)
     first = pa.table({"key": ["a", "b"], "n": [1, 2], "x": [0.5, 2.5]})
-    assert load(sessions, "t", first, on_conflict="error", shard_of=shards.shard_of) == 2
+    assert shards.load("t", first, on_conflict="error") == 2
     second = pa.table({"n": [7, 9, 8], "key": ["c", "b", "c"]})
-    written = load(sessions, "t", second, on_conflict=on_conflict, shard_of=shards.shard_of)
+    written = shards.load("t", second, on_conflict=on_conflict)
     assert written == (2 if on_conflict == "update" else 1)
     assert rows_of(shards, "t") == expected
 
 
 def test_loading_a_key_that_exists_is_an_error_when_asked_for_and_writes_nothing(shards: Shards) -> None:
-    sessions = declared(shards, "t", NARROW)
-    load(sessions, "t", pa.table({"key": ["b"], "n": [2]}), shard_of=shards.shard_of)
+    declare(shards, "t", NARROW)
+    shards.load("t", pa.table({"key": ["b"], "n": [2]}))
     with pytest.raises(QueueError, match="duplicate key value .*load with on_conflict='update' or 'skip'"):
-        load(
-            sessions[:1] if len(sessions) == 1 else [sessions[shards.shard_of("b")]],
+        shards.load(
             "t",
-            pa.table({"key": ["a", "b"], "n": [1, 3]}),
+            pa.table({"key": ["b", "a"], "n": [3, 1]}),
             on_conflict="error",
+            shard_of=lambda key: shards.shard_of("b"),
         )
     assert rows_of(shards, "t") == [("b", 2, None)]
 
 
 def test_text_that_looks_like_csv_null_or_its_end_stays_text(shards: Shards) -> None:
-    sessions = declared(shards, "t", {"key": "text", "n": "bigint", "x": "double precision", "words": "text[]"})
+    declare(shards, "t", {"key": "text", "n": "bigint", "x": "double precision", "words": "text[]"})
     keys = ["", '"', '""', "\\N", "\\.", "a\n\\.\nb", "a,b", "NULL", " ", "\r\n", "\u00fc"]
     words = [[key, None] for key in keys]
-    load(sessions, "t", pa.table({"key": keys, "words": words}), shard_of=shards.shard_of)
+    shards.load("t", pa.table({"key": keys, "words": words}))
     assert sorted(shards.execute("SELECT key, words FROM t")) == sorted(zip(keys, words, strict=True))
 
 
@@ -108,12 +103,12 @@ def test_text_that_looks_like_csv_null_or_its_end_stays_text(shards: Shards) -> 
 def test_data_that_does_not_fit_is_refused_and_nothing_of_it_written(
     shards: Shards, data: pa.Table, complaint: str
 ) -> None:
-    sessions = declared(shards, "t", {**NARROW, "at": "timestamptz"})
+    declare(shards, "t", {**NARROW, "at": "timestamptz"})
     with pytest.raises(QueueError, match=complaint):
-        load(sessions, "t", data, shard_of=lambda key: 0)
+        shards.load("t", data, shard_of=lambda key: 0)
     assert rows_of(shards, "t") == []
 
 
 def test_several_shards_without_a_routing_are_refused(three_shards: Shards) -> None:
     with pytest.raises(QueueError, match="3 shards are given without shard_of"):
-        load(three_shards.sessions(), "t", pa.table({"key": ["a"]}))
+        three_shards.load("t", pa.table({"key": ["a"]}), shard_of=None)

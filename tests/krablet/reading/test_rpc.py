@@ -31,7 +31,7 @@ from pleinair.krablet.pools import ReadPools
 from pleinair.krablet.reader import READER, make_reader
 from pleinair.krablet.requests import LimitError, ReadError
 from pleinair.krablet.rpc_server import ReadService, ServiceConfig
-from pleinair.records.errors import ConfigError
+from pleinair.records.errors import ConfigError, DatabaseError
 from tests.krablet.reading.conftest import Shards, Wide
 
 TOKEN = "canary-0123456789abcdef"
@@ -374,6 +374,19 @@ def test_sigterm_lets_running_reads_end_and_takes_no_new_ones(shards: Shards) ->
         rows += reading.to_table().num_rows
         assert rows == 20_000 * len(shards.dsns)
         assert process.wait(60) == 0
+
+
+def test_sigterm_cuts_off_a_reader_that_does_not_read(three_shards: Shards) -> None:
+    three_shards.execute(LONG)
+    three_shards.execute(FILL.format(2000, 20_000))
+    with service_process(three_shards, "--drain-seconds", "0.2") as (process, address):
+        reading = rpc.connect(address).read("long")
+        next(reading)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        three_shards.wait_until_idle()
+        with pytest.raises(DatabaseError):
+            reading.to_table()
 
 
 def test_a_shard_that_dies_is_named_and_used_again_when_it_is_back(three_shards: Shards, tmp_path: Path) -> None:

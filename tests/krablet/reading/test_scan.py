@@ -38,7 +38,7 @@ SORTABLE = ("key", "flag", "small", "n", "r", "x", "day", "at", "raw", "u")
 examples = settings(
     max_examples=25,
     deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
