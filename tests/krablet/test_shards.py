@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from itertools import chain
 
+import pyarrow as pa
 import pytest
 
 from pleinair import krablet
@@ -248,11 +249,12 @@ def test_slots_move_to_and_fro_while_writers_and_workers_go_on(three: list[str])
         }
 
 
-def test_two_movers_take_turns(three: list[str]) -> None:
+def test_two_movers_take_turns(three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves, "MOVER_PATIENCE_SECONDS", 0.2)
     with krablet.connect(three[:2]) as database:
         pictures_in(database)
-        with moves._only_mover(database.shards), pytest.raises(BusyError, match="by another process"):
-            moves.rebalance(database.shards) or moves.move_slots(database.shards, database.shards.slots(0)[:1], 1)
+        with moves._only_mover(database.shards, 0.0), pytest.raises(BusyError, match="by another process"):
+            moves.move_slots(database.shards, database.shards.slots(0)[:1], 1)
 
 
 def test_a_migration_runs_once_on_every_shard(three: list[str]) -> None:
@@ -262,3 +264,16 @@ def test_a_migration_runs_once_on_every_shard(three: list[str]) -> None:
         assert database.migrate("add-extra", text) == 3
         assert database.migrate("add-extra", text) == 0
         assert database.shards.each(lambda c: c.execute("SELECT a FROM extra").fetchall()) == [[(1,)]] * 3
+
+
+def test_arrow_data_is_loaded_to_where_its_keys_live(three: list[str]) -> None:
+    with krablet.connect(three) as database:
+        table = pictures_in(database).table
+        names = [f"p{number:04d}" for number in range(500)]
+        data = pa.table({"image_name": names, "length": list(range(500))})
+        assert table.load(data) == 500
+        assert table.load(data, on_conflict="skip") == 0
+        assert sorted(chain(*keys_on(database))) == names
+        assert all(database.shards.of(key).number == n for n, keys in enumerate(keys_on(database)) for key in keys)
+        assert table.upsert([{"image_name": "p0007", "length": 7}]) == 1
+        assert table.count() == 500

@@ -1,24 +1,22 @@
-"""`pleinair krablet up | down | status | stuck | dag` and `pleinair sql`: the warehouse from the command line."""
+"""`pleinair krablet up | down | status | stuck | dag`: the warehouse from the command line."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pleinair.krablet import Database, Stage
-    from pleinair.krablet.connections import Connection
 
 WIDEST_CELL = 60
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the noun `krablet` and its verbs."""
-    from pleinair.cli import shards, watch
+    from pleinair.cli import rpc, shards, watch
 
     noun = subparsers.add_parser("krablet", help="the warehouse that is the queue: start, stop, look")
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -44,17 +42,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_database(dag)
     dag.add_argument("--svg", type=Path, help="write a drawing to this file instead of text")
     dag.set_defaults(run=_dag)
+    rpc.register(verbs)
     shards.register(verbs)
     watch.register(verbs)
-
-
-def register_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb `sql`."""
-    sql = subparsers.add_parser("sql", help="run one SELECT, read-only, and print a table")
-    sql.add_argument("query", help='such as "SELECT count(*) FROM images"')
-    sql.add_argument("--limit", type=int, default=1000, help="print at most this many rows (default: 1000)")
-    add_database(sql)
-    sql.set_defaults(run=_sql)
 
 
 def add_directory(parser: argparse.ArgumentParser) -> None:
@@ -157,31 +147,6 @@ def _dag(args: argparse.Namespace) -> int:
 def _depth_note(stage: Stage) -> str:
     depth = stage.depth()
     return f"{depth.pending} pending" + (f", {depth.stuck} stuck" if depth.stuck else "")
-
-
-def _sql(args: argparse.Namespace) -> int:
-    import psycopg
-
-    from pleinair.records.errors import QueueError
-
-    with opened(args) as database, closing(database.connection()) as connection:
-        connection.read_only = True
-        try:
-            names, rows = _first_rows(connection, args.query, args.limit + 1)
-        except psycopg.Error as error:
-            raise QueueError(f"the query failed: {str(error).splitlines()[0]}; give one SELECT") from error
-    print_table(names, rows[: args.limit])
-    if len(rows) > args.limit:
-        print(f"... and more rows; raise --limit to see more than {args.limit}", file=sys.stderr)
-    return 0
-
-
-def _first_rows(connection: Connection, query: str, count: int) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and at most `count` rows; the rest never leaves the server."""
-    # A cursor is declared for one statement: a second, which could end the read-only transaction, is refused.
-    with connection.transaction(), connection.cursor(name="pleinair_sql") as cursor:
-        cursor.execute(query.rstrip().removesuffix(";"))
-        return [column.name for column in cursor.description or ()], cursor.fetchmany(count)
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -15,7 +15,7 @@ INTERRUPTED = 130
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from pleinair.cli import curate, export, fetch, ingest, krablet, run, sample
+    from pleinair.cli import curate, export, fetch, ingest, krablet, run, sample, sql
 
     parser = argparse.ArgumentParser(
         prog="pleinair",
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for noun in (run, sample, ingest, curate, export, fetch, krablet):
         noun.register(verbs)
-    krablet.register_sql(verbs)
+    sql.register_sql(verbs)
     return parser
 
 

@@ -12,6 +12,7 @@ if it had never begun; after it, the rows wait in staging, and `resume_moves` ta
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ FEW_CHANGES = 200
 MAX_CATCH_UPS = 50
 LOCK_TIMEOUT = "3s"
 LOCK_TRIES = 10
+MOVER_PATIENCE_SECONDS = 5.0
+"""Somebody who waited for a slot may hold the mover's lock for a moment, to see whether there is something to finish."""
 FIRST_TOKEN = 1 << 40
 Progress = Callable[[int, int], None]
 
@@ -179,7 +182,7 @@ def move_slots(
         by_source.setdefault(shards.owner(slot), []).append(slot)
     by_source.pop(number, None)
     done = 0
-    with _only_mover(shards):
+    with _only_mover(shards, MOVER_PATIENCE_SECONDS):
         _finish_all(shards, tables)
         for source, moving in by_source.items():
             with _slots_indexed(shards[source], tables):
@@ -214,7 +217,7 @@ def resume_moves(shards: Shards) -> int:
     if not shards.catalog.run(_moves):
         return 0
     try:
-        with _only_mover(shards):
+        with _only_mover(shards, 0.0):
             shards.reload()
             return _finish_all(shards, [load_table(shards, name) for name in shards.catalog.run(table_names)])
     except BusyError:
@@ -234,11 +237,14 @@ def _finish_all(shards: Shards, tables: Sequence[Table]) -> int:
 
 
 @contextmanager
-def _only_mover(shards: Shards) -> Iterator[None]:
+def _only_mover(shards: Shards, patience_seconds: float) -> Iterator[None]:
     """Be the one who moves slots; the server frees the lock however we end."""
+    deadline = time.monotonic() + patience_seconds
     with closing(open_connection(shards.catalog.dsn, "pleinair mover")) as connection:
-        if connection.execute(query("shards", "try_mover_lock")).fetchone() != (True,):
-            raise BusyError("slots are being moved by another process: wait until it is done")
+        while connection.execute(query("shards", "try_mover_lock")).fetchone() != (True,):
+            if time.monotonic() >= deadline:
+                raise BusyError("slots are being moved by another process: wait until it is done")
+            time.sleep(0.05)
         yield
 
 

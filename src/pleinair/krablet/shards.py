@@ -113,6 +113,11 @@ class Shards:
         """Every shard, the catalog's first."""
         return [self._shards[number] for number in sorted(self._shards)]
 
+    @property
+    def dsns(self) -> list[str]:
+        """How to connect to every shard, secrets included."""
+        return [shard.dsn for shard in self.all]
+
     def __getitem__(self, number: int) -> Shard:
         return self._shards[number]
 
@@ -220,12 +225,12 @@ class Shards:
     def _write_on(
         self, shard: Shard, slots: Sequence[int], places: list[int], send: Callable[[Connection, list[int]], Cursor]
     ) -> int:
-        wanted = slot_bits(slots[place] for place in places)
+        chosen = [slots[place] for place in places]
 
         def checked(connection: Connection) -> int:
             # A pipeline is one transaction: the check holds its lock until the write is committed.
             with connection.pipeline():
-                connection.execute(query("shards", "require_slots"), {"wanted": wanted})
+                require_slots(connection, chosen)
                 cursor = send(connection, places)
             return cursor.rowcount
 
@@ -234,12 +239,22 @@ class Shards:
         except psycopg.DatabaseError as error:
             if error.sqlstate != STALE_MAP:
                 raise
-            raise StaleMapError(f"{shard.name} does not hold all slots of this write") from error
+            raise StaleMapError(f"{shard.name} does not hold all slots of this write: write again") from error
 
     def close(self) -> None:
         """Close all connections."""
         for shard in self.all:
             shard.session.close()
+
+
+def require_slots(connection: Connection, slots: Iterable[int]) -> None:
+    """Let a transaction fail with SQLSTATE `STALE_MAP` unless this server owns the slots, and keep them until it ends."""
+    connection.execute(query("shards", "require_slots"), {"wanted": slot_bits(slots)})
+
+
+def require_keys(connection: Connection, keys: Iterable[Any]) -> None:
+    """`require_slots` for the slots of keys."""
+    require_slots(connection, map(slot_of, keys))
 
 
 def _load(connection: Connection) -> SlotMap:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,12 +16,14 @@ from pleinair.krablet.connections import Connection, explained, open_connection
 from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import checked_name, query
 from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
-from pleinair.krablet.shards import Cursor, Shards
+from pleinair.krablet.shards import STALE_MAP, Cursor, Shards, StaleMapError, require_keys
 from pleinair.krablet.stages import STATE_COLUMNS, Stage, create_stage
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from pleinair.krablet.bulk import OnConflict
 
 KEY_TYPES = ("text", "integer", "bigint", "uuid")
 NAME_LENGTH = 28  # an index is called <table>_<stage>_ready, and Postgres keeps 63 characters
@@ -85,6 +87,37 @@ class Table:
     def update(self, rows: Iterable[Mapping[str, object]]) -> int:
         """Set the given columns of rows that exist, never insert; the number of rows updated. Durable on return."""
         return self._write(rows, _update)
+
+    def load(
+        self,
+        data: pa.Table | pa.RecordBatchReader | Iterable[pa.RecordBatch],
+        *,
+        on_conflict: OnConflict = "update",
+        on_progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Write Arrow data, the fast way; the number of rows written. See `bulk.load`.
+
+        Raises StaleMapError when slots move meanwhile: load again with "update" or "skip".
+        """
+        from pleinair.krablet.bulk import load
+
+        shards = self.shards.all
+        place = {shard.number: index for index, shard in enumerate(shards)}
+        try:
+            return load(
+                [shard.session for shard in shards],
+                self.name,
+                data,
+                on_conflict=on_conflict,
+                shard_of=None if len(shards) == 1 else lambda key: place[self.shards.of(key).number],
+                on_progress=on_progress,
+                guard=require_keys,
+            )
+        except psycopg.DatabaseError as error:
+            if error.sqlstate != STALE_MAP:
+                raise
+            self.shards.settled()
+            raise StaleMapError(f"slots of table {self.name} moved while it was loaded: load again") from error
 
     def _write(self, rows: Iterable[Mapping[str, object]], write: _Write) -> int:
         written = 0

@@ -1,0 +1,188 @@
+"""Reads through the service beside ADBC straight from Postgres and psycopg; loading beside COPY. Interleaved rounds.
+
+    python benchmarks/krablet/rpc.py [--rows 150000] [--rounds 5] [--dsn DSN]
+
+Rows are narrow: text key, boolean, bigint, double precision, timestamptz. The service runs in a process of its own, so
+that its memory is seen, and reads the one server the peers read. ADBC comes with the extra `dev`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg
+import pyarrow as pa
+from psycopg import conninfo
+
+from pleinair import krablet
+from pleinair.krablet import Database, rpc
+from pleinair.krablet.bulk import load
+from pleinair.krablet.reader import READER, make_reader
+
+COLUMNS = {"key": "text", "flag": "boolean", "n": "bigint", "x": "double precision", "at": "timestamptz"}
+FILL = """
+INSERT INTO narrow
+SELECT 'row-' || lpad(i::text, 9, '0'), i %% 2 = 0, i, i * 0.5, '2024-01-01Z'::timestamptz + i * interval '1 s'
+FROM generate_series(1, %s) AS i
+"""
+QUERY = "SELECT key, flag, n, x, at FROM narrow"
+ADBC_READ = f"""
+import sys, resource
+import adbc_driver_postgresql.dbapi as adbc
+with adbc.connect(sys.argv[1]) as connection, connection.cursor() as cursor:
+    cursor.execute({QUERY!r})
+    rows = sum(batch.num_rows for batch in cursor.fetch_record_batch())
+print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+Result = dict[str, object]
+
+
+@contextmanager
+def service(dsn: str) -> Iterator[tuple[int, str]]:
+    """The service in a process of its own: its process id and address."""
+    command = [sys.executable, "-m", "pleinair.cli.main", "krablet", "rpc", "--listen", "127.0.0.1:0", "--dsn", dsn]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.pid, process.stdout.readline().split()[-1]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def seconds(action: Callable[[], int], rows: int) -> float:
+    began = time.perf_counter()
+    assert action() == rows, "every row came"
+    return time.perf_counter() - began
+
+
+def read_adbc(dsn: str) -> int:
+    import adbc_driver_postgresql.dbapi as adbc
+
+    with adbc.connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(QUERY)
+        return sum(batch.num_rows for batch in cursor.fetch_record_batch())
+
+
+def read_fetchall(dsn: str) -> int:
+    with psycopg.connect(dsn) as connection, connection.cursor(binary=True) as cursor:
+        return len(cursor.execute(QUERY).fetchall())
+
+
+def peak_megabytes(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def measure_reads(database: Database, rows: int, rounds: int) -> list[Result]:
+    database.table("narrow", key="key", columns=COLUMNS)
+    with closing(database.connection()) as connection:
+        connection.execute(FILL, [rows])
+        connection.execute("VACUUM ANALYZE narrow")
+        make_reader(connection)
+    dsn = conninfo.make_conninfo(database.dsn, user=READER)
+    with service(dsn) as (pid, address), rpc.connect(address) as client:
+        ways: dict[str, Callable[[], int]] = {
+            "service": lambda: sum(batch.num_rows for batch in client.read("narrow")),
+            "adbc": lambda: read_adbc(dsn),
+            "fetchall": lambda: read_fetchall(dsn),
+        }
+        times = interleaved(ways, rows, rounds)
+        resident = peak_megabytes(pid)
+    adbc = subprocess.run([sys.executable, "-c", ADBC_READ, dsn], capture_output=True, text=True, check=True)
+    results = [
+        ratio("rpc_read_vs_adbc", rows, times, "service", "adbc"),
+        ratio("rpc_read_vs_fetchall", rows, times, "service", "fetchall"),
+    ]
+    peer = int(adbc.stdout.split()[1]) / 1024
+    return [*results, result("rpc_service_peak_memory", resident, "MB", peer, resident / peer)]
+
+
+def interleaved(ways: dict[str, Callable[[], int]], rows: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, round by round, the first round left out."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            took = seconds(way, rows)
+            if number:
+                times[name].append(took)
+    return times
+
+
+def result(name: str, value: float, unit: str, peer: float, ratio_: float) -> Result:
+    return {"name": name, "value": round(value, 1), "unit": unit, "peer": round(peer, 1), "ratio": round(ratio_, 3)}
+
+
+def ratio(name: str, rows: int, times: dict[str, list[float]], ours: str, peer: str) -> Result:
+    """Rates from medians; above 1 ours is faster."""
+    mine, theirs = statistics.median(times[ours]), statistics.median(times[peer])
+    return result(name, rows / mine, "rows/s", rows / theirs, theirs / mine)
+
+
+def measure_loads(database: Database, rows: int, rounds: int) -> list[Result]:
+    """New rows into an empty table with its primary key, from what each way takes: mappings, tuples, Arrow."""
+    mappings = [
+        {"key": f"row-{number:09d}", "flag": number % 2 == 0, "n": number, "x": number * 0.5} for number in range(rows)
+    ]
+    tuples = [tuple(row.values()) for row in mappings]
+    data = pa.Table.from_pylist(mappings)
+    table = database.table("loaded", key="key", columns={name: COLUMNS[name] for name in mappings[0]})
+
+    def copy_rows() -> int:
+        with closing(database.connection()) as connection, connection.cursor() as cursor:
+            with cursor.copy("COPY loaded (key, flag, n, x) FROM STDIN") as copy:
+                for row in tuples:
+                    copy.write_row(row)
+            return cursor.rowcount
+
+    ways: dict[str, Callable[[], int]] = {
+        "copy": copy_rows,
+        "insert_missing": lambda: table.insert_missing(mappings),
+        "load_update": lambda: load([database.session], "loaded", data, on_conflict="update"),
+        "load_new": lambda: load([database.session], "loaded", data, on_conflict="error"),
+        "load_new_from_rows": lambda: load(
+            [database.session], "loaded", pa.Table.from_pylist(mappings), on_conflict="error"
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            with closing(database.connection()) as connection:
+                connection.execute("TRUNCATE loaded")
+                connection.execute("CHECKPOINT")
+            times[name].append(seconds(way, rows))
+    names = [name for name in ways if name != "copy"]
+    return [ratio(f"ingest_{name}_vs_copy", rows, times, name, "copy") for name in names]
+
+
+def run(rows: int = 150_000, rounds: int = 5, dsn: str | None = None) -> list[Result]:
+    directory = Path(tempfile.mkdtemp(prefix="pleinair-bench-"))
+    try:
+        with krablet.connect(dsn, directory=directory) as database:
+            return [*measure_reads(database, rows, rounds), *measure_loads(database, rows, max(1, rounds // 2))]
+    finally:
+        shutil.rmtree(directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=150_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dsn", help="a server of your own instead of a temporary embedded one; its tables stay")
+    args = parser.parse_args()
+    for found in run(args.rows, args.rounds, args.dsn):
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

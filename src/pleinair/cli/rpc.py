@@ -1,0 +1,111 @@
+"""`pleinair krablet rpc` and `pleinair krablet reader`: the read service, and the role it logs in with."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import signal
+import threading
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from pleinair.cli.krablet import add_directory
+from pleinair.records.errors import ConfigError
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verbs `rpc` and `reader` below `krablet`."""
+    rpc = verbs.add_parser("rpc", help="serve reads of all shards to other programs and machines")
+    rpc.add_argument("--listen", default="127.0.0.1:8815", help="HOST:PORT; port 0 takes a free one (%(default)s)")
+    rpc.add_argument("--dsn", action="append", help="a shard, with the login of a reader; repeat it per shard")
+    add_directory(rpc)
+    rpc.add_argument("--token-file", type=Path, help="who may read: tokens, one a line; read again when it changes")
+    rpc.add_argument("--tls-cert", type=Path, help="the certificate of this service, PEM")
+    rpc.add_argument("--tls-key", type=Path, help="its key, PEM")
+    rpc.add_argument("--insecure", action="store_true", help="listen beyond this machine without tokens or TLS")
+    rpc.add_argument("--pool-size", type=int, default=8, help="reads at once = connections to each shard (%(default)s)")
+    rpc.add_argument("--max-rows", type=int, default=100_000_000, help="rows one read may give (%(default)s)")
+    rpc.add_argument("--max-bytes", type=int, default=64 * 2**30, help="bytes one read may give (%(default)s)")
+    rpc.add_argument("--max-seconds", type=float, default=600.0, help="how long one read may take (%(default)s)")
+    rpc.add_argument("--drain-seconds", type=float, default=30.0, help="how long SIGTERM waits for reads (%(default)s)")
+    rpc.set_defaults(run=run_rpc)
+    reader = verbs.add_parser("reader", help="make the role that only reads, for the read service")
+    reader.add_argument("--dsn", action="append", required=True, help="a shard, with the login of the tables' owner")
+    reader.add_argument("--role", default="pleinair_reader", help="its name (%(default)s)")
+    reader.add_argument("--password-file", type=Path, help="where its password stands; asked for otherwise")
+    reader.set_defaults(run=run_reader)
+
+
+def run_rpc(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C, then drain."""
+    from pleinair.krablet.limits import Limits
+    from pleinair.krablet.pools import ReadPools
+    from pleinair.krablet.rpc_server import ReadService, ServiceConfig, serve
+
+    host, port = _host_and_port(args.listen)
+    config = ServiceConfig(
+        host=host,
+        port=port,
+        token_file=args.token_file,
+        tls_certificate=args.tls_cert,
+        tls_key=args.tls_key,
+        limits=Limits(rows=args.max_rows, bytes=args.max_bytes, seconds=args.max_seconds),
+        insecure=args.insecure,
+        drain_seconds=args.drain_seconds,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with ExitStack() as stack:
+        dsns = args.dsn or _embedded_readers(stack, args.directory)
+        service = ReadService(ReadPools(dsns, size=args.pool_size), config)
+        print(f"reads of {len(dsns)} shard(s) are served at {service.address}", flush=True)
+        clean = serve(service, stop)
+    if not clean:
+        print("stopped; a reader that did not read was cut off", flush=True)
+        os._exit(0)  # its thread waits in gRPC and would keep the process
+    print("stopped")
+    return 0
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--listen is {text!r}: write HOST:PORT, such as 127.0.0.1:8815")
+    return host.strip("[]"), int(port)
+
+
+def _embedded_readers(stack: ExitStack, directory: Path) -> list[str]:
+    """The embedded servers with the login of their reader, which is made if need be."""
+    from psycopg import conninfo
+
+    from pleinair import krablet
+    from pleinair.krablet.reader import READER, make_reader
+
+    database = stack.enter_context(krablet.connect(directory=directory))
+    database.shards.each(make_reader)
+    return [conninfo.make_conninfo(dsn, user=READER) for dsn in database.shards.dsns]
+
+
+def run_reader(args: argparse.Namespace) -> int:
+    """Make the role on every shard."""
+    from pleinair.krablet.connections import describe, open_connection
+    from pleinair.krablet.reader import make_reader
+
+    password = _password(args)
+    for dsn in args.dsn:
+        with closing(open_connection(dsn)) as connection:
+            make_reader(connection, args.role, password or None)
+        print(f"{args.role} may read all tables of {describe(dsn)}")
+    return 0
+
+
+def _password(args: argparse.Namespace) -> str:
+    if args.password_file is None:
+        return getpass.getpass(f"password of {args.role} (empty: leave it): ")
+    try:
+        text: str = args.password_file.read_text()
+    except OSError as error:
+        raise ConfigError(f"{args.password_file} cannot be read: {error.strerror}; correct --password-file") from error
+    return text.strip()
