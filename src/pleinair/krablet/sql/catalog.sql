@@ -1,6 +1,9 @@
 -- name: catalog_exists
 -- True when the catalog is complete; served by the system catalogs. The last object made is the one looked for.
-SELECT to_regclass('pleinair.stages') IS NOT NULL;
+SELECT EXISTS (
+    SELECT FROM pg_attribute
+    WHERE attrelid = to_regclass('pleinair.tables') AND attname = 'merge' AND NOT attisdropped
+);
 
 -- name: lock_schema
 -- Makes declarations of two processes take turns until the transaction ends.
@@ -36,6 +39,8 @@ CREATE TABLE IF NOT EXISTS pleinair.stages (
     PRIMARY KEY (table_name, name)
 );
 
+ALTER TABLE pleinair.tables ADD COLUMN IF NOT EXISTS merge jsonb NOT NULL DEFAULT '{}';
+
 -- name: column_types
 -- The columns a table has, with their types as Postgres prints them; served by the system catalogs.
 SELECT attname, format_type(atttypid, atttypmod)
@@ -58,14 +63,14 @@ CREATE TABLE {table} ({key} {type} PRIMARY KEY);
 ALTER TABLE {table} ADD COLUMN {column} {type};
 
 -- name: save_table
--- Columns are pairs [name, type] in the order of declaration.
-INSERT INTO pleinair.tables (name, key, columns)
-VALUES (%(name)s, %(key)s, %(columns)s)
-ON CONFLICT (name) DO UPDATE SET columns = EXCLUDED.columns;
+-- Columns are pairs [name, type] in the order of declaration; merge holds the rules other than `last`.
+INSERT INTO pleinair.tables (name, key, columns, merge)
+VALUES (%(name)s, %(key)s, %(columns)s, %(merge)s)
+ON CONFLICT (name) DO UPDATE SET columns = EXCLUDED.columns, merge = EXCLUDED.merge;
 
 -- name: load_table
 -- One declared table; served by the primary key.
-SELECT key, columns FROM pleinair.tables WHERE name = %(name)s;
+SELECT key, columns, merge FROM pleinair.tables WHERE name = %(name)s;
 
 -- name: list_tables
 SELECT name FROM pleinair.tables ORDER BY declared_at, name;
