@@ -1,15 +1,20 @@
-"""`pleinair krablet up | down | status | stuck | dag` and `pleinair sql`: the warehouse from the command line."""
+"""`pleinair krablet up | down | status | stuck | dag | funnel` and `pleinair sql`: the warehouse from the command line."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pleinair.records.errors import ConfigError
+
 if TYPE_CHECKING:
+    import ssl
+
     from pleinair.krablet import Database, Stage
     from pleinair.krablet.connections import Connection
 
@@ -38,6 +43,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     dag = verbs.add_parser("dag", help="which stage waits for which, from the declared conditions")
     _add_database(dag)
     dag.set_defaults(run=_dag)
+    _register_funnel(verbs)
+
+
+def _register_funnel(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    funnel = verbs.add_parser("funnel", help="serve the write path for contended upserts of one shard")
+    funnel.add_argument("--listen", required=True, help="HOST:PORT, [IPV6]:PORT or unix:/path; port 0 chooses one")
+    funnel.add_argument(
+        "--token-file", type=Path, help="file with the token clients must show (default: $PLEINAIR_FUNNEL_TOKEN)"
+    )
+    funnel.add_argument("--cert", type=Path, help="TLS certificate (PEM, with its chain)")
+    funnel.add_argument("--key", type=Path, help="private key of the certificate (PEM)")
+    funnel.add_argument("--plaintext", action="store_true", help="allow other machines in without TLS")
+    _add_database(funnel)
+    funnel.set_defaults(run=_funnel)
 
 
 def register_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -85,6 +104,43 @@ def _down(args: argparse.Namespace) -> int:
 
     print(f"Postgres in {args.directory} {'stopped' if stop_server(args.directory) else 'was not running'}")
     return 0
+
+
+def _funnel(args: argparse.Namespace) -> int:
+    import logging
+
+    from pleinair.krablet.funnel_service import ServiceSettings, serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = ServiceSettings(
+        listen=args.listen, token=_funnel_token(args.token_file), tls=_tls(args.cert, args.key), plaintext=args.plaintext
+    )
+    with _opened(args) as database:
+        serve(database.session, settings, on_ready=lambda address: print(f"the funnel listens on {address}", flush=True))
+    return 0
+
+
+def _funnel_token(file: Path | None) -> str | None:
+    try:
+        return file.read_text().strip() if file is not None else os.environ.get("PLEINAIR_FUNNEL_TOKEN")
+    except OSError as error:
+        raise ConfigError(f"the token file cannot be read: {error}; correct --token-file") from error
+
+
+def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    import ssl
+
+    if certificate is None or key is None:
+        if certificate is not key:
+            raise ConfigError("TLS needs a certificate and its key: give both --cert and --key")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise ConfigError(f"the certificate {certificate} and key {key} cannot be used: {error}") from error
+    return context
 
 
 def _status(args: argparse.Namespace) -> int:

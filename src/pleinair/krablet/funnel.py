@@ -44,6 +44,9 @@ logger = logging.getLogger("pleinair.krablet.funnel")
 LONGEST_CLIENT_NAME = 200
 _START_PATIENCE_SECONDS = 30.0
 _PURGE_SECONDS = 3600.0
+_LEAVE_SECONDS = 15.0
+MAX_OUTSTANDING = 65_536
+"""Mutations one client may have sent beyond those whose answers it knows: what is remembered of it is bounded."""
 _VALUE_BYTES = 64  # what a small Python value costs in the buffer, about
 
 
@@ -162,6 +165,8 @@ class Funnel:
             raise FunnelError(client.dismissed)
         client.confirm(confirmed)
         fresh = _unreceived(client, runs)
+        if fresh and fresh[-1].last - client.confirmed > MAX_OUTSTANDING:
+            raise ProtocolError(f"client {client.name!r} has more than {MAX_OUTSTANDING} mutations outstanding")
         load = Load(sum(map(len, fresh)), num_bytes)
         if fresh and not self._buffer.add(fresh, load):
             self._refused = True
@@ -205,8 +210,9 @@ class Funnel:
         self._thread.join(drain_seconds)
         drained = not self._thread.is_alive()
         self._abandoned.set()
-        self._thread.join()
-        self._session.close()
+        self._thread.join(_LEAVE_SECONDS)  # a server that hangs is not waited for: nothing of this flush was answered
+        if not self._thread.is_alive():
+            self._session.close()
         return drained and self.failure is None
 
     def _run(self) -> None:
