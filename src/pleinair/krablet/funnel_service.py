@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from pleinair.krablet import funnel_wire as wire
 from pleinair.krablet.connections import Session
@@ -174,8 +174,7 @@ class _Connection(asyncio.Protocol):
     # The event loop's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._service.connections.add(self)
         self._deadline = self._service.loop.call_later(HELLO_SECONDS, self._check_authenticated)
 
