@@ -54,6 +54,9 @@ def _register_funnel(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     funnel.add_argument("--cert", type=Path, help="TLS certificate (PEM, with its chain)")
     funnel.add_argument("--key", type=Path, help="private key of the certificate (PEM)")
+    funnel.add_argument(
+        "--buffer", type=int, default=65_536, help="mutations held before clients are held back (default: %(default)s)"
+    )
     funnel.add_argument("--plaintext", action="store_true", help="allow other machines in without TLS")
     _add_database(funnel)
     funnel.set_defaults(run=_funnel)
@@ -109,14 +112,21 @@ def _down(args: argparse.Namespace) -> int:
 def _funnel(args: argparse.Namespace) -> int:
     import logging
 
+    from pleinair.krablet.funnel import FunnelSettings
     from pleinair.krablet.funnel_service import ServiceSettings, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every flush that is undone, which is routine
     settings = ServiceSettings(
         listen=args.listen, token=_funnel_token(args.token_file), tls=_tls(args.cert, args.key), plaintext=args.plaintext
     )
     with _opened(args) as database:
-        serve(database.session, settings, on_ready=lambda address: print(f"the funnel listens on {address}", flush=True))
+        serve(
+            database.session,
+            settings,
+            FunnelSettings(buffer_mutations=args.buffer),
+            on_ready=lambda address: print(f"the funnel listens on {address}", flush=True),
+        )
     return 0
 
 

@@ -25,6 +25,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -91,7 +92,8 @@ class Funnel:
         self.on_end: Callable[[], None] = lambda: None
         """Called when the funnel ends by itself."""
         self._session = Session(database) if isinstance(database, str) else database.fresh(5.0)
-        self._session.fresh(_START_PATIENCE_SECONDS).run(create_funnel)
+        with closing(self._session.fresh(_START_PATIENCE_SECONDS)) as session:
+            session.run(create_funnel)
         self._changed = threading.Condition(threading.Lock())
         self._buffer = Buffer(self.settings.buffer_mutations, self.settings.buffer_bytes)
         self._clients: dict[str, ClientState] = {}
@@ -124,6 +126,8 @@ class Funnel:
             while True:
                 self._check_open()
                 run = Run(client, client.received + 1, table, columns, values, time.monotonic())
+                if _size(values) > self.settings.buffer_bytes:
+                    raise QueueError(f"a row for table {table} is larger than the funnel's buffer: {_size(values)} bytes")
                 if self._offer(client, client.confirmed, [run], _size(values)):
                     return local.await_answer(run.first)
                 self._changed.wait()

@@ -19,7 +19,7 @@ from pleinair.krablet.funnel_plans import Statement
 from pleinair.krablet.queries import query
 
 FENCED = "PF001"
-_RETRIED_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
+_RETRIED_CLASSES = ("08", "25", "26", "40", "53", "55", "57", "58")
 """SQLSTATE classes that say something of the server's state, not of the mutations: they are tried again."""
 
 
@@ -94,11 +94,14 @@ def load_clients(connection: Connection, clients: Iterable[str]) -> dict[str, St
 
 
 def write_flush(connection: Connection, flush: Flush) -> None:
-    """One round trip, one transaction. Raises the error of the first statement that the database refuses."""
+    """One round trip, one transaction. Raises the error of the first statement that the database refuses.
+
+    Nothing here is prepared: the driver would believe in a statement that it prepared in a flush that was undone.
+    """
     with connection.pipeline():
         _advance_clients(connection, flush.advances)
         for statement in flush.statements:
-            connection.execute(statement.text, statement.parameters)  # type: ignore[call-overload]
+            connection.execute(statement.text, statement.parameters, prepare=False)  # type: ignore[call-overload]
         if flush.failures:
             record_failures(connection, flush.failures)
         if flush.confirmed:
@@ -112,20 +115,20 @@ def _advance_clients(connection: Connection, moved: Sequence[Advance]) -> None:
         "expected": [advance.expected for advance in moved],
         "reached": [advance.reached for advance in moved],
     }
-    connection.execute(query("funnel", "advance_clients"), given)
+    connection.execute(query("funnel", "advance_clients"), given, prepare=False)
 
 
 def record_failures(connection: Connection, failures: Sequence[tuple[str, int, str]]) -> None:
     """Remember the reasons as the answers to these mutations."""
     clients, numbers, reasons = map(list, zip(*failures, strict=True))
     given = {"clients": clients, "numbers": numbers, "reasons": reasons}
-    connection.execute(query("funnel", "record_failures"), given)
+    connection.execute(query("funnel", "record_failures"), given, prepare=False)
 
 
 def forget_failures(connection: Connection, confirmed: Mapping[str, int]) -> None:
     """Drop the failures up to the given numbers: their clients know of them."""
     given = {"clients": list(confirmed), "confirmed": list(confirmed.values())}
-    connection.execute(query("funnel", "forget_failures"), given)
+    connection.execute(query("funnel", "forget_failures"), given, prepare=False)
 
 
 def forget_idle_clients(connection: Connection, connected: Sequence[str], retention_seconds: float) -> int:

@@ -75,7 +75,13 @@ def serve(
 
     Raises DatabaseError if Postgres cannot be reached at first or refuses the funnel itself.
     """
-    funnel = Funnel(database, funnel_settings)
+    sized = funnel_settings or FunnelSettings()
+    if sized.buffer_mutations < wire.MAX_FRAME_MUTATIONS or sized.buffer_bytes < wire.MAX_FRAME_BYTES:
+        raise ConfigError(
+            f"the buffer holds {sized.buffer_mutations} mutations and {sized.buffer_bytes} bytes, less than one frame: "
+            f"give at least {wire.MAX_FRAME_MUTATIONS} and {wire.MAX_FRAME_BYTES}"
+        )
+    funnel = Funnel(database, sized)
     try:
         run_event_loop(_Service(funnel, settings).run(on_ready))
     finally:
