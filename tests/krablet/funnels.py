@@ -79,7 +79,5 @@ def self_made_certificate(directory: Path, names: Sequence[str] = ("IP:127.0.0.1
     certificate, key = directory / "cert.pem", directory / "key.pem"
     request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     subject = ["-subj", "/CN=funnel", "-addext", f"subjectAltName={','.join(names)}", "-days", "2"]
-    subprocess.run(
-        [*request, *subject, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
-    )
+    subprocess.run([*request, *subject, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     return certificate, key

@@ -113,9 +113,7 @@ def test_many_threads_lose_nothing_and_their_mutations_share_commits(
     assert stats.coalescing > 2
 
 
-def test_mutations_of_a_key_are_applied_in_the_order_of_submission(
-    database: krablet.Database, funnel: Funnel
-) -> None:
+def test_mutations_of_a_key_are_applied_in_the_order_of_submission(database: krablet.Database, funnel: Funnel) -> None:
     answers = [funnel.submit("stats", {"name": f"k{n % 7}", "latest": n}) for n in range(3000)]
     for answer in answers:
         answer.result(30)
@@ -361,9 +359,7 @@ def test_a_cut_connection_is_replaced_and_nothing_is_lost(database: krablet.Data
     assert sum(column(database, "hits").values()) == 2000
 
 
-def test_idle_clients_are_forgotten_and_connected_ones_are_not(
-    database: krablet.Database, funnel: Funnel
-) -> None:
+def test_idle_clients_are_forgotten_and_connected_ones_are_not(database: krablet.Database, funnel: Funnel) -> None:
     registered(funnel, "busy", Answers())
     gone = Answers()
     funnel.detach(registered(funnel, "gone", gone), gone)

@@ -133,9 +133,7 @@ def test_a_rule_is_kept_by_the_catalog_and_never_changes(database: krablet.Datab
         ({"tags": "sum"}, "merge rule 'sum' cannot hold for stats.tags, which is text[]: it is for integer, bigint"),
     ],
 )
-def test_a_rule_that_makes_no_sense_is_refused(
-    database: krablet.Database, merge: dict[str, str], message: str
-) -> None:
+def test_a_rule_that_makes_no_sense_is_refused(database: krablet.Database, merge: dict[str, str], message: str) -> None:
     with pytest.raises(QueueError) as refused:
         database.table("stats", key="name", columns={"name": "text", "hits": "bigint", "tags": "text[]"}, merge=merge)
     assert str(refused.value).startswith(message)

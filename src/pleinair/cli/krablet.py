@@ -118,7 +118,10 @@ def _funnel(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every flush that is undone, which is routine
     settings = ServiceSettings(
-        listen=args.listen, token=_funnel_token(args.token_file), tls=_tls(args.cert, args.key), plaintext=args.plaintext
+        listen=args.listen,
+        token=_funnel_token(args.token_file),
+        tls=_tls(args.cert, args.key),
+        plaintext=args.plaintext,
     )
     with _opened(args) as database:
         serve(

@@ -127,7 +127,9 @@ class Funnel:
                 self._check_open()
                 run = Run(client, client.received + 1, table, columns, values, time.monotonic())
                 if _size(values) > self.settings.buffer_bytes:
-                    raise QueueError(f"a row for table {table} is larger than the funnel's buffer: {_size(values)} bytes")
+                    raise QueueError(
+                        f"a row for table {table} is larger than the funnel's buffer: {_size(values)} bytes"
+                    )
                 if self._offer(client, client.confirmed, [run], _size(values)):
                     return local.await_answer(run.first)
                 self._changed.wait()
@@ -312,18 +314,14 @@ class Funnel:
     def _purge(self) -> None:
         with self._changed:
             connected = list(self._clients)
-        action = partial(
-            forget_idle_clients, connected=connected, retention_seconds=self.settings.retention_seconds
-        )
+        action = partial(forget_idle_clients, connected=connected, retention_seconds=self.settings.retention_seconds)
         if forgotten := self._flusher.execute(action):
             logger.info("forgot %d clients idle for %.0f s", forgotten, self.settings.retention_seconds)
 
 
 def _check_client_name(name: str) -> None:
     if not name or len(name) > LONGEST_CLIENT_NAME or not name.isprintable():
-        raise ConfigError(
-            f"client name {name!r:.60} is not usable: 1 to {LONGEST_CLIENT_NAME} printable characters"
-        )
+        raise ConfigError(f"client name {name!r:.60} is not usable: 1 to {LONGEST_CLIENT_NAME} printable characters")
 
 
 def _unreceived(client: ClientState, runs: Sequence[Run]) -> list[Run]:

@@ -7,6 +7,7 @@ Everything works on columns, not on rows: a check of types, a merge and a litera
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -56,17 +57,17 @@ class Run:
 
 def halves(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """Runs of at least two mutations in two parts of about equal size, each in order."""
+    after = deque(runs)
     before: list[Run] = []
     missing = sum(map(len, runs)) // 2
-    for place, run in enumerate(runs):
-        if len(run) > missing:
-            break
-        before.append(run)
-        missing -= len(run)
-    if not missing:
-        return before, list(runs[place:])
-    head, tail = run.split(missing)
-    return [*before, head], [tail, *runs[place + 1 :]]
+    while missing >= len(after[0]):
+        before.append(after.popleft())
+        missing -= len(before[-1])
+    if missing:
+        head, tail = after.popleft().split(missing)
+        before.append(head)
+        after.appendleft(tail)
+    return before, list(after)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ class _Router:
         try:
             return self._settings.shard_of(row[self._settings.keys[table]])
         except KeyError as missing:
-            raise QueueError(f"the shard of a row of table {table} is unknown: keys or the row lack {missing}") from None
+            raise QueueError(
+                f"the shard of a row of table {table} is unknown: keys or the row lack {missing}"
+            ) from None
 
     def mutation(self, table: str, row: Mapping[str, Any], answer: Answer) -> Mutation:
         columns, values = tuple(row), list(row.values())
@@ -151,7 +153,7 @@ class FunnelClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if kind is None and self._thread.is_alive():
                 self.flush()
         finally:
             self.close()

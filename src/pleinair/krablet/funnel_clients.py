@@ -1,7 +1,7 @@
 """A client as a running funnel knows it.
 
-    number:   1 ........ confirmed ........ applied ........ received
-              the client knows its answer | committed, told | in the buffer or in a flush
+number:   1 ........ confirmed ........ applied ........ received
+          the client knows its answer | committed, told | in the buffer or in a flush
 """
 
 from __future__ import annotations

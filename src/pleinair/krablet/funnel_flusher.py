@@ -1,11 +1,11 @@
 """Settling a flush: one commit, or the smallest parts of it that commit.
 
-    settle(runs) --> commit all ---------------------------------------------> answers
-                      |  the database refuses: halve, until the mutation that is refused is alone; its failure is
-                      |                        committed, as its answer, with the next part
-                      |  fenced: another funnel, or a commit whose answer was lost, moved a client:
-                      |                        look where it stands, drop what is applied, commit the others
-                      `- the server is away: wait and send the same again, for as long as it takes
+settle(runs) --> commit all ---------------------------------------------> answers
+                  |  the database refuses: halve, until the mutation that is refused is alone; its failure is
+                  |                        committed, as its answer, with the next part
+                  |  fenced: another funnel, or a commit whose answer was lost, moved a client:
+                  |                        look where it stands, drop what is applied, commit the others
+                  `- the server is away: wait and send the same again, for as long as it takes
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ LONGEST_REASON = 500
 _PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 
-SUPERSEDED = "another program took over the name {name!r}, or its record has expired: give every program its own client name"
+SUPERSEDED = (
+    "another program took over the name {name!r}, or its record has expired: give every program its own client name"
+)
 GAP = "mutations before number {number} of client {name!r} never arrived here: connect again and send them"
 
 

@@ -101,7 +101,7 @@ def write_flush(connection: Connection, flush: Flush) -> None:
     with connection.pipeline():
         _advance_clients(connection, flush.advances)
         for statement in flush.statements:
-            connection.execute(statement.text, statement.parameters, prepare=False)  # type: ignore[call-overload]
+            connection.execute(statement.text, statement.parameters, prepare=False)
         if flush.failures:
             record_failures(connection, flush.failures)
         if flush.confirmed:

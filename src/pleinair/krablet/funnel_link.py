@@ -67,9 +67,7 @@ class LinkSettings:
 class Link:
     """One client at one shard's funnel, which may be found at any of `addresses`."""
 
-    def __init__(
-        self, addresses: Sequence[Address], settings: LinkSettings, on_settled: Callable[[int], None]
-    ) -> None:
+    def __init__(self, addresses: Sequence[Address], settings: LinkSettings, on_settled: Callable[[int], None]) -> None:
         """`on_settled(count)` is called after so many mutations were answered."""
         self.failure: FunnelError | None = None
         self.submitted = 0

@@ -116,7 +116,9 @@ class Plans:
         found = self._run(partial(_load_table, table=table))
         if found is None:
             self._plans.pop(table, None)
-            raise QueueError(f"no table {table!r} is declared in this database: declare it with db.table({table!r}, ...)")
+            raise QueueError(
+                f"no table {table!r} is declared in this database: declare it with db.table({table!r}, ...)"
+            )
         key, columns, merge = found
         return TablePlan(table, key, dict(columns), merge)
 

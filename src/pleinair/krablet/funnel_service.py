@@ -37,6 +37,8 @@ logger = logging.getLogger("pleinair.krablet.funnel")
 
 HELLO_SECONDS = 10.0
 _BACKLOG = 1024
+_REASSURANCE_SECONDS = 2.0
+_UNREAD = "a client that does not read its answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,9 @@ class _Service:
             return
         server = await self._listen()
         on_ready(self._address(server))
+        reassuring = asyncio.create_task(self._reassure())
         await ended.wait()
+        reassuring.cancel()
         server.close()
         await self._drain()
 
@@ -146,6 +150,13 @@ class _Service:
             connection.close()
         # Let the transports write what is left; a client that reads nothing is not waited for.
         await asyncio.sleep(0.1)
+
+    async def _reassure(self) -> None:
+        """Tell clients that are held back that this funnel lives: nobody reads their questions."""
+        while True:
+            await asyncio.sleep(_REASSURANCE_SECONDS)
+            for connection in self.connections:
+                connection.reassure()
 
     def _resume(self) -> None:
         """There is room: let those who wait go on, first come first served."""
@@ -196,10 +207,10 @@ class _Connection(asyncio.Protocol):
         self._handle_frames()
 
     def pause_writing(self) -> None:
-        self._pause("a client that does not read its answers")
+        self._pause(_UNREAD)
 
     def resume_writing(self) -> None:
-        self._unpause("a client that does not read its answers")
+        self._unpause(_UNREAD)
 
     def _check_authenticated(self) -> None:
         if not self._authenticated:
@@ -286,7 +297,8 @@ class _Connection(asyncio.Protocol):
                 self._service.waiting.append(self)
                 return
         except FunnelError as error:
-            return self._refuse(str(error), for_good=False)
+            self._refuse(str(error), for_good=False)
+            return
         self._parked = None
         self._unpause("a full buffer")
 
@@ -301,6 +313,10 @@ class _Connection(asyncio.Protocol):
             return
         self._transport.resume_reading()
         self._handle_frames()
+
+    def reassure(self) -> None:
+        if self._authenticated and self._reasons_to_pause and _UNREAD not in self._reasons_to_pause:
+            self.write(wire.frame([wire.PONG]))
 
     def stop_reading(self) -> None:
         self._pause("leaving")

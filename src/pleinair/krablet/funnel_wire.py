@@ -126,18 +126,20 @@ class Frames:
         """The next whole message and its size in bytes. Raises ProtocolError, for a frame that is too long at once."""
         begin = self._start + _LENGTH.size
         if len(self._data) < begin:
-            return self._nothing()
+            self._forget_read()
+            return None
         (length,) = _LENGTH.unpack_from(self._data, self._start)
         if length > self.limit:
             raise ProtocolError(f"a frame of {length} bytes is too long: at most {self.limit}")
         if len(self._data) < begin + length:
-            return self._nothing()
+            self._forget_read()
+            return None
         body = bytes(self._data[begin : begin + length])
         self._start = begin + length
         return _parse(body), length
 
-    def _nothing(self) -> None:
-        """Cut off what has been read; once per pause in the stream, not once per message."""
+    def _forget_read(self) -> None:
+        """Once per pause in the stream, not once per message."""
         del self._data[: self._start]
         self._start = 0
 
