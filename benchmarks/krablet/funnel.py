@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,14 @@ import psycopg
 
 from pleinair import krablet
 from pleinair.krablet.event_loops import run_event_loop
-from pleinair.krablet.funnel_client import AsyncFunnelClient, FunnelClient
+from pleinair.krablet.funnel_client import AsyncFunnelClient
+from pleinair.krablet.funnel_visitor import service_stats
 
 KEYS, EXPONENT = 10_000, 1.2
 PROCESSES = 2
 TABLE = "contended"
 DIRECT = f"INSERT INTO {TABLE} VALUES (%s, 1) ON CONFLICT (name) DO UPDATE SET hits = {TABLE}.hits + 1"
-_LATENCIES = 20_000  # a process reports at most so many, evenly picked
+_LATENCIES = 2_000  # a process reports at most so many, evenly picked: less than a pipe holds
 
 
 @dataclass(frozen=True)
@@ -98,23 +100,16 @@ async def run_funnel(job: dict[str, Any]) -> list[float]:
     """Some clients of the service, each with `outstanding` mutations on their way, on `sockets` sockets."""
     latencies: list[float] = []
     sockets = [AsyncFunnelClient(job["address"], token=job["token"]) for _ in range(job["sockets"])]
-    for client in sockets:
-        await client.__aenter__()
-        await client.applied()
-    keys = zipf_keys(job["seed"])
+    await asyncio.gather(*(client.__aenter__() for client in sockets))
+    await asyncio.gather(*(client.applied() for client in sockets))
+    drawn = zipf_keys(job["seed"])
+    keys = [islice(cycle(drawn), 1009 * place, None) for place in range(job["clients"])]
+    work = waiting_client if job["outstanding"] == 1 else pipelined_client
     await asyncio.to_thread(await_go)
     end = time.perf_counter() + job["seconds"]
-    step = len(keys) // job["clients"]
-    work = waiting_client if job["outstanding"] == 1 else pipelined_client
     await asyncio.gather(
         *(
-            work(
-                sockets[place % len(sockets)],
-                keys[place * step :] + keys[: place * step],
-                job["outstanding"],
-                end,
-                latencies,
-            )
+            work(sockets[place % len(sockets)], keys[place], job["outstanding"], end, latencies)
             for place in range(job["clients"])
         )
     )
@@ -124,17 +119,15 @@ async def run_funnel(job: dict[str, Any]) -> list[float]:
 
 
 async def waiting_client(
-    client: AsyncFunnelClient, keys: list[str], _: int, end: float, latencies: list[float]
+    client: AsyncFunnelClient, keys: Iterator[str], _: int, end: float, latencies: list[float]
 ) -> None:
-    count = 0
     while (begin := time.perf_counter()) < end:
-        await client.upsert(TABLE, {"name": keys[count], "hits": 1})
+        await client.upsert(TABLE, {"name": next(keys), "hits": 1})
         latencies.append(time.perf_counter() - begin)
-        count = (count + 1) % len(keys)
 
 
 async def pipelined_client(
-    client: AsyncFunnelClient, keys: list[str], outstanding: int, end: float, latencies: list[float]
+    client: AsyncFunnelClient, keys: Iterator[str], outstanding: int, end: float, latencies: list[float]
 ) -> None:
     begun: deque[float] = deque()  # answers come in order
     room = asyncio.Event()
@@ -143,15 +136,13 @@ async def pipelined_client(
         latencies.append(time.perf_counter() - begun.popleft())
         room.set()
 
-    count = 0
     while (begin := time.perf_counter()) < end:
         if len(begun) >= outstanding:
             room.clear()
             await room.wait()
             continue
         begun.append(begin)
-        (await client.submit(TABLE, {"name": keys[count], "hits": 1})).add_done_callback(note)
-        count = (count + 1) % len(keys)
+        (await client.submit(TABLE, {"name": next(keys), "hits": 1})).add_done_callback(note)
     while begun:
         room.clear()
         await room.wait()
@@ -165,7 +156,7 @@ def await_go() -> None:
 def child(role: str) -> None:
     job = json.loads(sys.stdin.readline())
     latencies = run_direct(job) if role == "direct" else run_event_loop(run_funnel(job))
-    picked = sorted(latencies)[:: max(1, len(latencies) // _LATENCIES)]
+    picked = [round(latency, 6) for latency in sorted(latencies)[:: len(latencies) // _LATENCIES + 1]]
     print(json.dumps({"count": len(latencies), "latencies": picked}), flush=True)
 
 
@@ -222,8 +213,7 @@ def commits(database: krablet.Database) -> int:
 def rows_written(address: str, job: dict[str, Any]) -> int:
     if not address:
         return 0
-    with FunnelClient(address, token=job["token"]) as client:
-        return int(client.stats()["rows_written"])
+    return int(service_stats(address, token=job["token"])["rows_written"])
 
 
 def check_sum(database: krablet.Database, acknowledged: int) -> None:

@@ -25,6 +25,7 @@ from pleinair.krablet.embedded import open_server, running
 from pleinair.krablet.funnel_client import AsyncFunnelClient, FunnelClient
 from pleinair.krablet.funnel_errors import FunnelError, MutationError
 from pleinair.krablet.funnel_service import ServiceSettings
+from pleinair.krablet.funnel_visitor import service_stats
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.funnels import TOKEN, Service, column, self_made_certificate, stats_table
 
@@ -217,13 +218,14 @@ def test_a_full_buffer_stops_reading_and_never_exceeds_its_limit(database: krabl
         try:
             answers = [client.upsert("stats", {"name": "held", "hits": 1}) for _ in range(3000) for client in clients]
             time.sleep(1.0)
-            with FunnelClient(listen, token=TOKEN) as visitor:  # the others' frames are not read now
-                assert 0 < visitor.stats()["buffered"] <= limit
+            assert 0 < service_stats(listen, token=TOKEN)["buffered"] <= limit
             assert not any(answer.done() for answer in answers)
             blocker.execute("COMMIT")
             for answer in answers:
                 answer.result(60)
             assert clients[0].stats()["peak_buffered"] <= limit
+            with pytest.raises(FunnelError, match="the funnel refuses: the token is wrong"):
+                service_stats(listen, token="guessed")
         finally:
             for client in clients:
                 client.close()
