@@ -1,12 +1,14 @@
 """Contended upserts: the funnel service beside direct psycopg, interleaved on one server, sums checked.
 
-    python -m benchmarks.krablet.funnel [--seconds 3] [--rounds 3] [--sockets 256] [--dsn DSN]
+    python -m benchmarks.krablet.funnel [--seconds 3] [--rounds 3] [--dsn DSN]
 
 Keys are drawn from 10,000 by Zipf 1.2. The peer is 32 psycopg connections that upsert one row per transaction. Ours are
-256 clients that wait for every answer, each with a socket of its own unless --sockets says otherwise, and 32 clients
-with 64 mutations outstanding. Clients, service and Postgres share the machine. Everything is durable (fsync and
-synchronous_commit on), every client counts only what was acknowledged to it, and after each run the table must hold
-exactly that sum. Latency is from the call to the acknowledgement, as the client sees it.
+256 clients that wait for every answer, each with a socket of its own; 256 callers that wait likewise and share one client
+per process, as the threads of a program do; and 32 clients with 64 mutations outstanding.
+
+Clients, service and Postgres share the machine. Everything is durable (fsync and synchronous_commit on), every client
+counts only what was acknowledged to it, and after each run the table must hold exactly that sum. Latency is from the call
+to the acknowledgement, as the client sees it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,8 @@ async def run_funnel(job: dict[str, Any]) -> list[float]:
     await asyncio.gather(*(client.__aenter__() for client in sockets))
     await asyncio.gather(*(client.applied() for client in sockets))
     drawn = zipf_keys(job["seed"])
-    keys = [islice(cycle(drawn), 1009 * place, None) for place in range(job["clients"])]
+    share = len(drawn) // job["clients"]
+    keys = [cycle(drawn[place * share : (place + 1) * share]) for place in range(job["clients"])]
     work = waiting_client if job["outstanding"] == 1 else pipelined_client
     await asyncio.to_thread(await_go)
     end = time.perf_counter() + job["seconds"]
@@ -237,7 +240,7 @@ def funnel_service(dsn: str, token: str) -> Iterator[str]:
 
 
 def results(
-    direct: Sequence[Outcome], waiting: Sequence[Outcome], pipelined: Sequence[Outcome]
+    direct: Sequence[Outcome], waiting: Sequence[Outcome], sharing: Sequence[Outcome], pipelined: Sequence[Outcome]
 ) -> list[dict[str, Any]]:
     """The figures by name; ratios are medians over rounds of ratios within a round."""
 
@@ -253,6 +256,7 @@ def results(
     late = middle(waiting, "p99_ms")
     return [
         figure("upsert_256_vs_direct32", middle(waiting, rate), "upserts/s", peer, ratio(waiting)),
+        figure("upsert_256_callers_vs_direct32", middle(sharing, rate), "upserts/s", peer, ratio(sharing)),
         figure("upsert_32x64_vs_direct32", middle(pipelined, rate), "upserts/s", peer, ratio(pipelined)),
         figure("upsert_p99_ms", late, "ms", peer, late / middle(direct, "p99_ms")),
         figure("upserts_per_second", middle(waiting, rate), "upserts/s, 256 clients", peer, ratio(waiting)),
@@ -263,24 +267,24 @@ def figure(name: str, value: float, unit: str, peer: str, ratio: float) -> dict[
     return {"name": name, "value": round(value, 2), "unit": unit, "peer": peer, "ratio": round(ratio, 2)}
 
 
-def compare(
-    database: krablet.Database, *, seconds: float = 3.0, rounds: int = 3, sockets: int = 256
-) -> list[dict[str, Any]]:
-    """Direct, 256 x 1 and 32 x 64 in turn, `rounds` times; the figures as dicts."""
+def compare(database: krablet.Database, *, seconds: float = 3.0, rounds: int = 3) -> list[dict[str, Any]]:
+    """Every way to write in turn, `rounds` times; the figures as dicts."""
     database.table(TABLE, key="name", columns={"name": "text", "hits": "bigint"}, merge={"hits": "sum"})
     token = os.urandom(16).hex()
-    outcomes: dict[str, list[Outcome]] = {"direct 32": [], "256 x 1": [], "32 x 64": []}
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "direct 32": ("direct", {"clients": 32, "sockets": 0}),
+        "256 clients x 1": ("funnel", {"clients": 256, "sockets": 256, "outstanding": 1}),
+        "256 callers x 1": ("funnel", {"clients": 256, "sockets": PROCESSES, "outstanding": 1}),
+        "32 clients x 64": ("funnel", {"clients": 32, "sockets": 32, "outstanding": 64}),
+    }
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in ways}
     with funnel_service(database.dsn, token) as address:
         for number in range(rounds):
-            common = {"seconds": seconds, "seed": number, "token": token}
-            direct = {**common, "clients": 32, "sockets": 0}
-            waiting = {**common, "clients": 256, "sockets": sockets, "outstanding": 1}
-            pipelined = {**common, "clients": 32, "sockets": min(32, sockets), "outstanding": 64}
-            outcomes["direct 32"].append(measure(database, "direct", direct))
-            outcomes["256 x 1"].append(measure(database, "funnel", waiting, address))
-            outcomes["32 x 64"].append(measure(database, "funnel", pipelined, address))
-            for name, found in outcomes.items():
-                print(f"round {number + 1}: {name:9}  {describe(found[-1])}", flush=True)
+            for name, (role, way) in ways.items():
+                job = {**way, "seconds": seconds, "seed": number, "token": token}
+                found = measure(database, role, job, address if role == "funnel" else "")
+                outcomes[name].append(found)
+                print(f"round {number + 1}: {name:15}  {describe(found)}", flush=True)
     return results(*outcomes.values())
 
 
@@ -295,9 +299,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--sockets", type=int, default=256, help="sockets that the 256 clients share (default: one each)"
-    )
     parser.add_argument("--dsn", help="a server of your own instead of a temporary embedded one")
     parser.add_argument("--role", choices=["direct", "funnel"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -307,7 +308,7 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="pleinair-bench-"))
     try:
         with krablet.connect(args.dsn, directory=directory) as database:
-            found = compare(database, seconds=args.seconds, rounds=args.rounds, sockets=args.sockets)
+            found = compare(database, seconds=args.seconds, rounds=args.rounds)
     finally:
         shutil.rmtree(directory)
     for line in found:

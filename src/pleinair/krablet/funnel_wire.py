@@ -39,6 +39,9 @@ MAX_HELLO_BYTES = 4096
 """What a peer may send before it has shown its token."""
 
 _LENGTH = struct.Struct("!I")
+_MUTATE_HEAD = struct.Struct("!IBBBQBQ")
+_ANSWER = struct.Struct("!IBBBQB")
+_UINT64, _EMPTY_ARRAY = 0xCF, 0x90
 _DATE, _UUID = 1, 2
 
 
@@ -69,9 +72,9 @@ def packed_shape(table: str, columns: Sequence[str]) -> bytes:
 def mutate_frame(confirmed: int, first: int, runs: Iterable[tuple[bytes, int, Sequence[bytes]]]) -> bytes:
     """A MUTATE frame from packed parts: for every run its shape, its number of columns, and its rows."""
     parts = [shape + _array_header(width * len(rows)) + b"".join(rows) for shape, width, rows in runs]
-    head = b"\x94" + _packed(MUTATE) + _packed(confirmed) + _packed(first) + _array_header(len(parts))
-    body = head + b"".join(parts)
-    return _LENGTH.pack(len(body)) + body
+    body = _array_header(len(parts)) + b"".join(parts)
+    # The head by hand: this and ANSWER are the frames of which there are many.
+    return _MUTATE_HEAD.pack(_MUTATE_HEAD.size - 4 + len(body), 0x94, MUTATE, _UINT64, confirmed, _UINT64, first) + body
 
 
 def _array_header(length: int) -> bytes:
@@ -145,7 +148,9 @@ class Frames:
 
 
 def answer(through: int, failures: Mapping[int, str]) -> bytes:
-    return frame([ANSWER, through, list(failures.items())])
+    if failures:
+        return frame([ANSWER, through, list(failures.items())])
+    return _ANSWER.pack(_ANSWER.size - 4, 0x93, ANSWER, _UINT64, through, _EMPTY_ARRAY)
 
 
 def checked_runs(first: Any, runs: Any) -> list[tuple[int, str, tuple[str, ...], list[Any]]]:
