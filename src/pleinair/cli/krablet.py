@@ -16,7 +16,7 @@ WIDEST_CELL = 60
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the noun `krablet` and its verbs."""
-    from pleinair.cli import rpc, shards, watch
+    from pleinair.cli import funnel, rpc, shards, watch
 
     noun = subparsers.add_parser("krablet", help="the warehouse that is the queue: start, stop, look")
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -43,6 +43,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     dag.add_argument("--svg", type=Path, help="write a drawing to this file instead of text")
     dag.set_defaults(run=_dag)
     rpc.register(verbs)
+    funnel.register(verbs)
     shards.register(verbs)
     watch.register(verbs)
 

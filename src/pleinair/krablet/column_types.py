@@ -144,7 +144,7 @@ def encode_column(column: str, type_: ColumnType, keys: Sequence[Any], values: S
     except (TypeError, ValueError, OverflowError):
         # Looked for only now: a sentence per value, made in advance, costs more than encoding it.
         return [
-            _encode_value(f"{column} of {key!r:.60}", type_, value) for key, value in zip(keys, values, strict=True)
+            encode_value(f"{column} of {key!r:.60}", type_, value) for key, value in zip(keys, values, strict=True)
         ]
 
 
@@ -153,7 +153,8 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
-def _encode_value(place: str, type_: ColumnType, value: Any) -> object:
+def encode_value(place: str, type_: ColumnType, value: Any) -> object:
+    """`value` as it travels into a column of this type. Raises QueueError naming `place`, the value and the remedy."""
     try:
         return None if value is None else type_.encode(_plain(value))
     except (TypeError, ValueError, OverflowError) as error:

@@ -81,13 +81,16 @@ class Database:
         """
         return sum(self.shards.each(lambda connection: apply(connection, name, text)))
 
-    def table(self, name: str, *, key: str, columns: Mapping[str, str]) -> Table:
+    def table(
+        self, name: str, *, key: str, columns: Mapping[str, str], merge: Mapping[str, str] | None = None
+    ) -> Table:
         """Declare a table: created if new, extended by the columns it lacks.
 
-        Raises QueueError if a type or the key differs from what is there.
+        `merge` says by which rule the funnel merges a column: last (if not given), max, min, sum, coalesce, json_merge
+        or union. Raises QueueError if a type, a rule or the key differs from what is there.
         """
-        declared = self.shards.each(lambda connection: create_table(connection, name, key, columns))
-        return Table(self.shards, name, key, declared[0])
+        declared = self.shards.each(lambda connection: create_table(connection, name, key, columns, merge))
+        return Table(self.shards, name, key, *declared[0])
 
     def declared_table(self, name: str) -> Table:
         """A table declared earlier, by any process. Raises QueueError if there is none."""

@@ -97,7 +97,7 @@ def _declare_all(shards: Shards, session: Session) -> None:
     """Declare every table and stage of the warehouse on a server that joins."""
     for name in shards.catalog.run(table_names):
         table = load_table(shards, name)
-        session.run(partial(create_table, name=table.name, key=table.key, columns=table.columns))
+        session.run(partial(create_table, name=table.name, key=table.key, columns=table.columns, merge=table.merge))
         for stage in declared_stages(table):
             session.run(partial(create_stage, stage=stage))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from pleinair.krablet.column_types import ColumnType, column_type
 from pleinair.krablet.connections import Connection, explained, open_connection
+from pleinair.krablet.merge_rules import check_rules
 from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import checked_name, query
 from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
@@ -32,11 +34,20 @@ NAME_LENGTH = 28  # an index is called <table>_<stage>_ready, and Postgres keeps
 class Table:
     """A declared table; made by `Database.table`. One thread at a time per Database writes, `read` is free of that."""
 
-    def __init__(self, shards: Shards, name: str, key: str, columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        name: str,
+        key: str,
+        columns: Mapping[str, str],
+        merge: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.shards = shards
         self.name = name
         self.key = key
         self.columns: dict[str, str] = dict(columns)
+        self.merge: dict[str, str] = dict(merge)
+        """Rules other than `last` by which the funnel merges mutations."""
         self._types: dict[str, ColumnType] = {column: column_type(given) for column, given in columns.items()}
 
     def __repr__(self) -> str:
@@ -243,10 +254,13 @@ def _targets(table: Table, arrays: Arrays) -> dict[str, sql.Composable]:
     }
 
 
-def create_table(connection: Connection, name: str, key: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """Create the table on one server or add what it lacks; every declared column with its type. Raises QueueError."""
+def create_table(
+    connection: Connection, name: str, key: str, columns: Mapping[str, str], merge: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Create the table on one server or add what it lacks; all declared columns with types, and rules. Raises QueueError."""
     _check_declaration(name, key, columns)
-    wanted = {column: column_type(sql_type).name for column, sql_type in columns.items()}
+    wanted, merge = {column: column_type(sql_type).name for column, sql_type in columns.items()}, merge or {}
+    check_rules(name, key, wanted, merge)
     ensure_catalog(connection)
     with connection.transaction():
         connection.execute(query("catalog", "lock_schema"))
@@ -258,10 +272,26 @@ def create_table(connection: Connection, name: str, key: str, columns: Mapping[s
         _check_key(connection, name, key)
         _add_columns(connection, name, wanted)
         saved = connection.execute(query("catalog", "load_table"), {"name": name}).fetchone()
-        declared = wanted if saved is None else {**dict(saved[1]), **wanted}
-        pairs = Jsonb(list(declared.items()))
-        connection.execute(query("catalog", "save_table"), {"name": name, "key": key, "columns": pairs})
-    return declared
+        _, earlier, earlier_rules = saved or (key, {}, {})
+        declared = {**dict(earlier), **wanted}
+        rules = _merged_rules(name, dict(earlier), earlier_rules, merge)
+        given = {"name": name, "key": key, "columns": Jsonb(list(declared.items())), "merge": Jsonb(rules)}
+        connection.execute(query("catalog", "save_table"), given)
+    return declared, rules
+
+
+def _merged_rules(
+    table: str, columns: Mapping[str, str], rules: Mapping[str, str], wanted: Mapping[str, str]
+) -> dict[str, str]:
+    """What is declared with what is added. A rule never changes: values of two rules in one column mean nothing."""
+    for column, rule in wanted.items():
+        held = rules.get(column, "last")
+        if column in columns and held != rule:
+            raise QueueError(
+                f"column {table}.{column} is declared with merge rule {held!r}, not {rule!r}: "
+                f"declare it with {held!r}, or use a new column name"
+            )
+    return {**rules, **{column: rule for column, rule in wanted.items() if rule != "last"}}
 
 
 def _check_declaration(name: str, key: str, columns: Mapping[str, str]) -> None:
@@ -317,7 +347,7 @@ def load_table(shards: Shards, name: str) -> Table:
     found = shards.catalog.run(load)
     if found is None:
         raise QueueError(f"no table {name!r} is declared in this database: declare it with db.table({name!r}, ...)")
-    return Table(shards, name, found[0], dict(found[1]))
+    return Table(shards, name, found[0], dict(found[1]), found[2])
 
 
 def table_names(connection: Connection) -> list[str]:

@@ -43,14 +43,14 @@ CREATE TABLE {table} ({key} {type} PRIMARY KEY) WITH (fillfactor = 80);
 ALTER TABLE {table} ADD COLUMN {column} {type};
 
 -- name: save_table
--- Columns are pairs [name, type] in the order of declaration.
-INSERT INTO pleinair.tables (name, key, columns)
-VALUES (%(name)s, %(key)s, %(columns)s)
-ON CONFLICT (name) DO UPDATE SET columns = EXCLUDED.columns;
+-- Columns are pairs [name, type] in the order of declaration; merge holds the rules other than `last`.
+INSERT INTO pleinair.tables (name, key, columns, merge)
+VALUES (%(name)s, %(key)s, %(columns)s, %(merge)s)
+ON CONFLICT (name) DO UPDATE SET columns = EXCLUDED.columns, merge = EXCLUDED.merge;
 
 -- name: load_table
 -- One declared table; served by the primary key.
-SELECT key, columns FROM pleinair.tables WHERE name = %(name)s;
+SELECT key, columns, merge FROM pleinair.tables WHERE name = %(name)s;
 
 -- name: list_tables
 SELECT name FROM pleinair.tables ORDER BY declared_at, name;
