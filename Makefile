@@ -21,7 +21,7 @@ check: $(VENV)/installed
 	$(BIN)/lint-imports
 	$(BIN)/codespell src tests docs benchmarks README.md CHANGELOG.md
 
-# About 2.5 hours on 2 cores, resumable: the model that ships with the package.
+# About two hours on 2 cores, resumable: the model that ships with the package.
 drawings-64: $(VENV)/installed
 	$(BIN)/pleinair run drawings-64
 

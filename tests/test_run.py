@@ -19,8 +19,10 @@ from PIL import Image
 from pleinair import krablet
 from pleinair.checkpoint.store import newest_checkpoint
 from pleinair.cli.main import main
+from pleinair.cli.places import shipped
 from pleinair.cli.steps import load_checkpoint
 from pleinair.curation.sources import TRAINING_STYLES, rasterise
+from pleinair.evaluation.judge import judge_pictures, load_judge
 from pleinair.training.engine import read_records
 
 LABELS = ("red apple", "banana", "rocket", "house", "sun", "fish", "guitar", "key")
@@ -241,3 +243,15 @@ def test_a_packaged_model_draws_as_its_run_does_within_its_eight_bits(calm: Path
     assert np.abs(drawn[0] - drawn[1]).mean() < 2
     assert packaged.stat().st_size < 0.4 * (checkpoint / "transformer.safetensors").stat().st_size
     assert main(["export", str(checkpoint), "--to", "package", "-o", str(packaged)]) == 1
+
+
+def test_the_shipped_model_draws_what_the_readme_says_it_does(tmp_path: Path) -> None:
+    assert main(["sample", "a red fox, noto style", "-o", str(tmp_path / "fox.png"), "--seed", "3"]) == 0
+    with Image.open(tmp_path / "fox.png") as fox:
+        pixels = np.asarray(fox, np.float32)
+    judge = load_judge(shipped("judge"))
+    scores = judge_pictures(judge, pixels[None].astype(np.uint8))
+    best = np.argsort(-np.asarray(scores.concept_logits)[0])[:5]
+    assert "fox" in [judge.config.concept_names[place] for place in best]
+    red, green, blue = pixels[24:40, 24:40].mean(axis=(0, 1))
+    assert red > green + 40 > blue
