@@ -29,8 +29,9 @@ from pleinair.krablet.embedded import running
 from pleinair.krablet.limits import Limits
 from pleinair.krablet.pools import ReadPools
 from pleinair.krablet.reader import READER, make_reader
-from pleinair.krablet.requests import LimitError, ReadError
+from pleinair.krablet.requests import LimitError, ReadError, SqlRequest
 from pleinair.krablet.rpc_server import ReadService, ServiceConfig
+from pleinair.krablet.scan import sql
 from pleinair.records.errors import ConfigError, DatabaseError
 from tests.krablet.reading.conftest import Shards, Wide
 
@@ -128,18 +129,12 @@ def test_errors_arrive_as_they_were_raised(client: rpc.Client) -> None:
         client.read("nowhere")
     with pytest.raises(ReadError, match="division by zero"):
         client.read("wide", where="1 / (small - small) > 0").to_table()
-    with pytest.raises(ReadError, match="is not understood: use the client of the same version"):
-        client._start(_Unknown())  # type: ignore[arg-type]
     with pytest.raises(ReadError, match="a value cannot be sent"):
         client.read("wide", where="raw = %s", params=[b"x"])
     with pytest.raises(UnreachableError, match="cannot be reached: .*start it or correct the address"):
         rpc.connect("grpc://127.0.0.1:1").read("wide")
     with pytest.raises(ConfigError, match="'http://localhost' is not an address of a read service"):
         rpc.connect("http://localhost")
-
-
-class _Unknown:
-    pass
 
 
 @pytest.mark.parametrize(
@@ -206,17 +201,26 @@ def test_a_statement_that_is_not_one_select_is_refused(wide: Wide, client: rpc.C
     assert client.read("wide").to_table().num_rows == len(wide.rows)
 
 
-def test_what_a_query_sets_does_not_let_a_later_one_write(wide: Wide) -> None:
-    with ReadPools(wide.shards.dsns, size=1) as pools, ReadPools(wide.shards.readers, size=1) as readers:
-        with serving(readers) as service:
-            client = rpc.connect(service.address)
-            client.sql("SELECT set_config('default_transaction_read_only', 'off', false)").to_table()
-            with pytest.raises(ReadError, match="read-only transaction"):
-                client.sql("WITH gone AS (DELETE FROM wide RETURNING key) SELECT * FROM gone").to_table()
-        with pytest.raises(
-            ReadError, match="the role pleinair is a superuser, and this service runs other people's SQL"
+def test_not_even_the_owner_writes_whatever_an_earlier_query_set(wide: Wide) -> None:
+    with ReadPools(wide.shards.dsns, size=1) as pools:
+        change = "SELECT set_config('default_transaction_read_only', 'off', false)"
+        sql(pools, SqlRequest(query=change)).to_table()
+        for attempt in (
+            "WITH gone AS (DELETE FROM wide RETURNING key) SELECT * FROM gone",
+            "SELECT query_to_xml('DELETE FROM wide', true, true, '')",
+            "SELECT nextval('pleinair.claim_tokens')",
         ):
-            ReadService(pools, ServiceConfig(port=0))
+            with pytest.raises(ReadError, match="read-only transaction|non-volatile"):
+                sql(pools, SqlRequest(query=attempt)).to_table()
+    assert sum(count for (count,) in wide.shards.execute("SELECT count(*) FROM wide")) == len(wide.rows)
+
+
+def test_the_service_takes_no_login_that_is_more_than_a_reader(wide: Wide) -> None:
+    with (
+        ReadPools(wide.shards.dsns) as pools,
+        pytest.raises(ReadError, match="the role pleinair is a superuser, and this service runs other people's SQL"),
+    ):
+        ReadService(pools, ServiceConfig(port=0))
 
 
 def refused_everything(client: rpc.Client) -> None:
@@ -318,8 +322,8 @@ def test_a_reader_that_leaves_ends_its_queries_on_the_servers(shards: Shards) ->
             next(reading)
             assert shards.running() > 0
         shards.wait_until_idle()
-        start = f"from pleinair.krablet import rpc; next(rpc.connect({service.address!r}).read('long'))"
-        program = f"{start}; print(1, flush=True); input()"
+        start = f"from pleinair.krablet import rpc; reading = rpc.connect({service.address!r}).read('long')"
+        program = f"{start}; next(reading); print(1, flush=True); input()"
         reader = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
         assert reader.stdout is not None
         assert reader.stdout.readline() == b"1\n"
@@ -498,3 +502,6 @@ def test_any_flight_client_finds_tables_by_path_and_reads_by_ticket(wide: Wide) 
         info = client.get_flight_info(flight.FlightDescriptor.for_path("wide"))
         assert client.do_get(info.endpoints[0].ticket).read_all().num_rows == len(wide.rows)
         assert [action.type for action in client.list_actions()] == ["tables", "stats"]
+        for ticket in (b"", b"[]", b'{"scan": {"table": "wide", "unknown": 1}}', b'{"drop": {}}'):
+            with pytest.raises(pa.ArrowInvalid, match="is not understood: use the client of the same version"):
+                client.do_get(flight.Ticket(ticket))
