@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pleinair.cli import pluck
+
 if TYPE_CHECKING:
     from pleinair.krablet import Database, Stage
     from pleinair.krablet.connections import Connection
@@ -38,6 +40,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     dag = verbs.add_parser("dag", help="which stage waits for which, from the declared conditions")
     _add_database(dag)
     dag.set_defaults(run=_dag)
+    pluck.register(verbs)
 
 
 def register_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -43,6 +43,8 @@ class Pluck:
     table: str
     key: str
     where: str
+    owned: bool = False
+    """The sessions are its own, and its handles close them."""
 
     def map(
         self,
@@ -79,12 +81,13 @@ class Pluck:
             arrow=arrow, reader=reader, limits=limits or Limits(),
         )  # fmt: skip
         spec = submit(self.shards, (self.table, self.key, self.where), function, output, options, key)
-        return Handle(self.shards, spec, _start(self.shards, spec, key, workers) if workers else None)
+        processes = _start(self.shards, spec, key, workers) if workers else None
+        return Handle(self.shards, spec, processes, owned=self.owned)
 
 
 def pluck(shards: Shards, table: str, key: str, where: str = "TRUE") -> Pluck:
     """The rows of `table` for which `where` holds, split by `key`, a NOT NULL column with a unique index of its own."""
-    return Pluck(sessions_of(shards), table, key, where)
+    return Pluck(sessions_of(shards), table, key, where, _owned(shards))
 
 
 def attach(shards: Shards, job: str) -> Handle:
@@ -95,17 +98,22 @@ def attach(shards: Shards, job: str) -> Handle:
         raise QueueError(f"{job!r} is not the id of a job: give 'h.id' of its handle") from None
     sessions = sessions_of(shards)
     found = [session.run(lambda connection: jobs.load_job(connection, name)) for session in sessions.values()]
-    return Handle(sessions, JobSpec.from_header(found[0].header), None)
+    return Handle(sessions, JobSpec.from_header(found[0].header), None, owned=_owned(shards))
+
+
+def _owned(shards: Shards) -> bool:
+    """Connection strings become sessions that nobody else has."""
+    return not isinstance(shards, Mapping | Database | Session)
 
 
 def sessions_of(shards: Shards) -> dict[str, Session]:
-    """Sessions of the caller's own, by shard name."""
+    """The sessions given, or new ones, by shard name."""
     if isinstance(shards, Mapping):
-        return {name: session.fresh(5.0) for name, session in shards.items()}
+        return dict(shards)
     if isinstance(shards, Database):
-        return {"0": shards.session.fresh(5.0)}
+        return {"0": shards.session}
     if isinstance(shards, Session):
-        return {"0": shards.fresh(5.0)}
+        return {"0": shards}
     listed = [shards] if isinstance(shards, str) else list(shards)
     if not listed:
         raise ConfigError("no shard is given: give a Database or at least one connection string")

@@ -101,12 +101,15 @@ class ErrorGroup:
 class Handle:
     """A job; made by `Pluck.map` and `attach`. For one thread at a time."""
 
-    def __init__(self, shards: Mapping[str, Session], spec: JobSpec, processes: WorkerProcesses | None) -> None:
+    def __init__(
+        self, shards: Mapping[str, Session], spec: JobSpec, processes: WorkerProcesses | None, *, owned: bool
+    ) -> None:
         self.id = spec.id
         self.spec = spec
         self.processes = processes
         """The worker processes that this process started, if any."""
         self._shards = shards
+        self._owned = owned
         self._samples: deque[tuple[float, int]] = deque()
         atexit.register(self.close)
 
@@ -226,10 +229,12 @@ class Handle:
             )
 
     def close(self) -> None:
-        """End the workers that this process started, giving their batches back."""
+        """End the workers that this process started, giving their batches back. The handle can still be asked."""
         atexit.unregister(self.close)
         if self.processes is not None:
             self.processes.stop()
+        for session in self._shards.values() if self._owned else ():
+            session.close()
 
 
 def _counts(progress: PluckProgress) -> str:

@@ -24,6 +24,8 @@ from pleinair.krablet.queries import query
 from pleinair.records.errors import ConfigError, QueueError
 
 GIB = 1 << 30
+LEASE_SECONDS = 30.0
+"""A worker that says nothing for so long is thought dead; a living one renews every third of it."""
 OPEN_STATES = ("running", "paused")
 FINAL_STATES = ("done", "cancelled")
 

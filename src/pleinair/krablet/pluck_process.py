@@ -56,6 +56,7 @@ def work(order: Mapping[str, Any]) -> int:
         job=order["job"],
         confinement=Confinement(**order["confinement"]),
         most=Limits(**order["most"]),
+        lease_seconds=order["lease_seconds"],
         ledger=Ledger(None if order["ledger"] is None else Path(order["ledger"])),
     )
     try:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pleinair.krablet.pluck_jobs import NO_LIMITS, Limits
+from pleinair.krablet.pluck_jobs import LEASE_SECONDS, NO_LIMITS, Limits
 from pleinair.krablet.pluck_runner import Confinement
 from pleinair.krablet.signing import Key
 
@@ -32,6 +32,7 @@ def worker_order(
     confinement: Confinement | None = None,
     most: Limits = NO_LIMITS,
     ledger: Path | None = None,
+    lease_seconds: float = LEASE_SECONDS,
 ) -> bytes:
     """What a worker process is told: connection strings by shard name, the keys that count, and how it works."""
     order = {
@@ -41,6 +42,7 @@ def worker_order(
         "confinement": asdict(confinement or Confinement()),
         "most": asdict(most),
         "ledger": None if ledger is None else str(ledger),
+        "lease_seconds": lease_seconds,
     }
     return json.dumps(order).encode() + b"\n"
 

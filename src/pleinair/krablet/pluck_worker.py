@@ -24,7 +24,7 @@ from types import FrameType
 from pleinair.krablet import pluck_jobs as jobs
 from pleinair.krablet.connections import Connection, Session
 from pleinair.krablet.pluck_admission import Ledger, admit, check_function
-from pleinair.krablet.pluck_jobs import FINAL_STATES, NO_LIMITS, Batch, JobSpec, Limits
+from pleinair.krablet.pluck_jobs import FINAL_STATES, LEASE_SECONDS, NO_LIMITS, Batch, JobSpec, Limits
 from pleinair.krablet.pluck_runner import CallAbortedError, Confinement, Runner
 from pleinair.krablet.pluck_settle import Call, settle
 from pleinair.krablet.pluck_source import Source, matching_keys, open_source, read_rows
@@ -49,7 +49,7 @@ class WorkerSettings:
     confinement: Confinement = field(default_factory=Confinement)
     most: Limits = NO_LIMITS
     """What a job may ask for at most."""
-    lease_seconds: float = 30.0
+    lease_seconds: float = LEASE_SECONDS
     ledger: Ledger = field(default_factory=Ledger)
     report: Callable[[str], None] = lambda line: print(f"pluck worker: {line}", file=sys.stderr, flush=True)
 

@@ -113,7 +113,7 @@ SELECT bound::text, matching FROM (
     WINDOW before AS (ORDER BY {key} ROWS UNBOUNDED PRECEDING)
 ) AS numbered
 WHERE (matches AND matching %% {stride} = 0) OR place %% {scan} = 0 OR is_last
-ORDER BY bound;
+ORDER BY numbered.bound;
 
 -- name: insert_job
 INSERT INTO pleinair.pluck_jobs (id, header, signature, function, state, errors_allowed)
@@ -171,15 +171,16 @@ WHERE number = ANY (ARRAY(SELECT number FROM due))
 RETURNING number, token, after, up_to, single, attempts, lost, expected;
 
 -- name: matching_keys
--- The keys of a range that match, in key order; the key's index serves.
+-- The keys of a range that match, in key order; the key's index serves. The key is qualified because `{key}::text` is
+-- itself called {key}, and would be what is ordered by.
 SELECT {key}::text FROM {table} WHERE {range} AND ({where}
-) ORDER BY {key} LIMIT {limit};
+) ORDER BY {table}.{key} LIMIT {limit};
 
 -- name: read_rows
 -- Rows of a batch that still match; the key's index serves.
 SELECT {key}::text AS "pluck key", {columns} FROM {table}
 WHERE {key} = ANY (%(keys)s::text[]::{key_type}[]) AND ({where}
-) ORDER BY {key};
+) ORDER BY {table}.{key};
 
 -- name: split_batch
 -- What is past `cut` becomes a batch of its own, if the token still holds.
