@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from pleinair import krablet
 from pleinair.krablet.pluck import Handle, pluck
 from pleinair.krablet.pluck_worker import Worker, WorkerSettings
-from pleinair.krablet.signing import Key, load_key, write_keys
+from pleinair.krablet.signing import Key, load_key
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class Forked:
 
     def end(self, signal_number: int) -> int:
         os.kill(self.pid, signal_number)
+        return self.wait()
+
+    def wait(self) -> int:
         return os.waitpid(self.pid, 0)[1]
 
 
@@ -90,5 +94,8 @@ def double(rows: list[dict[str, Any]]) -> list[int]:
     return [2 * row["value"] for row in rows]
 
 
-def make_key_file(directory: Path) -> Path:
-    return write_keys(directory / "key")[0]
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

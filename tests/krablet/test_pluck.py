@@ -19,14 +19,8 @@ from pleinair import krablet
 from pleinair.krablet.pluck import attach, pluck
 from pleinair.krablet.pluck_jobs import Limits
 from pleinair.krablet.pluck_worker import Worker, WorkerSettings
-from pleinair.records.errors import ConfigError, QueueError
-from tests.krablet.pluck_jobs_of_tests import Numbers, double, make_key_file
-
-
-@pytest.fixture
-def numbers(database: krablet.Database, tmp_path: Path) -> Numbers:
-    columns = {"name": "text", "value": "bigint", "doubled": "bigint", "vector": "real[]", "seen_at": "timestamptz"}
-    return Numbers(database, database.table("numbers", key="name", columns=columns), make_key_file(tmp_path))
+from pleinair.records.errors import ConfigError, QueueError, RefusedError
+from tests.krablet.pluck_jobs_of_tests import Numbers, double, wait_until
 
 
 def test_workers_of_this_process_do_every_row_and_end(numbers: Numbers) -> None:
@@ -286,13 +280,6 @@ def test_cancel_ends_a_call_that_would_take_for_ever(numbers: Numbers) -> None:
     assert handle.progress().state == "cancelled"
 
 
-def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
 def test_another_process_attaches_by_id(numbers: Numbers) -> None:
     numbers.add(20)
     handle = numbers.job(double)
@@ -377,3 +364,20 @@ def test_an_unknown_job_is_refused(numbers: Numbers) -> None:
         attach(numbers.database, "soon")
     with pytest.raises(QueueError, match="there is no job 00000000-"):
         attach(numbers.database, "00000000-0000-0000-0000-000000000000")
+
+
+def test_a_condition_that_fails_on_some_rows_ends_the_wait_with_its_reason(numbers: Numbers) -> None:
+    numbers.sql("INSERT INTO numbers (name, value) VALUES ('a', 1), ('b', 2)")
+    handle = numbers.job(double, where="1 / value >= 0", workers=1)
+    numbers.sql("UPDATE numbers SET value = 0 WHERE name = 'b'")
+    with pytest.raises((QueueError, RefusedError), match="division by zero"):
+        handle.wait(60, bar=False)
+    handle.cancel()
+
+
+def test_a_table_may_be_named_with_its_schema(numbers: Numbers) -> None:
+    numbers.sql("CREATE SCHEMA lab; CREATE TABLE lab.numbers (name varchar(9) PRIMARY KEY, value int, doubled int)")
+    numbers.sql("INSERT INTO lab.numbers VALUES ('one', 1)")
+    handle = pluck(numbers.database, "lab.numbers", "name").map(double, output="doubled", key_file=numbers.key_file)
+    assert numbers.work(handle)
+    assert numbers.sql("SELECT doubled FROM lab.numbers") == [(2,)]

@@ -81,7 +81,7 @@ def _sample_pages(size: int, rows_per_page: float) -> int:
 
 def _count(connection: Connection, source: Source, percent: float) -> Sample:
     statement = query("pluck", "count_sample").format(**source.identifiers, percent=sql.Literal(percent))
-    with reading(connection, source.reader):
+    with reading(connection, source):
         [(rows, matching)] = select(connection, statement)
     return Sample(percent, rows, matching)
 
@@ -102,7 +102,7 @@ def plan_ranges(connection: Connection, source: Source, sample: Sample, target: 
         stride=sql.Literal(stride),
         scan=sql.Literal(stride * SCAN_FACTOR),
     )
-    with reading(connection, source.reader):
+    with reading(connection, source):
         found = select(connection, statement)
     bounds = [(None, 0), *found[:-1], (None, found[-1][1] if found else 0)]
     weight = 100 / sample.percent

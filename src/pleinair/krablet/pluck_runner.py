@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -32,6 +31,7 @@ from pleinair.krablet.pluck_source import Source
 from pleinair.krablet.pluck_wire import Failure, FrameReader, Outcome, decode_outcomes, send_frame, storable
 from pleinair.records.errors import ConfigError, RefusedError
 
+LONGEST_OUTPUT_BYTES = 6000
 _TICK_SECONDS = 0.1
 
 
@@ -197,11 +197,9 @@ class _Process:
             )
         self._link = ours
         self._frames = FrameReader(ours)
-        self._printed: deque[bytes] = deque(maxlen=40)
+        self._printed = bytearray()
         assert self._process.stdout is not None
-        self._reader = threading.Thread(
-            target=_keep_last_lines, args=(self._process.stdout, self._printed), daemon=True
-        )
+        self._reader = threading.Thread(target=_keep_end, args=(self._process.stdout, self._printed), daemon=True)
         self._reader.start()
 
     def send(self, *frames: bytes) -> None:
@@ -242,7 +240,7 @@ class _Process:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5.0)
         self._reader.join(1.0)
-        printed = storable(b"".join(self._printed).decode("utf-8", "replace"))[-4000:]
+        printed = storable(bytes(self._printed).decode("utf-8", "replace"))
         code = self._process.poll()
         if code is None:
             return Failure("ProcessDied", "the function's process closed its connection", printed)
@@ -261,8 +259,9 @@ class _Process:
         shutil.rmtree(self._home, ignore_errors=True)
 
 
-def _keep_last_lines(stream: IO[bytes], lines: deque[bytes]) -> None:
+def _keep_end(stream: IO[bytes], end: bytearray) -> None:
     """Drain what the function prints, so that it never waits for us, and keep the end of it for a crash report."""
     with stream:
         for part in iter(functools.partial(stream.read1, 8192), b""):  # type: ignore[attr-defined]
-            lines.append(part)
+            end += part
+            del end[:-LONGEST_OUTPUT_BYTES]

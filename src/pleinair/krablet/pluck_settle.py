@@ -105,7 +105,7 @@ def _write(connection: Connection, spec: JobSpec, source: Source, outcomes: Mapp
         return
     arrays = _arrays(spec, source, done)
     named = {
-        "table": sql.Identifier(spec.output.table or source.table),
+        "table": source.identifiers["table"] if spec.output.table is None else sql.Identifier(spec.output.table),
         "key": sql.Identifier(source.key),
         "columns": sql.SQL(", ").join([sql.Identifier(name) for name in arrays.columns]),
         "values": arrays.casts,

@@ -16,7 +16,6 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from pleinair.krablet.arrow import selected
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.queries import comma_separated, condition, query
 from pleinair.records.errors import QueueError
@@ -29,6 +28,9 @@ class Source:
     """Rows of a table that match a condition, found by ranges of its key. `columns` maps names to SQL types."""
 
     table: str
+    """As it was given, with its schema or without."""
+    place: tuple[str, str]
+    """Its schema and its name."""
     key: str
     key_type: str
     where: str
@@ -39,24 +41,42 @@ class Source:
 
     @property
     def identifiers(self) -> dict[str, sql.Composable]:
-        columns = selected(self.columns) if self.as_text else comma_separated([*map(sql.Identifier, self.columns)])
         return {
-            "table": sql.Identifier(self.table),
+            "table": sql.Identifier(*self.place),
             "key": sql.Identifier(self.key),
             "key_type": sql.SQL(self.key_type),
             "where": condition(self.where),
-            "columns": columns,
+            "columns": self._selected(),
         }
+
+    def _selected(self) -> sql.Composed:
+        if not self.as_text:
+            return comma_separated([sql.Identifier(name) for name in self.columns])
+        from pleinair.krablet.arrow import selected
+
+        return selected(self.columns)
 
 
 @contextmanager
-def reading(connection: Connection, reader: str | None) -> Iterator[None]:
-    """A transaction in which nothing can be written, as the role `reader`."""
-    with connection.transaction():
-        connection.execute("SET TRANSACTION READ ONLY")
-        if reader is not None:
-            connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(reader)))
-        yield
+def reading(connection: Connection, source: Source) -> Iterator[None]:
+    """A transaction in which nothing can be written, as the source's reader. Raises QueueError for a bad condition."""
+    try:
+        with connection.transaction():
+            connection.execute("SET TRANSACTION READ ONLY")
+            if source.reader is not None:
+                _become(connection, source.reader, source.place[0])
+            yield
+    except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError, psycopg.InternalError) as error:
+        raise QueueError(
+            f"pluck cannot use the condition {source.where!r} on table {source.table}: {str(error).splitlines()[0]}; "
+            "give one boolean SQL expression over its columns"
+        ) from error
+
+
+def _become(connection: Connection, reader: str, schema: str) -> None:
+    """Act as `reader` until the transaction ends; names in a condition mean what they mean beside the table."""
+    connection.execute(sql.SQL("SET LOCAL search_path TO {}, public").format(sql.Identifier(schema)))
+    connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(reader)))
 
 
 def open_source(
@@ -81,23 +101,16 @@ def open_source(
     if missing := [name for name in columns or () if name not in existing]:
         raise QueueError(f"table {table} has no column {missing[0]!r}: use some of {', '.join(existing)}")
     chosen = {name: existing[name] for name in (columns or existing)}
-    source = Source(table, key, found[0], where, {key: existing[key], **chosen}, reader, as_text)
+    source = Source(table, (found[1], found[2]), key, found[0], where, {key: existing[key], **chosen}, reader, as_text)
     check_condition(connection, source)
     return source
 
 
 def check_condition(connection: Connection, source: Source) -> None:
     """Returns if the condition is one boolean expression over the table that only reads. Raises QueueError."""
-    named = {"table": source.identifiers["table"], "where": source.identifiers["where"]}
-    try:
-        for name in ("check_in_parentheses", "check_in_brackets"):
-            with reading(connection, source.reader):
-                select(connection, query("pluck", name).format(**named))
-    except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError, psycopg.InternalError) as error:
-        raise QueueError(
-            f"pluck cannot use the condition {source.where!r} on table {source.table}: {str(error).splitlines()[0]}; "
-            "give one boolean SQL expression over its columns"
-        ) from error
+    for name in ("check_in_parentheses", "check_in_brackets"):
+        with reading(connection, source):
+            select(connection, query("pluck", name).format(**source.identifiers))
 
 
 def select(
@@ -118,7 +131,7 @@ def matching_keys(
     statement = query("pluck", "matching_keys").format(
         **source.identifiers, range=_range(source, after, up_to, single), limit=sql.Literal(limit)
     )
-    with reading(connection, source.reader):
+    with reading(connection, source):
         return [key for (key,) in select(connection, statement, {"after": after, "up_to": up_to})]
 
 
@@ -133,12 +146,12 @@ def _range(source: Source, after: str | None, up_to: str | None, single: bool) -
 def read_rows(connection: Connection, source: Source, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The rows of `keys` that still match, by key as text, in the order of the key."""
     statement = query("pluck", "read_rows").format(**source.identifiers)
-    with reading(connection, source.reader), connection.cursor(row_factory=dict_row) as cursor:
+    with reading(connection, source), connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(statement, {"keys": list(keys)}).fetchall()
     return {row.pop(KEY_COLUMN): row for row in rows}
 
 
 def sample_row(connection: Connection, source: Source, key: str) -> dict[str, Any] | None:
     statement = query("pluck", "sample_row").format(**source.identifiers)
-    with reading(connection, source.reader), connection.cursor(row_factory=dict_row) as cursor:
+    with reading(connection, source), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(statement, {"key": key}).fetchone()

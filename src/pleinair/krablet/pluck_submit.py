@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pleinair.krablet import pluck_jobs as jobs
-from pleinair.krablet.arrow import arrow_type
 from pleinair.krablet.column_types import column_type
 from pleinair.krablet.connections import Connection, Session
 from pleinair.krablet.pluck_bounds import Sample, choose_target, plan_ranges, take_sample
@@ -110,6 +109,8 @@ def _look(connection: Connection, rows: tuple[str, str, str], options: Options) 
 
 
 def _check_arrow(source: Source) -> None:
+    from pleinair.krablet.arrow import arrow_type
+
     for name, sql_type in source.columns.items():
         try:
             arrow_type(sql_type)
@@ -124,7 +125,7 @@ def _parsed_output(look: _Look, output: GivenOutput) -> Output:
     if isinstance(output, tuple):
         name, columns = output
         _check_columns(look, columns)
-        if name == table:
+        if name in (table, look.source.place[1]):
             raise QueueError(f"output names the table {name!r} that is read: give its columns without the table")
         return Output(
             {column: column_type(given).name for column, given in columns.items()}, checked_name("table", name, 28)

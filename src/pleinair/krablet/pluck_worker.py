@@ -173,7 +173,7 @@ class Worker:
             batch = self._claim(session, accepted.spec)
             if batch is not None:
                 self._hold_and_do(shard, session, accepted, batch)
-        except RefusedError as refusal:
+        except (RefusedError, QueueError) as refusal:  # the function, or the rows, cannot be had here
             self._drop()
             self._refuse(session, accepted.spec.id, str(refusal), LOAD_AGAIN_SECONDS)
             return False

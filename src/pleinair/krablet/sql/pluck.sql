@@ -68,8 +68,9 @@ SELECT system_identifier::text || '/' || current_database() FROM pg_control_syst
 
 -- name: unique_key
 -- The type of a column if it is never null and unique by itself: only then do ranges of it hold every row once.
-SELECT format_type(atttypid, atttypmod)
-FROM pg_attribute
+-- With it the table's own schema and name, because a reader's search path may differ from ours.
+SELECT format_type(atttypid, atttypmod), nspname, relname
+FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE attrelid = to_regclass(%(table)s) AND attname = %(key)s AND attnotnull
   AND EXISTS (
       SELECT FROM pg_index
