@@ -53,9 +53,10 @@ def _worker(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from pleinair.krablet.pluck_jobs import GIB, NO_LIMITS
-    from pleinair.krablet.pluck_processes import WorkerProcesses, worker_order
+    from pleinair.krablet.pluck_processes import WorkerProcesses, hide_memory, worker_order
     from pleinair.krablet.signing import load_key
 
+    hide_memory()
     confinement = _confinement(args)
     confinement.check()
     memory = None if args.memory_gib is None else int(args.memory_gib * GIB)

@@ -106,6 +106,7 @@ def named_modules(function: Any) -> set[str]:
         seen.add(id(value))
         if isinstance(value, ModuleType):
             found.add(value.__name__)
+            waiting += [] if _travels_by_name(value.__name__) else vars(value).values()
         elif isinstance(value, functools.partial):
             waiting += [value.func, *value.args, *value.keywords.values()]
         elif inspect.isclass(value) or inspect.isroutine(value):

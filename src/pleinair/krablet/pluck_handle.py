@@ -6,7 +6,7 @@ import atexit
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pleinair.krablet import pluck_jobs as jobs
@@ -162,8 +162,9 @@ class Handle:
         shown = Bar() if bar else None
         try:
             while True:
+                left_alone = self.processes is not None and not self.processes.alive
                 progress = self.progress()
-                over = self._is_over(progress)
+                over = self._is_over(progress, left_alone and not progress.workers)
                 if shown is not None:
                     shown.show(progress, last=over)
                 if over:
@@ -175,8 +176,8 @@ class Handle:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._what_now()) from None
 
-    def _is_over(self, progress: PluckProgress) -> bool:
-        """True when the job is done. Raises when it can no longer be."""
+    def _is_over(self, progress: PluckProgress, left_alone: bool) -> bool:
+        """True when the job is done. Raises when it can no longer be, as when all workers started here ended."""
         if progress.state == "done":
             return True
         if progress.state in ("cancelled", "expired"):
@@ -186,9 +187,11 @@ class Handle:
                 f"job {self.id} is paused because {progress.reason}: {_counts(progress)}; "
                 "see h.errors(), then h.resume() or h.cancel()"
             )
-        if progress.refusals and self.processes is not None and not self.processes.alive:
+        if left_alone and progress.refusals:
             worker, reason = progress.refusals[-1]
             raise RefusedError(f"job {self.id} is refused by {worker}: {reason}")
+        if left_alone:
+            raise QueueError(f"the workers of job {self.id} died: {_counts(progress)}; see what they printed")
         return False
 
     def _what_now(self) -> str:
@@ -246,7 +249,8 @@ def _counts(progress: PluckProgress) -> str:
 
 def _error_groups(connection: Connection, spec: JobSpec) -> list[ErrorGroup]:
     groups = jobs.error_rows(connection, spec.id)
-    source = source_of(connection, spec) if groups else None
+    # The order is not verified here, so its condition is not run: rows are found by their keys.
+    source = source_of(connection, replace(spec, where="TRUE")) if groups else None
     return [
         ErrorGroup(exception, rows, final, key, sample_row(connection, source, key), message, trace)
         for exception, rows, final, key, message, trace in groups

@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from psycopg import sql
-
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.pluck_bounds import Range
 from pleinair.krablet.queries import query
@@ -265,9 +263,3 @@ def progress_row(connection: Connection, job: str) -> tuple[Any, ...]:
 
 def error_rows(connection: Connection, job: str) -> list[tuple[Any, ...]]:
     return connection.execute(query("pluck", "error_groups"), {"job": job}).fetchall()
-
-
-def list_jobs(connection: Connection, limit: int) -> list[tuple[Any, ...]]:
-    if not tables_exist(connection):
-        return []
-    return connection.execute(query("pluck", "list_jobs").format(limit=sql.Literal(limit)), {}).fetchall()

@@ -7,7 +7,6 @@ other side is gone, however it died, and that this process must go too.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -22,14 +21,12 @@ from typing import Any
 from pleinair.krablet.connections import Session
 from pleinair.krablet.pluck_admission import Ledger
 from pleinair.krablet.pluck_jobs import Limits
-from pleinair.krablet.pluck_processes import REFUSED
+from pleinair.krablet.pluck_processes import REFUSED, hide_memory
 from pleinair.krablet.pluck_runner import Confinement
 from pleinair.krablet.pluck_worker import Worker, WorkerSettings
 from pleinair.krablet.signing import parse_key
 from pleinair.krablet.worker_process import ORPHAN_GRACE_SECONDS
 from pleinair.records.errors import PleinairError
-
-_PR_SET_DUMPABLE = 4
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,12 +61,6 @@ def work(order: Mapping[str, Any]) -> int:
     finally:
         for session in shards.values():
             session.close()
-
-
-def hide_memory() -> None:
-    """On Linux: other processes of this user, such as the function's, cannot look into this one's memory."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _end_with_starter(link: socket.socket) -> None:

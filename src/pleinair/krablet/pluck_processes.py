@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -20,7 +21,10 @@ from pleinair.krablet.signing import Key
 
 REFUSED = 3
 """Exit status of a worker that refused the only job it was for: another would refuse it too."""
+EARLY_SECONDS, MOST_EARLY_DEATHS = 10.0, 12
+"""So many workers in a row that live so short are not replaced any more: something is wrong with all of them."""
 _LONGEST_DELAY_SECONDS = 10.0
+_PR_SET_DUMPABLE = 4
 _TICK_SECONDS = 0.2
 
 
@@ -54,7 +58,8 @@ class WorkerProcesses:
         self._order = order
         self._missing = count
         self._running: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
-        self._deaths = 0
+        self._early_deaths = 0
+        self._started_at: dict[int, float] = {}
         self._next_start = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._attend, name="pleinair-pluck-workers", daemon=True)
@@ -66,7 +71,7 @@ class WorkerProcesses:
 
     @property
     def alive(self) -> bool:
-        """False once every process ended by itself."""
+        """False once every process ended and none is to be replaced."""
         return bool(self._running) or self._missing > 0
 
     def wait(self, seconds: float | None = None) -> None:
@@ -109,6 +114,7 @@ class WorkerProcesses:
                 process_group=0,
             )
         self._running.append((process, ours))
+        self._started_at[process.pid] = time.monotonic()
         self._missing -= 1
         with suppress(BrokenPipeError):  # it died at once, which the next look finds
             ours.sendall(self._order)
@@ -117,12 +123,24 @@ class WorkerProcesses:
         for process, link in [entry for entry in self._running if entry[0].poll() is not None]:
             self._running.remove((process, link))
             link.close()
+            lived = time.monotonic() - self._started_at.pop(process.pid)
             if process.returncode not in (0, REFUSED):
-                self._deaths += 1
-                self._missing += 1
-                self._next_start = time.monotonic() + min(0.1 * 2 ** min(self._deaths, 10), _LONGEST_DELAY_SECONDS)
+                self._replace(lived)
+
+    def _replace(self, lived_seconds: float) -> None:
+        """Start another after a while, longer after each that died early; none when that goes on and on."""
+        self._early_deaths = 0 if lived_seconds >= EARLY_SECONDS else self._early_deaths + 1
+        if self._early_deaths < MOST_EARLY_DEATHS:
+            self._missing += 1
+            self._next_start = time.monotonic() + min(0.1 * 2**self._early_deaths, _LONGEST_DELAY_SECONDS)
 
 
 def _python_path() -> str:
     ours = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def hide_memory() -> None:
+    """On Linux: other processes of this user, such as the function's, cannot look into this one's memory."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -146,9 +146,6 @@ SELECT function FROM pleinair.pluck_jobs WHERE id = %(id)s;
 -- What a worker may work on, oldest first.
 SELECT id::text, header, signature FROM pleinair.pluck_jobs WHERE state = 'running' ORDER BY created_at, id;
 
--- name: list_jobs
-SELECT id::text, header, state, created_at FROM pleinair.pluck_jobs ORDER BY created_at DESC LIMIT {limit};
-
 -- name: claim_batch
 -- The due batch tried least recently, stamped with a lease and a token; served by pluck_batches_due. `lost` counts the
 -- workers that died or hung while they held it.
