@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,27 +215,38 @@ def test_a_job_that_mostly_fails_pauses_and_says_so(numbers: Numbers) -> None:
         handle.wait(bar=False)
 
 
-def test_shards_are_drained_together_and_counted_apart(numbers: Numbers) -> None:
-    other_dsn = numbers.database.dsn.replace("/test_", "/other_")
-    name = other_dsn.partition("/other_")[2].partition("?")[0]
-    numbers.sql(f"CREATE DATABASE other_{name}")
-    try:
-        with krablet.connect(other_dsn) as other:
-            other.table("numbers", key="name", columns=numbers.table.columns)
-            numbers.add(30)
-            Numbers(other, numbers.table, numbers.key_file).add(50)
-            dsns = [numbers.database.dsn, other_dsn]
-            handle = pluck(dsns, "numbers", "name").map(double, output="doubled", key_file=numbers.key_file)
-            sessions = {str(place): db.session.fresh(5.0) for place, db in enumerate((numbers.database, other))}
-            assert Worker(sessions, WorkerSettings(keys=[numbers.key], job=handle.id)).run()
-            progress = handle.progress()
-            assert (progress.state, [part.done for part in progress.shards]) == ("done", [30, 50])
-            assert other.table("numbers", key="name", columns=numbers.table.columns).count("doubled = 2 * value") == 50
-            handle.close()
-            for session in sessions.values():
-                session.close()
-    finally:
-        numbers.sql(f"DROP DATABASE other_{name} WITH (FORCE)")
+@pytest.fixture
+def second(numbers: Numbers) -> Iterator[Numbers]:
+    """Another shard: a database of its own with the same table."""
+    dsn = numbers.database.dsn.replace("/test_", "/second_")
+    name = dsn.partition("/second_")[2].partition("?")[0]
+    numbers.sql(f"CREATE DATABASE second_{name}")
+    with krablet.connect(dsn) as database:
+        table = database.table("numbers", key="name", columns=numbers.table.columns)
+        yield Numbers(database, table, numbers.key_file)
+    numbers.sql(f"DROP DATABASE second_{name} WITH (FORCE)")
+
+
+def test_shards_are_drained_together_and_counted_apart(numbers: Numbers, second: Numbers) -> None:
+    numbers.add(30)
+    second.add(50)
+    dsns = [numbers.database.dsn, second.database.dsn]
+    handle = pluck(dsns, "numbers", "name").map(double, output="doubled", key_file=numbers.key_file)
+    sessions = {"0": numbers.database.session.fresh(5.0), "1": second.database.session.fresh(5.0)}
+    assert Worker(sessions, WorkerSettings(keys=[numbers.key], job=handle.id)).run()
+    progress = handle.progress()
+    assert (progress.state, [part.done for part in progress.shards]) == ("done", [30, 50])
+    assert (numbers.done(), second.done()) == (numbers.doubles(30), second.doubles(50))
+    for closing in (handle, *sessions.values()):
+        closing.close()
+
+
+def test_nothing_is_left_of_a_job_that_one_shard_cannot_store(numbers: Numbers, second: Numbers) -> None:
+    second.sql("CREATE TABLE halves (name text PRIMARY KEY, half text)")
+    shards = {"0": numbers.database.session, "1": second.database.session}
+    with pytest.raises(QueueError, match=r"column halves.half is text and is declared as bigint"):
+        pluck(shards, "numbers", "name").map(double, output=("halves", {"half": "bigint"}), key_file=numbers.key_file)
+    assert numbers.sql("SELECT count(*) FROM pleinair.pluck_jobs") == [(0,)]
 
 
 def test_pause_resume_and_cancel_take_effect_on_a_running_job(numbers: Numbers) -> None:
@@ -318,13 +330,6 @@ def test_a_job_that_expired_is_not_waited_for(numbers: Numbers) -> None:
     handle = numbers.job(double, expires_hours=1e-9)
     with pytest.raises(QueueError, match="is expired: expired, 0 of about 20 rows done"):
         handle.wait(bar=False)
-
-
-def test_nothing_is_left_of_a_job_that_cannot_be_stored(numbers: Numbers) -> None:
-    numbers.sql("CREATE TABLE halves (name text PRIMARY KEY, half text)")
-    with pytest.raises(QueueError, match=r"column halves.half is text and is declared as bigint"):
-        numbers.job(double, output=("halves", {"half": "bigint"}))
-    assert numbers.sql("SELECT count(*) FROM pleinair.pluck_jobs") == [(0,)]
 
 
 @pytest.mark.parametrize(

@@ -105,30 +105,29 @@ def test_a_worker_told_to_stop_gives_its_batch_back_at_once(numbers: Numbers) ->
     handle.cancel()
 
 
-def test_a_worker_whose_lease_ran_out_overwrites_nothing(numbers: Numbers, tmp_path: Path) -> None:
+def test_a_worker_whose_batch_passed_to_another_overwrites_nothing(numbers: Numbers, tmp_path: Path) -> None:
     go, started = tmp_path / "go", tmp_path / "started"
 
-    def late_first_time(rows: list[dict[str, Any]]) -> list[int]:
+    def late(rows: list[dict[str, Any]]) -> list[int]:
         import time
 
-        if started.exists():
-            return [2 * row["value"] for row in rows]
         started.touch()
         while not go.exists():
             time.sleep(0.02)
         return [-1 for _ in rows]
 
     numbers.add(4)
-    handle = numbers.job(late_first_time)
+    handle = numbers.job(late)
     worker = Forked(numbers, handle)
     wait_until(started.exists)
     os.kill(worker.pid, signal.SIGSTOP)
-    numbers.sql("UPDATE pleinair.pluck_batches SET leased_until = now() - interval '1 s'")
-    assert numbers.work(handle)
+    numbers.sql("UPDATE pleinair.pluck_batches SET token = nextval('pleinair.pluck_tokens')")
     go.touch()
     os.kill(worker.pid, signal.SIGCONT)
-    assert worker.wait() == 0
-    assert numbers.done() == numbers.doubles(4)
+    time.sleep(1.0)
+    assert worker.end(signal.SIGTERM) == 0
+    assert numbers.done() == {}
+    assert numbers.sql("SELECT DISTINCT done, failed, finished_at FROM pleinair.pluck_batches") == [(0, 0, None)]
 
 
 def finished(numbers: Numbers, function: Any, limits: Limits | None = None, **options: Any) -> Handle:

@@ -55,10 +55,11 @@ def _worker(args: argparse.Namespace) -> int:
     from pleinair.krablet.pluck_jobs import GIB, NO_LIMITS
     from pleinair.krablet.pluck_processes import WorkerProcesses, hide_memory, worker_order
     from pleinair.krablet.signing import load_key
+    from pleinair.records.errors import QueueError
 
-    hide_memory()
     confinement = _confinement(args)
     confinement.check()
+    hide_memory()
     memory = None if args.memory_gib is None else int(args.memory_gib * GIB)
     order = worker_order(
         {str(place): dsn for place, dsn in enumerate(dsns(args.dsn))},
@@ -71,6 +72,7 @@ def _worker(args: argparse.Namespace) -> int:
     print(f"pluck worker: {args.processes} processes wait for jobs; Ctrl-C ends them", file=sys.stderr, flush=True)
     with _stopping(processes):
         processes.wait()
+        raise QueueError("the worker processes died one after the other: see what they printed")
     return 0
 
 

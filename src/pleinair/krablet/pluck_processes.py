@@ -98,9 +98,10 @@ class WorkerProcesses:
         self._missing = 0
 
     def _attend(self) -> None:
-        while not self._stopping.wait(_TICK_SECONDS if self._running else 0.0) and self.alive:
+        while self.alive and not self._stopping.is_set():
             while self._missing and time.monotonic() >= self._next_start:
                 self._start()
+            self._stopping.wait(_TICK_SECONDS)
             self._bury()
 
     def _start(self) -> None:
