@@ -6,14 +6,11 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pleinair.krablet.pluck_processes import WorkerProcesses
     from pleinair.krablet.pluck_runner import Confinement
 
 UNPRIVILEGED = "nobody"
@@ -70,10 +67,19 @@ def _worker(args: argparse.Namespace) -> int:
     )
     processes = WorkerProcesses(order, args.processes)
     print(f"pluck worker: {args.processes} processes wait for jobs; Ctrl-C ends them", file=sys.stderr, flush=True)
-    with _stopping(processes):
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
         processes.wait()
-        raise QueueError("the worker processes died one after the other: see what they printed")
-    return 0
+    except KeyboardInterrupt:
+        print("pluck worker: giving batches back", file=sys.stderr, flush=True)
+        return 0
+    finally:
+        processes.stop()
+    raise QueueError("the worker processes died one after the other: see what they printed")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def dsns(given: list[str]) -> list[str]:
@@ -91,19 +97,3 @@ def _confinement(args: argparse.Namespace) -> Confinement:
     user = args.child_user or (UNPRIVILEGED if os.geteuid() == 0 else None)
     environment = {name: os.environ[name] for name in args.env if name in os.environ}
     return Confinement(user, args.python, environment, [entry for entry in sys.path if entry])
-
-
-@contextmanager
-def _stopping(processes: WorkerProcesses) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the workers, their batches given back."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("pluck worker: giving batches back", file=sys.stderr, flush=True)
-    finally:
-        processes.stop()
