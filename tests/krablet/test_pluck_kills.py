@@ -44,7 +44,7 @@ def test_workers_killed_at_random_points_write_every_row_exactly_once(numbers: N
         holder.end(signal.SIGKILL)
         killed_while_holding += held
         workers[workers.index(holder)] = Forked(numbers, handle, {"lease_seconds": 1.0})
-    progress = handle.wait(120, bar=False)
+    progress = handle.wait(300, bar=False)
     assert [worker.wait() for worker in workers] == [0, 0]
     assert killed_while_holding >= KILLS // 2
     assert (progress.done, progress.failed) == (1200, 0)
