@@ -14,6 +14,8 @@ from pleinair import krablet
 from pleinair.krablet import Stage, Table
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.embedded import stop_server
+from pleinair.krablet.signing import write_keys
+from tests.krablet.pluck_jobs_of_tests import Numbers
 
 COLUMNS = {"image_name": "text", "path": "text", "contains_text": "boolean", "length": "bigint"}
 
@@ -78,3 +80,10 @@ def stopped_server(embedded_directory: Path) -> Iterator[Path]:
     stop_server(embedded_directory)
     yield embedded_directory
     stop_server(embedded_directory)
+
+
+@pytest.fixture
+def numbers(database: krablet.Database, tmp_path: Path) -> Numbers:
+    """A table of numbers for jobs of pluck."""
+    columns = {"name": "text", "value": "bigint", "doubled": "bigint", "vector": "real[]", "seen_at": "timestamptz"}
+    return Numbers(database, database.table("numbers", key="name", columns=columns), write_keys(tmp_path / "key")[0])

@@ -16,7 +16,7 @@ WIDEST_CELL = 60
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the noun `krablet` and its verbs."""
-    from pleinair.cli import funnel, rpc, shards, watch
+    from pleinair.cli import funnel, pluck, rpc, shards, watch
 
     noun = subparsers.add_parser("krablet", help="the warehouse that is the queue: start, stop, look")
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -46,6 +46,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     funnel.register(verbs)
     shards.register(verbs)
     watch.register(verbs)
+    pluck.register(verbs)
 
 
 def add_directory(parser: argparse.ArgumentParser) -> None:

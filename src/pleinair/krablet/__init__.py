@@ -9,6 +9,7 @@
 A table's rows are the queue: a stage's row is ready while the stage's condition holds for it. Nothing here needs torch.
 """
 
+from pleinair.krablet import pluck
 from pleinair.krablet.claims import Claim, Settled
 from pleinair.krablet.database import Database, connect
 from pleinair.krablet.stages import Depth, ErrorGroup, Stage, StageControl, StageSpec, StageStats, StuckRow
@@ -32,6 +33,7 @@ __all__ = [
     "StuckRow",
     "Table",
     "connect",
+    "pluck",
     "run_workers",
     "work",
 ]

@@ -143,9 +143,7 @@ def encode_column(column: str, type_: ColumnType, keys: Sequence[Any], values: S
         return [None if value is None else type_.encode(_plain(value)) for value in values]
     except (TypeError, ValueError, OverflowError):
         # Looked for only now: a sentence per value, made in advance, costs more than encoding it.
-        return [
-            encode_value(f"{column} of {key!r:.60}", type_, value) for key, value in zip(keys, values, strict=True)
-        ]
+        return [encode_value(f"{column} of {key!r:.60}", type_, value) for key, value in zip(keys, values, strict=True)]
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import atexit
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pleinair.krablet.connections import Connection, Session, describe, open_connection
 from pleinair.krablet.embedded import EmbeddedServer, open_server
@@ -17,6 +18,9 @@ from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import Stage
 from pleinair.krablet.tables import Table, create_table, load_stage, load_table
 from pleinair.records.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pleinair.krablet.pluck import Pluck
 
 
 class Database:
@@ -91,6 +95,12 @@ class Database:
         """
         declared = self.shards.each(lambda connection: create_table(connection, name, key, columns, merge))
         return Table(self.shards, name, key, *declared[0])
+
+    def pluck(self, table: str, key: str, where: str = "TRUE") -> Pluck:
+        """The rows of a table that match, to run a function over: `db.pluck(...).map(function)`. See `krablet.pluck`."""
+        from pleinair.krablet.pluck import pluck
+
+        return pluck(self, table, key, where)
 
     def declared_table(self, name: str) -> Table:
         """A table declared earlier, by any process. Raises QueueError if there is none."""

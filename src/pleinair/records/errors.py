@@ -10,6 +10,7 @@
     +- PackError            a pack is unreadable or does not fit the run
     +- CheckpointError      a checkpoint is damaged, missing or of another layout
     +- BusyError            another process already does this
+    +- RefusedError         signed work is unsigned, altered, expired, replayed or cannot run here
 
 Every message says what failed, names the offending value, and ends with what to do about it.
 """
@@ -58,6 +59,10 @@ class CheckpointError(PleinairError):
 
 class BusyError(PleinairError):
     """Another process already does this."""
+
+
+class RefusedError(PleinairError):
+    """Work sent to a worker is unsigned, altered, expired, replayed, or cannot run there."""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -1,0 +1,298 @@
+-- name: pluck_exists
+-- True when every object below is there; served by the system catalogs. The last one made is the one looked for.
+SELECT to_regclass('pleinair.pluck_refusals') IS NOT NULL;
+
+-- name: create_pluck
+-- A shard's part of every job: the signed order, ranges of keys still to do, and why rows failed.
+CREATE SCHEMA IF NOT EXISTS pleinair;
+
+CREATE SEQUENCE IF NOT EXISTS pleinair.pluck_tokens;
+
+CREATE TABLE IF NOT EXISTS pleinair.pluck_jobs (
+    id uuid PRIMARY KEY,
+    header text NOT NULL,
+    signature text NOT NULL,
+    function bytea NOT NULL,
+    state text NOT NULL CHECK (state IN ('preparing', 'running', 'paused', 'cancelled', 'done')),
+    reason text,
+    errors_allowed bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz
+);
+
+CREATE TABLE IF NOT EXISTS pleinair.pluck_batches (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job uuid NOT NULL REFERENCES pleinair.pluck_jobs (id) ON DELETE CASCADE,
+    after text,
+    up_to text,
+    single boolean NOT NULL DEFAULT FALSE,
+    expected bigint NOT NULL,
+    done bigint NOT NULL DEFAULT 0,
+    failed bigint NOT NULL DEFAULT 0,
+    attempts integer NOT NULL DEFAULT 0,
+    lost integer NOT NULL DEFAULT 0,
+    tried_at timestamptz,
+    not_before timestamptz,
+    leased_until timestamptz,
+    token bigint,
+    worker text,
+    finished_at timestamptz
+);
+
+CREATE INDEX IF NOT EXISTS pluck_batches_due
+ON pleinair.pluck_batches (job, tried_at NULLS FIRST, number) WHERE finished_at IS NULL;
+
+CREATE TABLE IF NOT EXISTS pleinair.pluck_errors (
+    job uuid NOT NULL REFERENCES pleinair.pluck_jobs (id) ON DELETE CASCADE,
+    key text NOT NULL,
+    exception text NOT NULL,
+    message text NOT NULL,
+    traceback text NOT NULL,
+    attempts integer NOT NULL DEFAULT 1,
+    final boolean NOT NULL,
+    failed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (job, key)
+);
+
+CREATE TABLE IF NOT EXISTS pleinair.pluck_refusals (
+    job uuid NOT NULL REFERENCES pleinair.pluck_jobs (id) ON DELETE CASCADE,
+    worker text NOT NULL,
+    reason text NOT NULL,
+    refused_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (job, worker)
+);
+
+-- name: shard_identity
+-- Names this database among all databases, so that an order signed for one is refused in another.
+SELECT system_identifier::text || '/' || current_database() FROM pg_control_system();
+
+-- name: unique_key
+-- The type of a column if it is never null and unique by itself: only then do ranges of it hold every row once.
+-- With it the table's own schema and name, because a reader's search path may differ from ours.
+SELECT format_type(atttypid, atttypmod), nspname, relname
+FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE attrelid = to_regclass(%(table)s) AND attname = %(key)s AND attnotnull
+  AND EXISTS (
+      SELECT FROM pg_index
+      WHERE indrelid = attrelid AND indisunique AND indisvalid AND indpred IS NULL AND indnkeyatts = 1 AND indkey[0] = attnum
+  );
+
+-- name: check_in_parentheses
+-- The condition must be one expression between parentheses ...
+SELECT FROM {table} WHERE ({where}
+) LIMIT 0;
+
+-- name: check_in_brackets
+-- ... and between brackets. What passes both closes neither early: `1=1) OR (1=1` fails here, `1] || [1` fails above.
+SELECT FROM {table} WHERE (ARRAY[{where}
+])[1] LIMIT 0;
+
+-- name: table_pages
+-- How large the table is now, in pages, and how many rows a page held when it was last analysed; the system catalogs serve.
+SELECT pg_relation_size(oid) / current_setting('block_size')::bigint,
+       CASE WHEN relpages > 0 AND reltuples >= 0 THEN reltuples / relpages END::double precision
+FROM pg_class WHERE oid = to_regclass(%(table)s);
+
+-- name: count_sample
+-- The rows of the sample, and those that match. REPEATABLE gives the next query the same pages.
+SELECT count(*), count(*) FILTER (WHERE ({where}
+))
+FROM {table} TABLESAMPLE SYSTEM ({percent}) REPEATABLE (1);
+
+-- name: sample_bounds
+-- Every `stride`-th matching key of the sample, and every `scan`-th key at all, so that no range is mostly misses; the
+-- last row only closes the count. A sampled page is as likely as any other, so a row's chance does not depend on width.
+SELECT bound::text, matching FROM (
+    SELECT {key} AS bound, matches,
+           count(*) FILTER (WHERE matches) OVER before AS matching,
+           row_number() OVER before AS place,
+           lead({key}) OVER before IS NULL AS is_last
+    FROM (
+        SELECT {key}, ({where}
+) IS TRUE AS matches FROM {table} TABLESAMPLE SYSTEM ({percent}) REPEATABLE (1)
+    ) AS sample
+    WINDOW before AS (ORDER BY {key} ROWS UNBOUNDED PRECEDING)
+) AS numbered
+WHERE (matches AND matching %% {stride} = 0) OR place %% {scan} = 0 OR is_last
+ORDER BY numbered.bound;
+
+-- name: insert_job
+INSERT INTO pleinair.pluck_jobs (id, header, signature, function, state, errors_allowed)
+VALUES (%(id)s, %(header)s, %(signature)s, %(function)s, 'preparing', %(errors_allowed)s);
+
+-- name: insert_batches
+INSERT INTO pleinair.pluck_batches (job, after, up_to, expected)
+SELECT %(job)s, after, up_to, expected
+FROM unnest(%(after)s::text[], %(up_to)s::text[], %(expected)s::bigint[]) AS range (after, up_to, expected);
+
+-- name: delete_job
+DELETE FROM pleinair.pluck_jobs WHERE id = %(id)s;
+
+-- name: set_state
+-- Resuming allows as many errors again; a job that ended stays as it ended.
+UPDATE pleinair.pluck_jobs
+SET state = %(state)s, reason = %(reason)s,
+    finished_at = CASE WHEN %(state)s = 'cancelled' THEN now() END,
+    errors_allowed = %(more_errors)s + (SELECT count(*) FROM pleinair.pluck_errors WHERE job = pluck_jobs.id)
+WHERE id = %(id)s AND state = ANY (%(expected)s);
+
+-- name: load_job
+SELECT header, signature, state, reason FROM pleinair.pluck_jobs WHERE id = %(id)s;
+
+-- name: load_function
+SELECT function FROM pleinair.pluck_jobs WHERE id = %(id)s;
+
+-- name: open_jobs
+-- What a worker may work on, oldest first.
+SELECT id::text, header, signature FROM pleinair.pluck_jobs WHERE state = 'running' ORDER BY created_at, id;
+
+-- name: claim_batch
+-- The due batch tried least recently, stamped with a lease and a token; served by pluck_batches_due. `lost` counts the
+-- workers that died or hung while they held it.
+WITH due AS MATERIALIZED (
+    SELECT number FROM pleinair.pluck_batches
+    WHERE job = %(job)s AND finished_at IS NULL
+      AND (leased_until IS NULL OR leased_until <= now())
+      AND (not_before IS NULL OR not_before <= now())
+      AND EXISTS (SELECT FROM pleinair.pluck_jobs WHERE id = %(job)s AND state = 'running')
+    ORDER BY tried_at NULLS FIRST, number
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE pleinair.pluck_batches
+SET tried_at = now(),
+    leased_until = now() + make_interval(secs => %(lease_seconds)s),
+    lost = lost + CASE WHEN token IS NULL THEN 0 ELSE 1 END,
+    token = nextval('pleinair.pluck_tokens'),
+    worker = %(worker)s
+WHERE number = ANY (ARRAY(SELECT number FROM due))
+RETURNING number, token, after, up_to, single, attempts, lost, expected;
+
+-- name: matching_keys
+-- The keys of a range that match, in key order; the key's index serves. The key is qualified because `{key}::text` is
+-- itself called {key}, and would be what is ordered by.
+SELECT {key}::text FROM {table} WHERE {range} AND ({where}
+) ORDER BY {table}.{key} LIMIT {limit};
+
+-- name: read_rows
+-- Rows of a batch that still match; the key's index serves.
+SELECT {key}::text AS "pluck key", {columns} FROM {table}
+WHERE {key} = ANY (%(keys)s::text[]::{key_type}[]) AND ({where}
+) ORDER BY {table}.{key};
+
+-- name: split_batch
+-- What is past `cut` becomes a batch of its own, if the token still holds.
+WITH kept AS (
+    UPDATE pleinair.pluck_batches SET up_to = %(cut)s, expected = %(kept)s
+    WHERE number = %(number)s AND token = %(token)s AND finished_at IS NULL
+    RETURNING job
+)
+INSERT INTO pleinair.pluck_batches (job, after, up_to, expected)
+SELECT job, %(cut)s, %(up_to)s, %(rest)s FROM kept;
+
+-- name: hold_batch
+-- Locks a batch whose token still holds; false when what is to be settled was settled before, by a commit whose answer
+-- was lost.
+SELECT after IS NOT DISTINCT FROM %(after)s FROM pleinair.pluck_batches
+WHERE number = %(number)s AND token = %(token)s AND finished_at IS NULL
+FOR UPDATE;
+
+-- name: save_errors
+-- Why rows failed. A row that failed as often as it may is final, and is not tried again.
+INSERT INTO pleinair.pluck_errors AS saved (job, key, exception, message, traceback, final)
+SELECT %(job)s, key, exception, message, traceback, 1 >= %(attempts)s
+FROM unnest(%(keys)s::text[], %(exceptions)s::text[], %(messages)s::text[], %(tracebacks)s::text[])
+    AS failure (key, exception, message, traceback)
+ON CONFLICT (job, key) DO UPDATE
+SET exception = EXCLUDED.exception, message = EXCLUDED.message, traceback = EXCLUDED.traceback,
+    attempts = saved.attempts + 1, final = saved.attempts + 1 >= %(attempts)s, failed_at = now();
+
+-- name: queue_retries
+-- Every row that failed and may be tried again becomes a batch of its own, so that it holds up no other row.
+INSERT INTO pleinair.pluck_batches (job, up_to, single, expected, attempts, tried_at, not_before)
+SELECT job, key, TRUE, 1, attempts, now(), now() + make_interval(secs => least(600, 2 ^ attempts) * (0.8 + 0.4 * random()))
+FROM pleinair.pluck_errors
+WHERE job = %(job)s AND key = ANY (%(keys)s) AND NOT final;
+
+-- name: forget_errors
+-- Rows that succeeded after all.
+DELETE FROM pleinair.pluck_errors WHERE job = %(job)s AND key = ANY (%(keys)s);
+
+-- name: advance_batch
+-- Moves the beginning of the range past what is settled, or ends the batch; renews the lease.
+UPDATE pleinair.pluck_batches
+SET after = CASE WHEN single THEN after ELSE coalesce(%(last)s, after) END,
+    done = done + %(done)s,
+    failed = failed + %(failed)s,
+    lost = 0,
+    leased_until = CASE WHEN %(finished)s THEN NULL ELSE now() + make_interval(secs => %(lease_seconds)s) END,
+    token = CASE WHEN %(finished)s THEN NULL ELSE token END,
+    finished_at = CASE WHEN %(finished)s THEN now() END
+WHERE number = %(number)s AND token = %(token)s;
+
+-- name: pause_after_errors
+-- Stops a job that mostly fails before it has failed on everything.
+UPDATE pleinair.pluck_jobs
+SET state = 'paused', reason = 'too many rows failed'
+WHERE id = %(job)s AND state = 'running'
+  AND (SELECT count(*) FROM pleinair.pluck_errors WHERE job = %(job)s) >= errors_allowed;
+
+-- name: release_batch
+-- Gives a batch back, for a worker that leaves: it is the next to be claimed.
+UPDATE pleinair.pluck_batches
+SET leased_until = NULL, token = NULL, worker = NULL, tried_at = NULL
+WHERE number = %(number)s AND token = %(token)s;
+
+-- name: renew_batch
+UPDATE pleinair.pluck_batches
+SET leased_until = now() + make_interval(secs => %(lease_seconds)s)
+WHERE number = %(number)s AND token = %(token)s;
+
+-- name: look_at_batch
+-- The state of the job while the token holds; no row when the batch passed to another worker. The primary keys serve.
+SELECT state FROM pleinair.pluck_jobs
+WHERE id = %(job)s
+  AND EXISTS (SELECT FROM pleinair.pluck_batches WHERE number = %(number)s AND token = %(token)s);
+
+-- name: finish_job
+-- Ends a job with no open batch. Run after the commit that ended a batch: of two workers the later sees both ended.
+UPDATE pleinair.pluck_jobs
+SET state = 'done', finished_at = now()
+WHERE id = %(job)s AND state IN ('running', 'paused')
+  AND NOT EXISTS (SELECT FROM pleinair.pluck_batches WHERE job = %(job)s AND finished_at IS NULL);
+
+-- name: job_state
+SELECT state FROM pleinair.pluck_jobs WHERE id = %(job)s;
+
+-- name: save_refusal
+INSERT INTO pleinair.pluck_refusals (job, worker, reason) VALUES (%(job)s, %(worker)s, %(reason)s)
+ON CONFLICT (job, worker) DO UPDATE SET reason = EXCLUDED.reason, refused_at = now();
+
+-- name: list_refusals
+SELECT worker, reason FROM pleinair.pluck_refusals WHERE job = %(job)s ORDER BY refused_at;
+
+-- name: progress
+-- One shard's part of a job: rows done, failed for good, waiting for another try, and the estimate of those to come.
+SELECT job.state, job.reason,
+       coalesce(sum(batch.done), 0)::bigint,
+       (SELECT count(*) FROM pleinair.pluck_errors AS failure WHERE failure.job = job.id AND failure.final),
+       (SELECT count(*) FROM pleinair.pluck_errors AS failure WHERE failure.job = job.id AND NOT failure.final),
+       coalesce(sum(greatest(batch.expected - batch.done - batch.failed, 0)) FILTER (WHERE batch.finished_at IS NULL), 0)::bigint,
+       count(batch.number) FILTER (WHERE batch.finished_at IS NULL),
+       count(DISTINCT batch.worker) FILTER (WHERE batch.leased_until > now()),
+       extract(epoch FROM coalesce(job.finished_at, now()) - job.created_at)::double precision
+FROM pleinair.pluck_jobs AS job LEFT JOIN pleinair.pluck_batches AS batch ON batch.job = job.id
+WHERE job.id = %(job)s
+GROUP BY job.id;
+
+-- name: error_groups
+-- Failures by exception, each with its count and its latest row.
+SELECT DISTINCT ON (exception)
+       exception, count(*) OVER (PARTITION BY exception), count(*) FILTER (WHERE final) OVER (PARTITION BY exception),
+       key, message, traceback
+FROM pleinair.pluck_errors
+WHERE job = %(job)s
+ORDER BY exception, failed_at DESC;
+
+-- name: sample_row
+SELECT {columns} FROM {table} WHERE {key} = %(key)s::text::{key_type};
