@@ -6,11 +6,15 @@ import ctypes
 import os
 import random
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pleinair.krablet.pluck import Handle
+from pleinair.krablet.pluck_home import PREFIX, Home
 from pleinair.krablet.pluck_jobs import Limits
 from tests.krablet.pluck_jobs_of_tests import Forked, Numbers, double, wait_until
 
@@ -87,6 +91,22 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_directory_of_a_killed_worker_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    living, dead = Home(None), tmp_path / f"{PREFIX}dead"
+    dead.mkdir()
+    (dead / "file").touch()
+    for path in (living.path, dead):
+        os.utime(path, (0, 0))
+    third = Home(None)
+    assert sorted(tmp_path.iterdir()) == sorted([Path(living.path), Path(third.path)])
+    living.remove()
+    third.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_told_to_stop_gives_its_batch_back_at_once(numbers: Numbers) -> None:

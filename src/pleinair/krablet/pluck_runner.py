@@ -12,12 +12,10 @@ import json
 import os
 import pickle
 import pwd
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pleinair.krablet.pluck_home import Home
 from pleinair.krablet.pluck_jobs import JobSpec, Limits
 from pleinair.krablet.pluck_source import Source
 from pleinair.krablet.pluck_wire import Failure, FrameReader, Outcome, decode_outcomes, send_frame, storable
@@ -184,16 +183,18 @@ class Runner:
 
 class _Process:
     def __init__(self, confinement: Confinement) -> None:
-        self._home = tempfile.mkdtemp(prefix="pleinair-pluck-")
         started = confinement.command("-m", "pleinair.krablet.pluck_child", "FD", str(os.getpid()))
-        if started["user"] is not None:
-            os.chown(self._home, started["user"], started["group"])
+        self._home = Home(None if started["user"] is None else (started["user"], started["group"]))
         ours, theirs = socket.socketpair()
         with theirs:
             started["args"][-2] = str(theirs.fileno())
-            started["env"] = {"HOME": self._home, "TMPDIR": self._home, **started["env"]}
+            started["env"] = {"HOME": self._home.path, "TMPDIR": self._home.path, **started["env"]}
             self._process = subprocess.Popen(
-                **started, pass_fds=[theirs.fileno()], cwd=self._home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                **started,
+                pass_fds=[theirs.fileno()],
+                cwd=self._home.path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
         self._link = ours
         self._frames = FrameReader(ours)
@@ -256,7 +257,7 @@ class _Process:
         self._process.wait()
         self._link.close()
         self._reader.join(1.0)
-        shutil.rmtree(self._home, ignore_errors=True)
+        self._home.remove()
 
 
 def _keep_end(stream: IO[bytes], end: bytearray) -> None:
