@@ -32,9 +32,7 @@ def register(verbs: Any) -> None:
     parser.add_argument("--guidance", type=float, help="g in cond + g (cond - uncond); 0 is off (default: the model's)")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--run", dest="run_dir", type=Path, help="a run directory, to use its newest checkpoint")
-    chosen.add_argument(
-        "--model", type=Path, help="a file that `export --to package` wrote (default: the shipped model)"
-    )
+    chosen.add_argument("--model", type=Path, help="a file that `export --to package` wrote (default: the shipped model)")
     parser.set_defaults(run=sample_to_file)
 
 
