@@ -1,10 +1,11 @@
 """Arrow data into a table, fast: COPY instead of statements.
 
-    batches -> pieces of CHUNK_ROWS -> rows of each shard -> CSV, written by Arrow
-            -> on_conflict "error":        COPY into the table
-               on_conflict "update", "skip": COPY into a temporary table, then one INSERT .. ON CONFLICT
+    batches -> pieces of CHUNK_ROWS -> rows of each shard, sorted by key, one per key -> CSV, written by Arrow
+            -> COPY into the table -- a key exists --> COPY into a temporary table, then one INSERT .. ON CONFLICT
 
-Text instead of COPY's binary format, because Arrow writes CSV in C++ and Postgres then checks every value.
+Most loads bring new rows, and plain COPY costs a third of the merge (0.2 s of processor time against 0.6 for 150k narrow
+rows), so it is tried until the first key that exists; the piece it then repeats leaves dead rows for vacuum. Text
+instead of COPY's binary format, because Arrow writes CSV in C++ and Postgres then checks every value.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from pleinair.records.errors import QueueError
 CHUNK_ROWS = 100_000
 OnConflict = Literal["update", "skip", "error"]
 Guard = Callable[[Connection, Sequence[Any]], object]
-_PLACE = sql.Identifier("arriving place")  # no declared column can be called so
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,13 @@ class Target:
     types: dict[str, str]
     """Of the columns given, in the order given."""
 
+    @property
+    def table(self) -> sql.Identifier:
+        return sql.Identifier(self.name)
 
-@dataclass(frozen=True)
-class Arriving:
-    """Rows for one shard, ready to be written."""
-
-    target: Target
-    keys: list[Any]
-    lines: bytes
-    on_conflict: OnConflict
+    @property
+    def columns(self) -> sql.Composed:
+        return comma_separated([sql.Identifier(name) for name in self.types])
 
 
 def load(
@@ -66,21 +64,23 @@ def load(
     """Write Arrow data whose columns are those of the table, or some with the key; the number of rows written.
 
     A row whose key exists sets the columns given ("update"), is left out ("skip"), or stops the load ("error", which
-    is the fastest). Committed by CHUNK_ROWS and shard: after a failure part is written, and loading again is right
-    with "update" and "skip". `shard_of` gives the place of a key's shard; `on_progress` is told the rows given so far;
-    `guard(connection, keys)` is called first in every transaction and may refuse it by raising.
-    Raises QueueError for a column, a type or a value that does not fit.
+    is the fastest). Of a key given twice the later row stays. Committed by CHUNK_ROWS and shard: after a failure part
+    is written, and loading again is right with "update" and "skip". `shard_of` gives the place of a key's shard;
+    `on_progress` is told the rows given so far; `guard(connection, keys)` is called first in every transaction and may
+    refuse it by raising. Raises QueueError for a column, a type or a value that does not fit.
     """
     if len(shards) > 1 and shard_of is None:
         raise QueueError(f"{len(shards)} shards are given without shard_of: say which shard a key belongs to")
     written = given = 0
-    target: Target | None = None
+    writers: list[_Writer] = []
     for chunk in _chunks(data):
-        if target is None:
+        if not writers:
             target = shards[0].run(partial(_target, table=table, names=chunk.column_names))
+            writers = [_Writer(target, on_conflict, guard) for _ in shards]
         for place, rows in _by_shard(chunk, target, shard_of):
-            arriving = Arriving(target, rows[target.key].to_pylist(), _as_csv(rows, target), on_conflict)
-            written += shards[place].run(partial(_write, arriving=arriving, guard=guard))
+            lines = _as_csv(rows if on_conflict == "error" else _one_per_key(rows, target.key), target)
+            keys = rows[target.key].to_pylist()
+            written += shards[place].run(partial(writers[place].write, lines=lines, keys=keys))
         given += chunk.num_rows
         if on_progress is not None:
             on_progress(given)
@@ -124,6 +124,19 @@ def _by_shard(chunk: pa.Table, target: Target, shard_of: Callable[[Any], int] | 
         yield place, chunk.filter(pa.array(places == place))
 
 
+def _one_per_key(rows: pa.Table, key: str) -> pa.Table:
+    """Sorted by key, so that two loads never deadlock; of a repeated key the last row."""
+    places = pa.array(np.arange(rows.num_rows))
+    keys = pa.table({"key": rows[key], "place": places})
+    ordered = rows.take(pc.sort_indices(keys, [("key", "ascending"), ("place", "ascending")])).combine_chunks()
+    if len(ordered) < 2:
+        return ordered
+    last = pc.not_equal(ordered[key].slice(1), ordered[key].slice(0, len(ordered) - 1))
+    if pc.all(last).as_py():
+        return ordered
+    return ordered.filter(pa.chunked_array([*last.chunks, pa.array([True])]))
+
+
 def _as_csv(rows: pa.Table, target: Target) -> bytes:
     columns = [_writable(rows[name], f"{target.name}.{name}", type_) for name, type_ in target.types.items()]
     written = io.BytesIO()
@@ -158,26 +171,43 @@ def _writable(column: pa.ChunkedArray, place: str, sql_type: str) -> pa.ChunkedA
     return column
 
 
-def _write(connection: Connection, *, arriving: Arriving, guard: Guard) -> int:
-    target, table = arriving.target, sql.Identifier(arriving.target.name)
-    columns = comma_separated([sql.Identifier(name) for name in target.types])
-    try:
+class _Writer:
+    """Writes the pieces of one shard; it merges from the first key on that exists."""
+
+    def __init__(self, target: Target, on_conflict: OnConflict, guard: Guard) -> None:
+        self._target = target
+        self._on_conflict = on_conflict
+        self._guard = guard
+        self._all_new = True
+
+    def write(self, connection: Connection, *, lines: bytes, keys: Sequence[Any]) -> int:
+        try:
+            return self._write(connection, lines, keys)
+        except errors.UniqueViolation as error:
+            raise QueueError(
+                f"loading table {self._target.name}: {_detail(error)}; load with on_conflict='update' or 'skip'"
+            ) from error
+        except (psycopg.DataError, errors.CardinalityViolation) as error:
+            raise QueueError(
+                f"loading table {self._target.name}: {_detail(error)}; correct the value, nothing of this piece is in"
+            ) from error
+
+    def _write(self, connection: Connection, lines: bytes, keys: Sequence[Any]) -> int:
+        if self._all_new:
+            try:
+                with connection.transaction():
+                    self._guard(connection, keys)
+                    return _copy(connection, self._target.table, self._target.columns, lines)
+            except errors.UniqueViolation:
+                if self._on_conflict == "error":
+                    raise
+                self._all_new = False
         with connection.transaction():
-            guard(connection, arriving.keys)
-            if arriving.on_conflict == "error":
-                return _copy(connection, table, columns, arriving.lines)
-            connection.execute(query("bulk", "create_arriving").format(table=table, columns=columns))
-            connection.execute(query("bulk", "number_arriving").format(place=_PLACE))
-            _copy(connection, sql.Identifier("pg_temp", "arriving"), columns, arriving.lines)
-            return connection.execute(_merge(target, table, columns, arriving.on_conflict)).rowcount
-    except errors.UniqueViolation as error:
-        raise QueueError(
-            f"loading table {target.name}: {_detail(error)}; load with on_conflict='update' or 'skip'"
-        ) from error
-    except psycopg.DataError as error:
-        raise QueueError(
-            f"loading table {target.name}: {_detail(error)}; correct the value, nothing of this piece is in"
-        ) from error
+            self._guard(connection, keys)
+            created = query("bulk", "create_arriving").format(table=self._target.table, columns=self._target.columns)
+            connection.execute(created)
+            _copy(connection, sql.Identifier("pg_temp", "arriving"), self._target.columns, lines)
+            return connection.execute(_merge(self._target, self._on_conflict)).rowcount
 
 
 def _copy(connection: Connection, table: sql.Identifier, columns: sql.Composed, lines: bytes) -> int:
@@ -187,13 +217,12 @@ def _copy(connection: Connection, table: sql.Identifier, columns: sql.Composed, 
         return cursor.rowcount
 
 
-def _merge(target: Target, table: sql.Identifier, columns: sql.Composed, on_conflict: OnConflict) -> sql.Composed:
+def _merge(target: Target, on_conflict: OnConflict) -> sql.Composed:
     others = [sql.Identifier(name) for name in target.types if name != target.key]
     assignments = comma_separated([sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in others])
-    name = "upsert_arrived" if others and on_conflict == "update" else "insert_arrived"
-    statement = query("bulk", name)
+    statement = query("bulk", "upsert_arrived" if others and on_conflict == "update" else "insert_arrived")
     key = sql.Identifier(target.key)
-    return statement.format(table=table, columns=columns, key=key, place=_PLACE, assignments=assignments)
+    return statement.format(table=target.table, columns=target.columns, key=key, assignments=assignments)
 
 
 def _detail(error: psycopg.Error) -> str:

@@ -69,7 +69,7 @@ def arrow_schema(fields: Sequence[Field]) -> pa.Schema:
     return pa.schema([pa.field(field.name, KINDS[field.oid].arrow) for field in fields])
 
 
-def decode_rows(rows: Sequence[bytes | memoryview], fields: Sequence[Field], schema: pa.Schema) -> pa.RecordBatch:
+def decode_rows(rows: Sequence[bytes], fields: Sequence[Field], schema: pa.Schema) -> pa.RecordBatch:
     """A batch from whole rows of COPY data, without header and trailer. Raises ReadError for what Arrow cannot hold."""
     sizes = np.fromiter(map(len, rows), np.int64, len(rows))
     # Behind the last row a NULL is still "read", so that no branch is needed.

@@ -48,7 +48,7 @@ ShardOfKey = Callable[[str, Any], int]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SERVICE_LIMITS = Limits(rows=100_000_000, bytes=64 * 2**30, seconds=600.0)
-STOP_SECONDS = 10.0
+STOP_SECONDS = 3.0
 _LONGEST_MESSAGE = 4000  # gRPC sends errors in trailers, which hold 8 kB
 
 

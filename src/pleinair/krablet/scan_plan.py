@@ -111,7 +111,7 @@ def table_info(wire: Wire, table: str) -> TableInfo:
         for name, oid, array, type_, key, by_bytes in wire.rows(_rendered(wire.connection, statement))
     ]
     if not found:
-        raise ReadError(f"there is no table {table!r}: `pleinair sql` and the action `tables` list what there is")
+        raise ReadError(f"there is no table {table!r}: name one that is declared, or make the role a reader of it")
     return TableInfo(table, {column.name: column for column in found})
 
 

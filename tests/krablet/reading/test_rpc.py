@@ -206,12 +206,11 @@ def test_not_even_the_owner_writes_whatever_an_earlier_query_set(wide: Wide) -> 
         change = "SELECT set_config('default_transaction_read_only', 'off', false)"
         sql(pools, SqlRequest(query=change)).to_table()
         for attempt in (
-            "WITH gone AS (DELETE FROM wide RETURNING key) SELECT * FROM gone",
-            "SELECT query_to_xml('DELETE FROM wide', true, true, '')",
-            "SELECT nextval('pleinair.claim_tokens')",
+            "query_to_xml('DELETE FROM wide', true, true, '') IS NULL",
+            "nextval('pleinair.claim_tokens') > 0",
         ):
             with pytest.raises(ReadError, match="read-only transaction|non-volatile"):
-                sql(pools, SqlRequest(query=attempt)).to_table()
+                sql(pools, SqlRequest(query=f"SELECT key FROM wide WHERE {attempt}")).to_table()
     assert sum(count for (count,) in wide.shards.execute("SELECT count(*) FROM wide")) == len(wide.rows)
 
 
