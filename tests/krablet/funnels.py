@@ -44,7 +44,8 @@ class Service:
         )
         assert self.process.stdout is not None
         self._first_line = self.process.stdout.readline()
-        self.address = self._first_line.split()[-1] if self._first_line else ""
+        assert self._first_line, f"the service did not start: {self.output}"
+        self.address = self._first_line.split()[-1]
 
     @property
     def output(self) -> str:
@@ -68,7 +69,9 @@ class Service:
     def __enter__(self) -> Service:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is not None:
+            print(self.output)  # pytest shows it with the failure
         if self.process.poll() is None:
             self.kill()
         self._log.close()

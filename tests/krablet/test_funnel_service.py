@@ -60,7 +60,7 @@ class Incrementer(threading.Thread):
 
     def run(self) -> None:
         try:
-            with FunnelClient(self._address, token=TOKEN, window=200) as client:
+            with FunnelClient(self._address, token=TOKEN, window=200, patience_seconds=300) as client:
                 while not self._stopped.is_set():
                     self._count(client)
         except BaseException as failure:
@@ -76,7 +76,7 @@ class Incrementer(threading.Thread):
 
     def finish(self) -> None:
         self._stopped.set()
-        self.join(90)
+        self.join(300)
         assert not self.is_alive()
         if self.failure is not None:
             raise self.failure
@@ -87,6 +87,14 @@ def started(address: str, count: int) -> list[Incrementer]:
     for thread in threads:
         thread.start()
     return threads
+
+
+def until_it_has_applied(listen: str) -> None:
+    """On a busy machine a funnel could otherwise be killed before its clients have found it."""
+    deadline = time.monotonic() + 120
+    while service_stats(listen, token=TOKEN)["applied"] == 0:
+        assert time.monotonic() < deadline, "the funnel applied nothing within 120 s"
+        time.sleep(0.01)
 
 
 def assert_exact(database: krablet.Database, threads: list[Incrementer]) -> None:
@@ -101,7 +109,8 @@ def test_a_funnel_killed_at_random_loses_and_repeats_nothing(database: krablet.D
     threads = started(listen, 4)
     for _ in range(4):
         with Service(database.dsn, listen) as service:
-            time.sleep(random.uniform(0.05, 0.5))
+            until_it_has_applied(listen)
+            time.sleep(random.uniform(0, 0.3))
             service.kill()
     with Service(database.dsn, listen):
         for thread in threads:

@@ -18,7 +18,7 @@ def list_tables(pools: ReadPools) -> list[dict[str, Any]]:
 
 
 def _listed(wire: Wire) -> list[dict[str, Any]]:
-    if wire.rows(query("catalog", "catalog_exists").as_bytes()) != [("t",)]:
+    if wire.rows(query("catalog", "first_floor_exists").as_bytes()) != [("t",)]:
         return []
     stages: dict[str, list[dict[str, Any]]] = {}
     for table, name, ready, writes in wire.rows(query("scan", "declared_stages").as_bytes()):

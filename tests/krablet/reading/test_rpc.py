@@ -417,12 +417,12 @@ def test_a_shard_that_dies_is_named_and_used_again_when_it_is_back(three_shards:
                     rows += reading.to_table().num_rows
                 with pytest.raises(UnreachableError, match="shard 1: Postgres cannot be reached"):
                     client.read("long").to_table()
-                assert database.server is not None
+                assert database.servers
                 deadline = time.monotonic() + 60
                 while running(directory) is not None:
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
-                database.server.ensure_running()
+                database.servers[0].ensure_running()
                 assert client.read("long", columns=["key"]).to_table().num_rows == 21_000
     finally:
         shutil.rmtree(directory)

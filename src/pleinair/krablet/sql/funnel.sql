@@ -21,9 +21,10 @@ CREATE TABLE IF NOT EXISTS pleinair.funnel_failures (
     PRIMARY KEY (client, number)
 );
 
--- The fence of every flush: moves clients from `expected` to `reached`, or raises PF001 and with it undoes the flush.
--- Rows are locked in the order of their keys, so that two funnels never deadlock; the second statement sees what the
--- first waited for. The primary key serves both. An acknowledgement means durable, so no flush commits asynchronously.
+-- The fence of every flush: moves clients from `expected` to `reached`, or raises PF001 and with it undoes the flush. A row
+-- that another flush holds is waited for and then judged as that flush left it. Clients arrive sorted; two funnels that
+-- serve the same clients may still deadlock, which is retried. An acknowledgement means durable, so no flush commits
+-- asynchronously. The primary key serves.
 CREATE OR REPLACE FUNCTION pleinair.funnel_advance(
     clients text[], incarnations text[], expected bigint[], reached bigint[]
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -31,12 +32,11 @@ DECLARE
     moved bigint;
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', TRUE) WHERE current_setting('synchronous_commit') = 'off';
-    PERFORM FROM pleinair.funnel_clients WHERE client = ANY (clients) ORDER BY client FOR UPDATE;
     UPDATE pleinair.funnel_clients AS known
     SET applied = flushed.reached, seen_at = now()
     FROM unnest(clients, incarnations, expected, reached) AS flushed (client, incarnation, expected, reached)
-    WHERE known.client = flushed.client AND known.client = ANY (clients)
-      AND known.incarnation = flushed.incarnation AND known.applied = flushed.expected;
+    WHERE known.client = flushed.client AND known.incarnation = flushed.incarnation
+      AND known.applied = flushed.expected;
     GET DIAGNOSTICS moved = ROW_COUNT;
     IF moved <> cardinality(clients) THEN
         RAISE EXCEPTION USING ERRCODE = 'PF001', MESSAGE = 'a client of this flush is not where the funnel left it';
