@@ -1,10 +1,13 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +33,21 @@ def pictures(count: int = 64) -> PictureSet:
 
 
 def run(
-    directory: Path, steps: int = 12, rule: str = "adamw", checkpoint_seconds: float = 1e-9, digest: str = "d"
+    directory: Path,
+    steps: int = 12,
+    rule: str = "adamw",
+    checkpoint_seconds: float = 1e-9,
+    digest: str = "d",
+    said: list[str] | None = None,
 ) -> Path:
     torch.manual_seed(0)
     stage = Autoencode(Autoencoder(TINY), AutoencodeConfig())
     phase = Phase("pixels", steps, 8, PictureLoader(pictures(), 8, seed=1, half_every=0))
     optimiser = OptimiserConfig(rule=rule, warmup_steps=2, learning_rate=1e-2)  # type: ignore[arg-type]
     config = EngineConfig(checkpoint_seconds=checkpoint_seconds, num_threads=1, optimiser=optimiser)
-    return train(stage, [phase], config, directory, config_digest=digest, on_message=lambda message: None)
+    return train(
+        stage, [phase], config, directory, config_digest=digest, on_message=([] if said is None else said).append
+    )
 
 
 def losses(directory: Path) -> list[float]:
@@ -74,6 +84,31 @@ def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Pa
         for name in ("calm", "killed")
     ]
     assert all(torch.equal(final[0][key], final[1][key]) for key in final[0])
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses every byte beyond `size`, as a full disk does; unlike one, it needs no mount to be had."""
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_disk_that_refuses_a_checkpoint_costs_a_message_and_only_the_last_one_must_succeed(tmp_path: Path) -> None:
+    said: list[str] = []
+    refused = "final checkpoint could not be written .*; free space and run again"
+    with files_of_at_most(8000), pytest.raises(CheckpointError, match=refused):
+        run(tmp_path, steps=8, said=said)
+    assert len(losses(tmp_path)) == 8, "training went on"
+    assert sum("could not be written" in line and "training goes on" in line for line in said) == 7
+    assert list((tmp_path / "checkpoints").iterdir()) == [], "nothing half-written is left"
+    run(tmp_path, steps=8)
+    run(tmp_path / "calm", steps=8)
+    assert losses(tmp_path) == losses(tmp_path / "calm")
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pleinair.checkpoint.quantise import dequantise, quantise_rowwise
+from pleinair.checkpoint.tensors import save_tensors
 from pleinair.records.errors import CheckpointError
 
 
@@ -21,7 +21,7 @@ def save_compact(path: Path, state: Mapping[str, Tensor], document: Mapping[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(quantise_rowwise(state), unfinished, metadata={"document": json.dumps(document)})
+        save_tensors(quantise_rowwise(state), unfinished, metadata={"document": json.dumps(document)})
         unfinished.chmod(0o644)  # safetensors writes for its owner alone
         unfinished.replace(path)
     finally:

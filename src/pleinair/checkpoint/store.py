@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from pleinair.checkpoint.tensors import save_tensors
 from pleinair.config import from_document, to_document
 from pleinair.records.checkpoint import CheckpointManifest, FileDigest
 from pleinair.records.errors import CheckpointError, ConfigError
@@ -50,7 +51,7 @@ def save_checkpoint(
     try:
         staging.mkdir()
         for name, state in tensors.items():
-            save_file({key: value.contiguous() for key, value in state.items()}, staging / name)
+            save_tensors({key: value.contiguous() for key, value in state.items()}, staging / name)
         for name, document in documents.items():
             (staging / name).write_text(json.dumps(document, indent=2) + "\n")
         manifest = CheckpointManifest(

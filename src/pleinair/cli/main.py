@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
 from pleinair import __version__
 from pleinair.records.errors import PleinairError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect."""
 
@@ -37,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except PleinairError as refused:
         print(f"pleinair: {refused}", file=sys.stderr)
+        return 1
+    except OSError as refused:
+        if refused.errno not in _FULL:
+            raise
+        print(f"pleinair: the disk is full: {refused}; free space, and the same command goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\npleinair: interrupted; the same command goes on from here", file=sys.stderr)

@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pleinair.checkpoint.quantise import dequantise, quantise_rowwise
+from pleinair.checkpoint.tensors import save_tensors
 from pleinair.records.errors import CheckpointError, ConfigError
 
 PICTURE_SIZE = 64
@@ -226,7 +226,7 @@ def save_judge(judge: Judge, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(quantise_rowwise(judge.state_dict()), unfinished, metadata={"judge": config})
+        save_tensors(quantise_rowwise(judge.state_dict()), unfinished, metadata={"judge": config})
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

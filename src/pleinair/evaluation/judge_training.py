@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from pleinair.checkpoint.tensors import save_tensors
 from pleinair.evaluation.augment import augment
 from pleinair.evaluation.judge import Filters, Judge, JudgeConfig, Pictures, as_tensor
 from pleinair.evaluation.metrics import Indices
@@ -163,7 +163,7 @@ class JudgeTraining:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            save_file(self.tensors(), unfinished, metadata={"step": str(self.step), "run": self.identity()})
+            save_tensors(self.tensors(), unfinished, metadata={"step": str(self.step), "run": self.identity()})
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from pleinair.checkpoint.tensors import save_tensors
 from pleinair.config import to_document
 from pleinair.model.autoencoder import LatentCodec
 from pleinair.model.pixels import to_signed_unit
@@ -61,7 +61,7 @@ def write_pack(
     try:
         pq.write_table(_captions_table(captions, features), staging / "captions.parquet")
         pq.write_table(_rows_table(rows, captions, codec, seed, on_progress), staging / "rows.parquet")
-        save_file(dict(projection.state_dict()), staging / "feature_projection.safetensors")
+        save_tensors(projection.state_dict(), staging / "feature_projection.safetensors")
         manifest = PackManifest(
             version=PACK_VERSION,
             num_rows=len(rows) * len(rows[0].pixels),
