@@ -28,7 +28,7 @@ def test_the_pages_name_commands() -> None:
 
 @pytest.mark.parametrize("line", commands())
 def test_a_command_in_the_docs_is_one_the_command_line_takes(line: str) -> None:
-    build_parser().parse_args(shlex.split(line)[1:])
+    assert callable(build_parser().parse_args(shlex.split(line)[1:]).run)
 
 
 @pytest.mark.parametrize("number", range(len(blocks(ROOT / "README.md", "python"))))

@@ -81,8 +81,10 @@ def test_the_function_ends_with_its_killed_worker(numbers: Numbers, tmp_path: Pa
     worker = Forked(numbers, numbers.job(hang))
     wait_until(lambda: place.exists() and place.read_text() != "")
     pid = int(place.read_text())
+    assert alive(pid)
     worker.end(signal.SIGKILL)
     wait_until(lambda: not alive(pid))
+    assert not alive(pid)
 
 
 def alive(pid: int) -> bool:

@@ -36,8 +36,9 @@ from pleinair.krablet.funnel_buffer import Buffer, Load
 from pleinair.krablet.funnel_clients import ClientState, Sink
 from pleinair.krablet.funnel_errors import FunnelError, MutationError, ProtocolError
 from pleinair.krablet.funnel_flusher import SUPERSEDED, Flusher
-from pleinair.krablet.funnel_ledger import Standing, claim_clients, create_funnel, forget_idle_clients, load_clients
+from pleinair.krablet.funnel_ledger import Standing, claim_clients, forget_idle_clients, load_clients
 from pleinair.krablet.funnel_stats import Counters, FunnelStats
+from pleinair.krablet.migrations import ensure_catalog
 from pleinair.records.errors import ConfigError, QueueError
 
 logger = logging.getLogger("pleinair.krablet.funnel")
@@ -93,7 +94,7 @@ class Funnel:
         """Called when the funnel ends by itself."""
         self._session = Session(database) if isinstance(database, str) else database.fresh(5.0)
         with closing(self._session.fresh(_START_PATIENCE_SECONDS)) as session:
-            session.run(create_funnel)
+            session.run(ensure_catalog)
         self._changed = threading.Condition(threading.Lock())
         self._buffer = Buffer(self.settings.buffer_mutations, self.settings.buffer_bytes)
         self._clients: dict[str, ClientState] = {}

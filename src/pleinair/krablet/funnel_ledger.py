@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.funnel_batch import Advance, Run
 from pleinair.krablet.funnel_plans import Statement
-from pleinair.krablet.migrations import ensure_catalog
 from pleinair.krablet.queries import query
 from pleinair.krablet.shards import slot_bits
 
@@ -56,19 +54,6 @@ def is_refusal(error: psycopg.Error) -> bool:
     if error.sqlstate is None:  # the driver's own: it cannot send a value, or (operational) has no connection
         return not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return not is_fenced(error) and not error.sqlstate.startswith(_RETRIED_CLASSES)
-
-
-def create_funnel(connection: Connection) -> None:
-    """Make the funnel's tables where they are missing."""
-    ensure_catalog(connection)
-    with connection.transaction():
-        connection.execute(query("catalog", "lock_schema"))
-        if not _is_true(connection, query("funnel", "funnel_exists")):
-            connection.execute(query("funnel", "create_funnel"))
-
-
-def _is_true(connection: Connection, question: sql.SQL) -> bool:
-    return connection.execute(question).fetchone() == (True,)
 
 
 def claim_clients(connection: Connection, incarnations: Mapping[str, str]) -> None:

@@ -140,14 +140,6 @@ class Batch:
     expected: int
 
 
-def ensure_tables(connection: Connection) -> None:
-    if tables_exist(connection):
-        return
-    with connection.transaction():
-        connection.execute(query("catalog", "lock_schema"))
-        connection.execute(query("pluck", "create_pluck"))
-
-
 def tables_exist(connection: Connection) -> bool:
     return connection.execute(query("pluck", "pluck_exists")).fetchone() == (True,)
 

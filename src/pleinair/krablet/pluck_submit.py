@@ -17,6 +17,7 @@ from typing import Any
 from pleinair.krablet import pluck_jobs as jobs
 from pleinair.krablet.column_types import column_type
 from pleinair.krablet.connections import Connection, Session
+from pleinair.krablet.migrations import ensure_catalog
 from pleinair.krablet.pluck_bounds import Sample, choose_target, plan_ranges, take_sample
 from pleinair.krablet.pluck_function import pack
 from pleinair.krablet.pluck_jobs import JobSpec, Limits, Output
@@ -97,7 +98,7 @@ class _Look:
 
 
 def _look(connection: Connection, rows: tuple[str, str, str], options: Options) -> _Look:
-    jobs.ensure_tables(connection)
+    ensure_catalog(connection)
     table, key, where = rows
     source = open_source(
         connection, table, key, where, columns=options.columns, reader=options.reader, as_text=options.arrow

@@ -10,7 +10,6 @@ A worker stays with a job and its loaded function while there is work on any sha
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from types import FrameType
 
 from pleinair.krablet import pluck_jobs as jobs
 from pleinair.krablet.connections import Connection, Session
@@ -30,6 +28,7 @@ from pleinair.krablet.pluck_settle import Call, settle
 from pleinair.krablet.pluck_source import Source, matching_keys, open_source, read_rows
 from pleinair.krablet.pluck_wire import Failure, Outcome
 from pleinair.krablet.signing import Key
+from pleinair.krablet.sigterm import on_sigterm
 from pleinair.records.errors import DatabaseError, QueueError, RefusedError
 
 LARGEST_FACTOR = 2
@@ -85,7 +84,7 @@ class Worker:
     def run(self) -> bool:
         """Work until SIGTERM or, given one job, until that ended. False when that job was refused."""
         try:
-            with self._stopping_on_sigterm():
+            with on_sigterm(self._end):
                 while not self._stopped:
                     if self._work_once():
                         continue
@@ -235,18 +234,7 @@ class Worker:
         outcomes = accepted.runner.call(list(rows.values()), lambda: self._stopped or watch.over) if rows else []
         return dict(zip(rows, outcomes, strict=True))
 
-    @contextmanager
-    def _stopping_on_sigterm(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._on_sigterm)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def _end(self) -> None:
         self._stopped = True
 
 

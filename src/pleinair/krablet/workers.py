@@ -10,13 +10,11 @@ Meanwhile a thread with a connection of its own, the heartbeat, renews the lease
 from __future__ import annotations
 
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
 
 from pleinair.krablet.claims import (
     Claim,
@@ -34,6 +32,7 @@ from pleinair.krablet.claims import (
     sweep_from_anywhere,
 )
 from pleinair.krablet.shards import Shard, Shards
+from pleinair.krablet.sigterm import on_sigterm
 from pleinair.krablet.stages import Stage
 from pleinair.krablet.work_log import WorkLog
 from pleinair.records.errors import DatabaseError, QueueError
@@ -80,7 +79,7 @@ def work(
     sizes = {stage.label: _batch_of(stage, batches or {}) for stage in listed}
     worker = _Worker(listed, named, sizes, on_settled, patience_seconds)
     try:
-        with worker.stopping_on_sigterm():
+        with on_sigterm(worker.end):
             return worker.run(stop, wait=idle == "wait")
     finally:
         worker.close()
@@ -280,18 +279,8 @@ class _Worker:
         while not (self._stopped or stop()) and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.05))
 
-    @contextmanager
-    def stopping_on_sigterm(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._on_sigterm)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def end(self) -> None:
+        """Stop after what is in work; the function is interrupted and its rows are given back."""
         self._stopped = True
         # Only the function is interrupted: a statement on its way to the server is let finish.
         if self._in_function:
