@@ -37,8 +37,8 @@ import psycopg
 
 from pleinair import krablet
 from pleinair.krablet.event_loops import run_event_loop
-from pleinair.krablet.funnel_client import AsyncFunnelClient
-from pleinair.krablet.funnel_visitor import service_stats
+from pleinair.krablet.funnel.client import AsyncFunnelClient
+from pleinair.krablet.funnel.visitor import service_stats
 
 KEYS, EXPONENT = 10_000, 1.2
 PROCESSES = 2

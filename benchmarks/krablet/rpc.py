@@ -30,7 +30,7 @@ from psycopg import conninfo
 from pleinair import krablet
 from pleinair.krablet import Database, rpc
 from pleinair.krablet.bulk import load
-from pleinair.krablet.reader import READER, make_reader
+from pleinair.krablet.reading.reader import READER, make_reader
 
 COLUMNS = {"key": "text", "flag": "boolean", "n": "bigint", "x": "double precision", "at": "timestamptz"}
 FILL = """

@@ -13,8 +13,8 @@ import pytest
 from pleinair import krablet
 from pleinair.krablet import Stage, Table
 from pleinair.krablet.connections import Connection
-from pleinair.krablet.embedded import stop_server
-from pleinair.krablet.signing import write_keys
+from pleinair.krablet.pluck.signing import write_keys
+from pleinair.krablet.postgres.embedded import stop_server
 from tests.krablet.pluck_jobs_of_tests import Numbers
 
 COLUMNS = {"image_name": "text", "path": "text", "contains_text": "boolean", "length": "bigint"}

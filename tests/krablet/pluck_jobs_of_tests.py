@@ -12,8 +12,8 @@ from typing import Any
 
 from pleinair import krablet
 from pleinair.krablet.pluck import Handle, pluck
-from pleinair.krablet.pluck_worker import Worker, WorkerSettings
-from pleinair.krablet.signing import Key, load_key
+from pleinair.krablet.pluck.signing import Key, load_key
+from pleinair.krablet.pluck.worker import Worker, WorkerSettings
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import pytest
 from pleinair import krablet
 from pleinair.cli.krablet import register
 from pleinair.cli.sql import register_sql
-from pleinair.krablet.dag import draw
-from pleinair.krablet.embedded import running
-from pleinair.krablet.requests import ReadError
+from pleinair.krablet.postgres.embedded import running
+from pleinair.krablet.reading.requests import ReadError
+from pleinair.krablet.watching.dag import draw
 from tests.krablet.conftest import Pictures
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from pleinair import krablet
-from pleinair.krablet import binaries, embedded
-from pleinair.krablet.accounts import account_for, run_as
-from pleinair.krablet.embedded import open_server, running, stop_server
+from pleinair.krablet.postgres import binaries, embedded
+from pleinair.krablet.postgres.accounts import account_for, run_as
+from pleinair.krablet.postgres.embedded import open_server, running, stop_server
 from pleinair.records.errors import DatabaseError, MissingExtraError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
@@ -27,7 +27,7 @@ OPEN_AND_WAIT = """
 import sys
 from pathlib import Path
 from pleinair import krablet
-from pleinair.krablet.embedded import running
+from pleinair.krablet.postgres.embedded import running
 directory = Path(sys.argv[1])
 with krablet.connect(directory=directory) as database:
     print(running(directory).pid, flush=True)

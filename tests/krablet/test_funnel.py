@@ -10,12 +10,12 @@ from concurrent.futures import Future
 import pytest
 
 from pleinair import krablet
-from pleinair.krablet import funnel as funnel_module
 from pleinair.krablet.connections import Connection
-from pleinair.krablet.funnel import Funnel, FunnelSettings
-from pleinair.krablet.funnel_batch import Run
-from pleinair.krablet.funnel_clients import ClientState
-from pleinair.krablet.funnel_errors import FunnelError, MutationError, ProtocolError
+from pleinair.krablet.funnel import funnel as funnel_module
+from pleinair.krablet.funnel.batch import Run
+from pleinair.krablet.funnel.clients import ClientState
+from pleinair.krablet.funnel.errors import FunnelError, MutationError, ProtocolError
+from pleinair.krablet.funnel.funnel import Funnel, FunnelSettings
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.funnels import column, stats_table
 

@@ -21,11 +21,11 @@ import msgpack
 import pytest
 
 from pleinair import krablet
-from pleinair.krablet.embedded import open_server, running
-from pleinair.krablet.funnel_client import AsyncFunnelClient, FunnelClient
-from pleinair.krablet.funnel_errors import FunnelError, MutationError
-from pleinair.krablet.funnel_service import ServiceSettings
-from pleinair.krablet.funnel_visitor import service_stats
+from pleinair.krablet.funnel.client import AsyncFunnelClient, FunnelClient
+from pleinair.krablet.funnel.errors import FunnelError, MutationError
+from pleinair.krablet.funnel.service import ServiceSettings
+from pleinair.krablet.funnel.visitor import service_stats
+from pleinair.krablet.postgres.embedded import open_server, running
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.funnels import TOKEN, Service, column, self_made_certificate, stats_table
 
@@ -161,7 +161,7 @@ def test_a_postmaster_killed_and_started_again_needs_no_manual_step(stopped_serv
 
 LOADER = """
 import sys
-from pleinair.krablet.funnel_client import FunnelClient
+from pleinair.krablet.funnel.client import FunnelClient
 address, token, count, first = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 with FunnelClient(address, token=token, name="loader", first=int(first) if first else None, window=64) as client:
     begin = 0 if first else client.applied()

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pleinair import krablet
-from pleinair.krablet.funnel_batch import Run, statements
-from pleinair.krablet.funnel_clients import ClientState
-from pleinair.krablet.funnel_plans import TablePlan
+from pleinair.krablet.funnel.batch import Run, statements
+from pleinair.krablet.funnel.clients import ClientState
+from pleinair.krablet.funnel.plans import TablePlan
 from pleinair.records.errors import QueueError
 
 MORNING = datetime.datetime(2026, 5, 1, 8, 30, tzinfo=datetime.UTC)

@@ -19,8 +19,8 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet.pluck import attach, pluck
-from pleinair.krablet.pluck_jobs import Limits
-from pleinair.krablet.pluck_worker import Worker, WorkerSettings
+from pleinair.krablet.pluck.jobs import Limits
+from pleinair.krablet.pluck.worker import Worker, WorkerSettings
 from pleinair.records.errors import ConfigError, QueueError, RefusedError
 from tests.krablet.pluck_jobs_of_tests import Numbers, double, wait_until
 

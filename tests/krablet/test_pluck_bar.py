@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from pleinair.krablet.pluck import PluckProgress, ShardProgress
-from pleinair.krablet.pluck_bar import Bar, line_of
+from pleinair.krablet.pluck.bar import Bar, line_of
 
 
 def progress(done: int, remaining: int, **changes: object) -> PluckProgress:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pleinair import krablet
 from pleinair.krablet.connections import Connection
-from pleinair.krablet.pluck_bounds import Range, choose_target, plan_ranges, take_sample
-from pleinair.krablet.pluck_source import Source, matching_keys, open_source
-from pleinair.krablet.pluck_worker import LARGEST_FACTOR
+from pleinair.krablet.pluck.bounds import Range, choose_target, plan_ranges, take_sample
+from pleinair.krablet.pluck.source import Source, matching_keys, open_source
+from pleinair.krablet.pluck.worker import LARGEST_FACTOR
 from pleinair.records.errors import QueueError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pleinair.krablet.pluck_function import check_runs_here, named_modules, pack, python_version
+from pleinair.krablet.pluck.function import check_runs_here, named_modules, pack, python_version
 from pleinair.records.errors import RefusedError
 
 LOAD = "import pickle, sys; print(pickle.loads(open(sys.argv[1], 'rb').read())(20))"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pleinair.krablet.pluck import Handle
-from pleinair.krablet.pluck_home import PREFIX, Home
-from pleinair.krablet.pluck_jobs import Limits
+from pleinair.krablet.pluck.home import PREFIX, Home
+from pleinair.krablet.pluck.jobs import Limits
 from tests.krablet.pluck_jobs_of_tests import Forked, Numbers, double, wait_until
 
 KILLS = 20

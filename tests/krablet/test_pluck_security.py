@@ -18,11 +18,11 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet.pluck import Handle, pluck
-from pleinair.krablet.pluck_admission import Ledger
-from pleinair.krablet.pluck_jobs import JobSpec
-from pleinair.krablet.pluck_runner import Confinement
-from pleinair.krablet.pluck_wire import decode_outcomes
-from pleinair.krablet.signing import PRIVATE, Key, load_key, new_key, public_key, sign, write_keys
+from pleinair.krablet.pluck.admission import Ledger
+from pleinair.krablet.pluck.jobs import JobSpec
+from pleinair.krablet.pluck.runner import Confinement
+from pleinair.krablet.pluck.signing import PRIVATE, Key, load_key, new_key, public_key, sign, write_keys
+from pleinair.krablet.pluck.wire import decode_outcomes
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.pluck_jobs_of_tests import Numbers, double, wait_until
 
@@ -376,7 +376,7 @@ def test_the_keys_of_a_database_do_not_travel_to_its_workers_in_their_command_li
     assert handle.processes is not None
     wait_until(lambda: bool(handle.processes and handle.processes.pids))
     command_line = Path(f"/proc/{handle.processes.pids[0]}/cmdline")
-    wait_until(lambda: "pleinair.krablet.pluck_process" in command_line.read_text())
+    wait_until(lambda: "pleinair.krablet.pluck.process" in command_line.read_text())
     line = command_line.read_text()
     assert numbers.database.dsn not in line
     handle.cancel()

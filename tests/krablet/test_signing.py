@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pleinair.krablet.signing import HMAC, PRIVATE, load_key, new_key, public_key, sign, verify, write_keys
+from pleinair.krablet.pluck.signing import HMAC, PRIVATE, load_key, new_key, public_key, sign, verify, write_keys
 from pleinair.records.errors import ConfigError, RefusedError
 
 ALGORITHMS = (HMAC, PRIVATE)

@@ -14,7 +14,7 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import Progress
-from pleinair.krablet.embedded import running
+from pleinair.krablet.postgres.embedded import running
 from pleinair.records.errors import ConfigError, DatabaseError
 from tests.krablet.conftest import COLUMNS, Pictures
 

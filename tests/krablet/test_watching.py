@@ -15,10 +15,10 @@ import pytest
 from pleinair import krablet
 from pleinair.cli.krablet import register
 from pleinair.krablet import ErrorGroup, Settled, StageControl
-from pleinair.krablet import gauges as gauges_module
-from pleinair.krablet.gauges import Watcher
-from pleinair.krablet.prometheus import metrics_text, serve_metrics
-from pleinair.krablet.shard_status import shard_statuses
+from pleinair.krablet.watching import gauges as gauges_module
+from pleinair.krablet.watching.gauges import Watcher
+from pleinair.krablet.watching.prometheus import metrics_text, serve_metrics
+from pleinair.krablet.watching.shard_status import shard_statuses
 from pleinair.records.errors import QueueError
 from tests.krablet.conftest import Pictures
 

@@ -32,8 +32,8 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _funnel(args: argparse.Namespace) -> int:
     import logging
 
-    from pleinair.krablet.funnel import FunnelSettings
-    from pleinair.krablet.funnel_service import ServiceSettings, serve
+    from pleinair.krablet.funnel.funnel import FunnelSettings
+    from pleinair.krablet.funnel.service import ServiceSettings, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every flush that is undone, which is routine

@@ -77,7 +77,7 @@ def opened(args: argparse.Namespace) -> Iterator[Database]:
 
 def _up(args: argparse.Namespace) -> int:
     from pleinair import krablet
-    from pleinair.krablet.embedded import keep_running
+    from pleinair.krablet.postgres.embedded import keep_running
 
     with krablet.connect(directory=args.directory) as database:
         if (missing := args.shards - len(database.shards)) > 0:
@@ -90,7 +90,7 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _down(args: argparse.Namespace) -> int:
-    from pleinair.krablet.embedded import stop_server
+    from pleinair.krablet.postgres.embedded import stop_server
 
     beside = sorted(args.directory.parent.glob(f"{args.directory.name}-[0-9]*"))
     for directory in [*beside, args.directory]:
@@ -99,7 +99,7 @@ def _down(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from pleinair.krablet.embedded import running
+    from pleinair.krablet.postgres.embedded import running
 
     if args.dsn is None and running(args.directory) is None:
         print(f"Postgres in {args.directory} is not running; start it with: pleinair krablet up")
@@ -133,8 +133,8 @@ def _stuck(args: argparse.Namespace) -> int:
 
 
 def _dag(args: argparse.Namespace) -> int:
-    from pleinair.krablet.dag import draw
-    from pleinair.krablet.dag_svg import draw_svg
+    from pleinair.krablet.watching.dag import draw
+    from pleinair.krablet.watching.dag_svg import draw_svg
 
     with opened(args) as database:
         if args.svg is not None:

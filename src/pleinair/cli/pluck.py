@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pleinair.krablet.pluck_runner import Confinement
+    from pleinair.krablet.pluck.runner import Confinement
 
 UNPRIVILEGED = "nobody"
 
@@ -39,7 +39,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _key(args: argparse.Namespace) -> int:
-    from pleinair.krablet.signing import HMAC, PRIVATE, write_keys
+    from pleinair.krablet.pluck.signing import HMAC, PRIVATE, write_keys
 
     for path in write_keys(args.file, PRIVATE if args.pair else HMAC):
         print(path)
@@ -49,9 +49,9 @@ def _key(args: argparse.Namespace) -> int:
 def _worker(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from pleinair.krablet.pluck_jobs import GIB, NO_LIMITS
-    from pleinair.krablet.pluck_processes import WorkerProcesses, hide_memory, worker_order
-    from pleinair.krablet.signing import load_key
+    from pleinair.krablet.pluck.jobs import GIB, NO_LIMITS
+    from pleinair.krablet.pluck.processes import WorkerProcesses, hide_memory, worker_order
+    from pleinair.krablet.pluck.signing import load_key
     from pleinair.records.errors import QueueError
 
     confinement = _confinement(args)
@@ -92,7 +92,7 @@ def dsns(given: list[str]) -> list[str]:
 
 
 def _confinement(args: argparse.Namespace) -> Confinement:
-    from pleinair.krablet.pluck_runner import Confinement
+    from pleinair.krablet.pluck.runner import Confinement
 
     user = args.child_user or (UNPRIVILEGED if os.geteuid() == 0 else None)
     environment = {name: os.environ[name] for name in args.env if name in os.environ}

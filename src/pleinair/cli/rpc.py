@@ -39,9 +39,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run_rpc(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C, then drain."""
-    from pleinair.krablet.limits import Limits
-    from pleinair.krablet.pools import ReadPools
-    from pleinair.krablet.rpc_server import ReadService, ServiceConfig, serve
+    from pleinair.krablet.reading.limits import Limits
+    from pleinair.krablet.reading.pools import ReadPools
+    from pleinair.krablet.rpc.server import ReadService, ServiceConfig, serve
 
     host, port = _host_and_port(args.listen)
     config = ServiceConfig(
@@ -81,7 +81,7 @@ def _embedded_readers(stack: ExitStack, directory: Path) -> list[str]:
     from psycopg import conninfo
 
     from pleinair import krablet
-    from pleinair.krablet.reader import READER, make_reader
+    from pleinair.krablet.reading.reader import READER, make_reader
 
     database = stack.enter_context(krablet.connect(directory=directory))
     database.shards.each(make_reader)
@@ -91,7 +91,7 @@ def _embedded_readers(stack: ExitStack, directory: Path) -> list[str]:
 def run_reader(args: argparse.Namespace) -> int:
     """Make the role on every shard."""
     from pleinair.krablet.connections import describe, open_connection
-    from pleinair.krablet.reader import make_reader
+    from pleinair.krablet.reading.reader import make_reader
 
     password = _password(args)
     for dsn in args.dsn:

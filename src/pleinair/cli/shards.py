@@ -41,7 +41,7 @@ def register(verbs: Any) -> None:
 
 
 def _shards(args: argparse.Namespace) -> int:
-    from pleinair.krablet.shard_status import shard_statuses
+    from pleinair.krablet.watching.shard_status import shard_statuses
 
     with opened(args) as database:
         found = shard_statuses(database.shards, lambda shard: shard.where)

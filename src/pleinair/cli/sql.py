@@ -15,8 +15,8 @@ from pleinair.cli.krablet import add_directory, print_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pleinair.krablet.reading.scan import BatchStream
     from pleinair.krablet.rpc import Reading
-    from pleinair.krablet.scan import BatchStream
 
 PRINTED_ROWS = 1000
 
@@ -66,16 +66,16 @@ def _opened(args: argparse.Namespace) -> Iterator[Reading | BatchStream]:
     with ExitStack() as stack:
         if args.rpc is not None:
             from pleinair.krablet import rpc
-            from pleinair.krablet.rpc_tokens import read_token
+            from pleinair.krablet.rpc.tokens import read_token
 
             token = None if args.token_file is None else read_token(args.token_file)
             client = stack.enter_context(rpc.connect(args.rpc, token=token, tls_roots=args.tls_roots))
             yield stack.enter_context(client.sql(args.query))
         else:
             from pleinair import krablet
-            from pleinair.krablet.pools import ReadPools
-            from pleinair.krablet.requests import SqlRequest
-            from pleinair.krablet.scan import sql
+            from pleinair.krablet.reading.pools import ReadPools
+            from pleinair.krablet.reading.requests import SqlRequest
+            from pleinair.krablet.reading.scan import sql
 
             dsns = args.dsn or stack.enter_context(krablet.connect(directory=args.directory)).shards.dsns
             pools = stack.enter_context(ReadPools(dsns))

@@ -14,8 +14,8 @@ from pleinair.cli.progress import duration
 
 if TYPE_CHECKING:
     from pleinair.krablet import Database, Stage
-    from pleinair.krablet.gauges import Watched
-    from pleinair.krablet.shard_status import ShardStatus
+    from pleinair.krablet.watching.gauges import Watched
+    from pleinair.krablet.watching.shard_status import ShardStatus
 
 CLEAR = "\x1b[H\x1b[2J"
 
@@ -91,8 +91,8 @@ def _limit(args: argparse.Namespace) -> int:
 
 
 def _top(args: argparse.Namespace) -> int:
-    from pleinair.krablet.gauges import Watcher
-    from pleinair.krablet.shard_status import shard_statuses
+    from pleinair.krablet.watching.gauges import Watcher
+    from pleinair.krablet.watching.shard_status import shard_statuses
 
     with opened(args) as database, closing(Watcher(database)) as watcher:
         while True:
@@ -136,9 +136,9 @@ def top_lines(database: Database, watched: Watched, shards: list[ShardStatus]) -
 
 
 def _metrics(args: argparse.Namespace) -> int:
-    from pleinair.krablet.gauges import Watcher
-    from pleinair.krablet.prometheus import metrics_text, serve_metrics
-    from pleinair.krablet.shard_status import shard_statuses
+    from pleinair.krablet.watching.gauges import Watcher
+    from pleinair.krablet.watching.prometheus import metrics_text, serve_metrics
+    from pleinair.krablet.watching.shard_status import shard_statuses
     from pleinair.records.errors import ConfigError
 
     host, _, port = args.listen.rpartition(":")

@@ -13,9 +13,9 @@ from pleinair.krablet import pluck
 from pleinair.krablet.claims import Claim, Settled
 from pleinair.krablet.database import Database, connect
 from pleinair.krablet.stages import Depth, ErrorGroup, Stage, StageControl, StageSpec, StageStats, StuckRow
-from pleinair.krablet.supervisor import Progress, RunSummary, StageProgress, run_workers
 from pleinair.krablet.tables import Table
-from pleinair.krablet.workers import work
+from pleinair.krablet.workers.loop import work
+from pleinair.krablet.workers.supervisor import Progress, RunSummary, StageProgress, run_workers
 
 __all__ = [
     "Claim",

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pleinair.krablet.connections import Connection, Session, describe, open_connection
-from pleinair.krablet.embedded import EmbeddedServer, open_server
 from pleinair.krablet.migrations import apply, catalog_exists
 from pleinair.krablet.moves import join_shards, resume_moves
 from pleinair.krablet.places import embedded_place, opener, public_place
+from pleinair.krablet.postgres.embedded import EmbeddedServer, open_server
 from pleinair.krablet.queries import query
 from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import Stage

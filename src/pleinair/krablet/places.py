@@ -12,7 +12,7 @@ from pathlib import Path
 from psycopg import conninfo
 
 from pleinair.krablet.connections import Session, parse
-from pleinair.krablet.embedded import EmbeddedServer, open_server, running
+from pleinair.krablet.postgres.embedded import EmbeddedServer, open_server, running
 from pleinair.records.errors import DatabaseError
 
 _EMBEDDED = "embedded:"

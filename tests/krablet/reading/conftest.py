@@ -27,8 +27,8 @@ from psycopg import conninfo
 from pleinair import krablet
 from pleinair.krablet.bulk import load
 from pleinair.krablet.connections import Session
-from pleinair.krablet.pools import ReadPools
-from pleinair.krablet.reader import READER, make_reader
+from pleinair.krablet.reading.pools import ReadPools
+from pleinair.krablet.reading.reader import READER, make_reader
 
 _numbers = itertools.count(1)
 

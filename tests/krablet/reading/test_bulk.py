@@ -10,8 +10,8 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import bulk
-from pleinair.krablet.requests import ScanRequest
-from pleinair.krablet.scan import scan
+from pleinair.krablet.reading.requests import ScanRequest
+from pleinair.krablet.reading.scan import scan
 from pleinair.records.errors import QueueError
 from tests.krablet.reading.conftest import WIDE, Shards, Wide
 

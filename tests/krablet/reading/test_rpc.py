@@ -25,13 +25,13 @@ from pleinair import krablet
 from pleinair.cli.sql import register_sql
 from pleinair.krablet import rpc
 from pleinair.krablet.connections import UnreachableError
-from pleinair.krablet.embedded import running
-from pleinair.krablet.limits import Limits
-from pleinair.krablet.pools import ReadPools
-from pleinair.krablet.reader import READER, make_reader
-from pleinair.krablet.requests import LimitError, ReadError, SqlRequest
-from pleinair.krablet.rpc_server import ReadService, ServiceConfig
-from pleinair.krablet.scan import sql
+from pleinair.krablet.postgres.embedded import running
+from pleinair.krablet.reading.limits import Limits
+from pleinair.krablet.reading.pools import ReadPools
+from pleinair.krablet.reading.reader import READER, make_reader
+from pleinair.krablet.reading.requests import LimitError, ReadError, SqlRequest
+from pleinair.krablet.reading.scan import sql
+from pleinair.krablet.rpc.server import ReadService, ServiceConfig
 from pleinair.records.errors import ConfigError, DatabaseError
 from tests.krablet.reading.conftest import Shards, Wide
 
@@ -262,7 +262,7 @@ def test_tokens_are_checked_before_the_service_starts(tmp_path: Path) -> None:
 
 
 def rpc_tokens(path: Path) -> Any:
-    from pleinair.krablet.rpc_tokens import TokenFile
+    from pleinair.krablet.rpc.tokens import TokenFile
 
     return TokenFile(path)
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pleinair.krablet import copy_stream
-from pleinair.krablet.limits import Limits, Run
-from pleinair.krablet.merge import merged, sort_indices
-from pleinair.krablet.requests import (
+from pleinair.krablet.reading import copy_stream
+from pleinair.krablet.reading.limits import Limits, Run
+from pleinair.krablet.reading.merge import merged, sort_indices
+from pleinair.krablet.reading.requests import (
     GetRequest,
     LimitError,
     Order,
@@ -29,7 +29,7 @@ from pleinair.krablet.requests import (
     from_json,
     to_json,
 )
-from pleinair.krablet.scan import get, scan, sql
+from pleinair.krablet.reading.scan import get, scan, sql
 from tests.krablet.reading.conftest import WIDE, Shards, Wide
 
 Row = dict[str, Any]
@@ -433,7 +433,7 @@ def test_more_reads_than_the_pool_admits_wait_and_are_then_refused(wide: Wide) -
 
 
 def some_pools(wide: Wide, **options: Any) -> Any:
-    from pleinair.krablet.pools import ReadPools
+    from pleinair.krablet.reading.pools import ReadPools
 
     return ReadPools(wide.shards.readers, **options)
 
