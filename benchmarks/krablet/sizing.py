@@ -30,7 +30,7 @@ def measure(database: Database, rows: int = ROWS) -> list[Result]:
     stages = declare_stages(images)
     with database.connection() as connection:
         for start in range(0, rows, 10_000):
-            images.insert_missing(picture(number) for number in range(start, start + 10_000))
+            images.insert_missing(picture(number) for number in range(start, min(start + 10_000, rows)))
         fresh = size(connection) / rows
         connection.execute("VACUUM ANALYZE images")
         logged, began = log_position(connection), time.monotonic()
