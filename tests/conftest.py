@@ -15,6 +15,11 @@ from pleinair import krablet
 _numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole run first: it takes minutes, and beside it the many short files fill the other processes."""
+    items.sort(key=lambda item: item.path.name != "test_run.py")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[krablet.Database]:
     """An embedded server in a temporary directory of its own. Not pytest's: root's is closed to the server's user."""

@@ -195,7 +195,9 @@ def test_a_row_whose_lease_is_renewed_while_it_is_completed_is_completed_all_the
         with heart.transaction():
             renew_lease(heart, pictures.ocr, claim)
             completing.start()
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
             while heart.execute(waiting).fetchone() == (0,):
                 time.sleep(0.01)
         completing.join()
