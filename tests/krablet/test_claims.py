@@ -205,6 +205,19 @@ def test_a_row_whose_lease_is_renewed_while_it_is_completed_is_completed_all_the
     assert set(pictures.results().values()) == {True}
 
 
+def test_a_row_that_is_completed_and_claimable_at_once_is_one_of_both(pictures: Pictures) -> None:
+    pictures.add(6)
+    claim = pictures.ocr.claim(4)
+    pictures.expire_leases()
+    results = settlement(pictures.ocr, claim, [YES] * 4)
+    settled, following = pictures.database.session.run(lambda c: settle_and_claim(c, results, pictures.ocr, 8))
+    assert following is not None
+    written = {name for name, result in pictures.results().items() if result}
+    assert len(written) == settled.completed
+    assert not written & set(following.keys)
+    assert len(following) + settled.completed == 6
+
+
 def test_the_heartbeat_moves_the_lease_and_not_the_time_of_the_attempt(pictures: Pictures) -> None:
     pictures.add(1)
     claim = pictures.ocr.claim()

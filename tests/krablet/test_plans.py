@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 from psycopg import sql
 
-from pleinair.krablet.claims import _claiming
-from pleinair.krablet.queries import query
+from pleinair.krablet.claims import Ask, _claim_statement
 from tests.krablet.conftest import Pictures
 
 ROWS = 50_000
-
-
-def fresh_statement(pictures: Pictures, batch: int) -> sql.Composed:
-    stage = pictures.ocr
-    after = sql.SQL("{} > %(after)s::text").format(stage.identifiers["key"])
-    return query("claims", "claim_fresh").format(**_claiming(stage, batch), after=after, order=stage.ordering)
 
 
 def generic_plan(pictures: Pictures, statement: sql.Composed) -> str:
@@ -41,10 +34,10 @@ def test_claim_goes_through_the_partial_index_under_a_generic_plan(
     if analysed:
         pictures.sql("ANALYZE images")
     for batch in (8, 512):
-        plan = generic_plan(pictures, fresh_statement(pictures, batch))
+        plan = generic_plan(pictures, _claim_statement(pictures.ocr, batch, Ask(after="p5")))
         assert "images_ocr_ready" in plan
         assert "Tid Scan on images" in plan
         assert "Seq Scan" not in plan
-        again = generic_plan(pictures, query("claims", "claim_again").format(**_claiming(pictures.ocr, batch)))
+        again = generic_plan(pictures, _claim_statement(pictures.ocr, batch, Ask(failed=True)))
         assert "images_ocr_again" in again
         assert "Seq Scan" not in again

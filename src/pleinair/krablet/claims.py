@@ -74,6 +74,11 @@ class Ask:
     failed: bool = False
     after: Any = None
 
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Asks of one kind are one statement."""
+        return self.failed, self.after is None
+
 
 FIRST = Ask()
 _ALWAYS = sql.SQL("TRUE")
@@ -124,6 +129,11 @@ class Settlement:
     claim: Claim
     outcomes: list[Outcome]
     arrays: Arrays | None
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every row has a result and none an error."""
+        return self.arrays is not None and len(self.arrays) == len(self.claim)
 
     def part(self, start: int, end: int) -> Settlement:
         return self.at(range(start, end))
@@ -258,18 +268,37 @@ def settle_and_claim(
     ask: Ask = FIRST,
 ) -> tuple[Settled, Claim | None]:
     """Settle one claim and take the next in one round trip and one commit. The two may be of different stages."""
+    if settling is not None and settling.stage is stage and settling.all_done:
+        return complete_and_claim(connection, settling, n, ask)
     with connection.pipeline():
         settled = None if settling is None else _send_settlement(connection, settling)
-        claimed = None if stage is None else _send_claim(connection, stage, n, ask)
+        claimed = None if stage is None else claim_rows(connection, stage, n, ask)
     outcome = Settled() if settled is None or settling is None else _read_settlement(*settled, held=len(settling.claim))
     return outcome, None if claimed is None or stage is None else _read_claim(stage, claimed.fetchall())
+
+
+def complete_and_claim(connection: Connection, settling: Settlement, n: int, ask: Ask) -> tuple[Settled, Claim | None]:
+    """What a worker does most: all results of a claim written and the next taken, of one stage, in one statement."""
+    stage, claim, arrays = settling.stage, settling.claim, settling.arrays
+    assert arrays is not None
+
+    def statement() -> sql.Composed:
+        halves = {"complete": _complete_statement(stage, arrays), "claim": _claim_statement(stage, n, ask)}
+        return query("claims", "complete_and_claim").format(**halves)
+
+    text = stage.statement(("complete_and_claim", arrays.columns, n, ask.kind), statement)
+    parameters = {**_completing(arrays, claim.token), **_claiming(stage, ask)}
+    found = connection.cursor(binary=True).execute(text, parameters).fetchall()
+    *_, completed, still_ready = found[0]
+    settled = Settled(completed, still_ready, len(claim) - completed - still_ready)
+    return settled, None if found[0][0] is None else _read_claim(stage, found)
 
 
 def _send_settlement(
     connection: Connection, settling: Settlement
 ) -> tuple[psycopg.Cursor[Any] | None, psycopg.Cursor[Any] | None]:
     stage, token, arrays = settling.stage, settling.claim.token, settling.arrays
-    failures = [] if arrays and len(arrays) == len(settling.claim) else _failures(settling)
+    failures = [] if settling.all_done else _failures(settling)
     if arrays and failures:
         hold_rows(connection, stage, settling.claim)
     return (
@@ -290,44 +319,33 @@ def _read_settlement(completion: psycopg.Cursor[Any] | None, failure: psycopg.Cu
     return Settled(completed, failed, held - completed - failed)
 
 
-def _send_claim(connection: Connection, stage: Stage, n: int, ask: Ask) -> psycopg.Cursor[Any]:
-    return claim_again(connection, stage, n) if ask.failed else claim_fresh(connection, stage, n, ask.after)
+def claim_rows(connection: Connection, stage: Stage, n: int, ask: Ask) -> psycopg.Cursor[Any]:
+    text = stage.statement(("claim", n, ask.kind), lambda: _claim_statement(stage, n, ask))
+    return connection.cursor(binary=True).execute(text, _claiming(stage, ask))
 
 
-def claim_fresh(connection: Connection, stage: Stage, n: int, after: Any) -> psycopg.Cursor[Any]:
-    def statement() -> sql.Composed:
-        compare = sql.SQL("{key} > %(after)s::{key_type}").format(**stage.identifiers) if after is not None else _ALWAYS
-        parts = {"after": compare, "order": stage.ordering}
-        return query("claims", "claim_fresh").format(**_claiming(stage, n), **parts)
-
-    text = stage.statement(("claim_fresh", n, after is None), statement)
-    return connection.cursor(binary=True).execute(text, {"lease_seconds": stage.lease_seconds, "after": after})
-
-
-def claim_again(connection: Connection, stage: Stage, n: int) -> psycopg.Cursor[Any]:
-    text = stage.statement(("claim_again", n), lambda: query("claims", "claim_again").format(**_claiming(stage, n)))
-    return connection.cursor(binary=True).execute(text, {"lease_seconds": stage.lease_seconds})
-
-
-def _claiming(stage: Stage, n: int) -> dict[str, sql.Composable]:
+def _claim_statement(stage: Stage, n: int, ask: Ask) -> sql.Composed:
     columns = comma_separated([sql.Identifier(name) for name in stage.given_columns])
     lease = query("claims", "lease_placed").format(**stage.identifiers, columns=columns)
-    return {**stage.identifiers, "batch": sql.Literal(n), "lease": lease}
+    parts = {**stage.identifiers, "batch": sql.Literal(n), "lease": lease}
+    if ask.failed:
+        return query("claims", "claim_again").format(**parts)
+    after = _ALWAYS if ask.after is None else sql.SQL("{key} > %(after)s::{key_type}").format(**stage.identifiers)
+    return query("claims", "claim_fresh").format(**parts, after=after, order=stage.ordering)
+
+
+def _claiming(stage: Stage, ask: Ask) -> dict[str, object]:
+    return {"lease_seconds": stage.lease_seconds, "after": ask.after}
 
 
 def _read_claim(stage: Stage, found: list[tuple[Any, ...]]) -> Claim | None:
     if not found:
         return None
     columns = stage.given_columns
-    *_, last = by_column = list(zip(*found, strict=True))
-    return Claim(
-        token=by_column[-2][0],
-        shard=0,
-        keys=list(by_column[0]),
-        rows=[dict(zip(columns, row, strict=False)) for row in found],
-        attempts=list(by_column[-3]),
-        last_key=last[0],
-    )
+    keys, *others = zip(*found, strict=True)
+    attempts, tokens, lasts = others[len(columns) - 1 :][:3]
+    rows = [dict(zip(columns, row, strict=False)) for row in found]
+    return Claim(token=tokens[0], shard=0, keys=list(keys), rows=rows, attempts=list(attempts), last_key=lasts[0])
 
 
 def key_bounds(connection: Connection, stage: Stage) -> list[str]:
@@ -348,18 +366,23 @@ def hold_rows(connection: Connection, stage: Stage, claim: Claim) -> None:
 
 
 def complete_rows(connection: Connection, stage: Stage, token: int, arrays: Arrays) -> psycopg.Cursor[Any]:
-    def statement() -> sql.Composed:
-        return query("claims", "complete_rows").format(
-            **stage.identifiers,
-            results=comma_separated([sql.SQL("{} = result.{}").format(*pair) for pair in arrays.written()]),
-            written=comma_separated([sql.SQL("result.{1} AS {0}").format(*pair) for pair in arrays.written()]),
-            values=arrays.casts,
-            arrays=arrays.arrays,
-            names=arrays.names,
-        )
+    text = stage.statement(("complete_rows", arrays.columns), lambda: _complete_statement(stage, arrays))
+    return connection.cursor(binary=True).execute(text, _completing(arrays, token))
 
-    text = stage.statement(("complete_rows", arrays.columns), statement)
-    return connection.cursor(binary=True).execute(text, {**arrays.parameters, "token": token})
+
+def _complete_statement(stage: Stage, arrays: Arrays) -> sql.Composed:
+    return query("claims", "complete_rows").format(
+        **stage.identifiers,
+        results=comma_separated([sql.SQL("{} = result.{}").format(*pair) for pair in arrays.written()]),
+        written=comma_separated([sql.SQL("result.{1} AS {0}").format(*pair) for pair in arrays.written()]),
+        values=arrays.casts,
+        arrays=arrays.arrays,
+        names=arrays.names,
+    )
+
+
+def _completing(arrays: Arrays, token: int) -> dict[str, object]:
+    return {**arrays.parameters, "token": token}
 
 
 def fail_rows(

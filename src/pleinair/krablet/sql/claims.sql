@@ -90,7 +90,20 @@ SET {results},
     )
 FROM (SELECT {values} FROM unnest({arrays}) AS given ({names})) AS result ({names})
 WHERE {table}.{key} = result."given 0" AND {table}.ctid = ANY (ARRAY(SELECT row FROM held))
-RETURNING {table}.{error} IS NULL;
+RETURNING {table}.{error} IS NULL AS ended;
+
+-- name: complete_and_claim
+-- Both halves of a worker's turn as one statement: half the round trips' cost of sending two. Each half is what it is
+-- alone; a row in both (its lease ran out in work) is changed by one of them, and the token tells the other.
+WITH done AS (
+    {complete}
+), claimed AS (
+    {claim}
+)
+SELECT claimed.*, completed, still_ready
+FROM (
+    SELECT count(*) FILTER (WHERE ended) AS completed, count(*) FILTER (WHERE NOT ended) AS still_ready FROM done
+) AS settled LEFT JOIN claimed ON TRUE;
 
 -- name: fail_rows
 -- Writes errors where the token still holds and lets the rows wait, longer after every attempt; the primary key serves.
