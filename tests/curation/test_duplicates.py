@@ -22,7 +22,6 @@ from pleinair.curation.duplicates import (
     duplicate_pairs,
     find_duplicates,
     groups,
-    near_hashes,
 )
 from pleinair.curation.hashes import colour_hash, fingerprints, phash12
 from pleinair.records.errors import ConfigError
@@ -117,37 +116,6 @@ def test_a_slight_shift_of_hue_moves_colour_only_slightly() -> None:
 
 
 # The search.
-
-
-def as_words(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, 24 - packed.shape[1])))).view(np.uint64)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(2, 80), st.integers(0, 17), st.booleans())
-def test_the_band_join_finds_exactly_what_comparing_all_finds(seed: int, count: int, radius: int, skewed: bool) -> None:
-    rng = np.random.default_rng(seed)
-    centres = rng.integers(0, 2, (max(1, count // 6), 144), dtype=np.uint8)
-    if skewed:
-        centres[:, :120] = 0
-    bits = centres[rng.integers(0, len(centres), count)]
-    for row in bits:
-        row[rng.choice(144, rng.integers(0, radius + 3), replace=False)] ^= 1
-    searchable = rng.random(count) < 0.9
-    found = near_hashes(as_words(np.packbits(bits, axis=1)), radius, searchable)
-    naive = {
-        (i, j)
-        for i, j in itertools.combinations(range(count), 2)
-        if searchable[i] and searchable[j] and (bits[i] != bits[j]).sum() <= radius
-    }
-    assert {(int(i), int(j)) for block in found for i, j in block} == naive
-
-
-def test_thousands_of_equal_hashes_come_in_blocks() -> None:
-    bits = as_words(np.zeros((1100, 18), np.uint8))
-    blocks = list(near_hashes(bits, 0, np.ones(1100, bool)))
-    assert max(len(block) for block in blocks) <= 2**20
-    assert len(set((np.concatenate(blocks) @ [1100, 1]).tolist())) == 1100 * 1099 // 2
 
 
 def test_a_radius_the_search_cannot_promise_is_refused() -> None:

@@ -9,28 +9,21 @@ clock hand, and a style may be another's drawings rendered anew:
     near        nothing contradicts (a label is missing, or all are equal): a copy, resized or recompressed
     render      the same concept in two styles declared to be renders of the same drawings
 
-Pairs come from a band join. Two 144-bit hashes at most 17 bits apart differ in at most one bit of some 16-bit band
-out of nine, so probing each sorted band with itself and its 16 one-bit neighbours finds every pair without comparing
-all with all. Renders differ too much for that and need no search: they are the few pictures of one concept.
+Pairs come from the exact search of `hamming`. Renders differ too much for that and need no search: they are the few
+pictures of one concept.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pleinair.curation.hamming import MAX_RADIUS, Pairs, distances, near_pairs, packed
 from pleinair.records.errors import ConfigError
-
-MAX_BAND_RADIUS = 17
-_BANDS, _BAND_BITS = 9, 16
-_MOST_PAIRS_AT_ONCE = 2**20
-
-Pairs = NDArray[np.int64]
-"""Shape (number of pairs, 2), first index below second, sorted, each pair once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +58,8 @@ class DuplicateLimits:
     def __post_init__(self) -> None:
         for name in ("identical", "near"):
             radius = getattr(self, name)
-            if not 0 <= radius.phash <= MAX_BAND_RADIUS:
-                most = f"0 to {MAX_BAND_RADIUS} bits, what the search can promise"
+            if not 0 <= radius.phash <= MAX_RADIUS:
+                most = f"0 to {MAX_RADIUS} bits, what the search can promise"
                 raise ConfigError(f"duplicates.{name}.phash is {radius.phash}: give {most}")
 
 
@@ -122,7 +115,7 @@ def _verdict(picture: Picture, keeper: Picture) -> Duplicate:
         return Duplicate(picture.name, keeper.name, None, "")
     if picture.md5 == keeper.md5:
         return Duplicate(picture.name, keeper.name, keeper.name, f"duplicate: same bytes as {keeper.name}")
-    bits = int(_distances(_bits([picture.phash12_v1]), _bits([keeper.phash12_v1]))[0])
+    bits = int(distances(packed([picture.phash12_v1]), packed([keeper.phash12_v1]))[0])
     return Duplicate(picture.name, keeper.name, keeper.name, f"duplicate: {bits} of 144 bits from {keeper.name}")
 
 
@@ -133,7 +126,9 @@ def duplicate_pairs(pictures: Sequence[Picture], limits: DuplicateLimits) -> Pai
     table = _Fingerprints.of(pictures, limits)
     found = [_equal_values(np.array([picture.md5 for picture in pictures], dtype=object))]
     widest = max(limits.identical.phash, limits.near.phash)
-    for candidates in near_hashes(table.bits, widest, table.searchable):
+    places = np.flatnonzero(table.searchable)
+    for near in near_pairs(table.bits[places], widest):
+        candidates = places[near]
         found.append(candidates[table.accepts(candidates, limits)])
     renders = _render_candidates(pictures, limits)
     found.append(renders[table.within(renders, limits.render)])
@@ -157,7 +152,7 @@ class _Fingerprints:
     def of(cls, pictures: Sequence[Picture], limits: DuplicateLimits) -> _Fingerprints:
         colours = [[int(level, 16) for level in picture.colour_v1] for picture in pictures]
         return cls(
-            bits=_bits([picture.phash12_v1 for picture in pictures]),
+            bits=packed([picture.phash12_v1 for picture in pictures]),
             colours=np.array(colours, dtype=np.int16),
             thumbs=np.frombuffer(b"".join(picture.thumb16_v1 for picture in pictures), dtype=np.uint8).reshape(
                 len(pictures), -1
@@ -180,7 +175,7 @@ class _Fingerprints:
     def within(self, pairs: Pairs, radius: Radius) -> NDArray[np.bool_]:
         """Which pairs are within `radius`; the cheap tests spare the dear one."""
         first, second = pairs.T
-        passed = _distances(self.bits[first], self.bits[second]) <= radius.phash
+        passed = distances(self.bits[first], self.bits[second]) <= radius.phash
         passed[passed] = np.abs(self.colours[first[passed]] - self.colours[second[passed]]).sum(axis=1) <= radius.colour
         first, second = first[passed], second[passed]
         differences = np.abs(self.thumbs[first].astype(np.int16) - self.thumbs[second])
@@ -209,58 +204,6 @@ def _codes(values: Sequence[str | None]) -> NDArray[np.int64]:
     """Numbers that are equal where the values are; -1 for none."""
     numbers: dict[str | None, int] = {None: -1}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
-
-
-def _bits(hashes: Sequence[str]) -> NDArray[np.uint64]:
-    """Hashes as three 64-bit words each, the last padded with zeros."""
-    packed = np.zeros((len(hashes), 24), dtype=np.uint8)
-    packed[:, :18] = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), 18)
-    return packed.view(np.uint64)
-
-
-def _distances(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
-    bits: NDArray[np.int64] = np.bitwise_count(first ^ second).sum(axis=1, dtype=np.int64)
-    return bits
-
-
-def near_hashes(bits: NDArray[np.uint64], radius: int, searchable: NDArray[np.bool_]) -> Iterator[Pairs]:
-    """Pairs of hashes at most `radius` bits apart, in blocks; a pair may come more than once. Exact up to 17 bits.
-
-    Memory is bounded by the block, not by the number of candidates.
-    """
-    if radius > MAX_BAND_RADIUS:
-        raise ValueError(f"radius {radius} is over {MAX_BAND_RADIUS}, what nine bands with one-bit probes can promise")
-    places = np.flatnonzero(searchable)
-    bands = bits.view(np.uint8)[places][:, :18].copy().view(np.uint16)
-    # With at most 8 differing bits one of the nine bands is untouched, and probing neighbours would find nothing new.
-    masks = [0] if radius < _BANDS else [0, *(1 << bit for bit in range(_BAND_BITS))]
-    for band in range(_BANDS):
-        values = bands[:, band]
-        order = np.argsort(values, kind="stable")
-        for mask in masks:
-            for pairs in _matches(values, order, np.uint16(mask)):
-                near = pairs[_distances(bits[places[pairs[:, 0]]], bits[places[pairs[:, 1]]]) <= radius]
-                yield places[near]
-
-
-def _matches(values: NDArray[np.uint16], order: NDArray[np.int64], mask: np.uint16) -> Iterator[Pairs]:
-    """Pairs (i, j), i < j, with values[i] ^ mask == values[j], at most about a million at a time."""
-    ranked, wanted = values[order], values ^ mask
-    start = np.searchsorted(ranked, wanted, side="left")
-    counts = np.searchsorted(ranked, wanted, side="right") - start
-    ends = np.cumsum(counts)
-    begin = 0
-    while begin < len(values):
-        done = ends[begin - 1] if begin else 0
-        # At least one row at a time: a single row may match more than a block holds.
-        end = max(begin + 1, int(np.searchsorted(ends, done + _MOST_PAIRS_AT_ONCE, side="right")))
-        size = counts[begin:end]
-        first = np.repeat(np.arange(begin, end), size)
-        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        second = order[np.repeat(start[begin:end], size) + within]
-        keep = first < second
-        yield np.stack([first[keep], second[keep]], axis=1)
-        begin = end
 
 
 def _equal_values(values: NDArray[np.object_]) -> Pairs:
