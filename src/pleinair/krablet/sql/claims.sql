@@ -122,6 +122,10 @@ WHERE {key} = ANY (ARRAY(
     WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR NO KEY UPDATE
 ));
 
+-- name: held_by_dead
+-- Whether the worker that held a row before died or hung, as the claim noted; the primary key serves.
+SELECT {error} LIKE 'LeaseExpired:%%' FROM {table} WHERE {key} = %(key)s AND {token} = %(token)s;
+
 -- name: stage_depth
 -- What a stage still has to do, by state; served by <table>_<stage>_ready and _again, and proportional to the rows in them.
 -- The two halves are what the two indexes hold. Every row is counted once: leased, or stuck (failed too often), or waiting for its delay, or claimable.
