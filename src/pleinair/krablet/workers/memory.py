@@ -46,21 +46,31 @@ def be_the_first_to_go() -> None:
         Path("/proc/self/oom_score_adj").write_text("800", "ascii")
 
 
+def too_low(memory_mb: float, found_mb: float) -> ConfigError:
+    """Why a run cannot keep its ceiling: another process would fare no better."""
+    return ConfigError(
+        f"memory_mb is {memory_mb:g} and a worker has {found_mb:.0f} MiB before its first batch: give more"
+    )
+
+
 class Ceiling:
     """For `stop` of a worker: true once this process has more than `memory_mb`."""
 
-    def __init__(self, memory_mb: float) -> None:
+    def __init__(self, memory_mb: float, on_ready: Callable[[], None]) -> None:
+        """`on_ready` is called before the first batch, when all is loaded and there is room left."""
         self._memory_mb = memory_mb
-        self._asked = False
+        self._on_ready = on_ready
+        self._ready = False
         self.reached = False
 
     def __call__(self) -> bool:
-        """Raises ConfigError when it is so before the first batch: another process would fare no better."""
-        found, asked, self._asked = resident_mb(os.getpid()), self._asked, True
-        if found > self._memory_mb and not asked:
-            raise ConfigError(
-                f"memory_mb is {self._memory_mb:g} and a worker has {found:.0f} MiB before its first batch: give more"
-            )
+        """Raises ConfigError when it is so before the first batch."""
+        found = resident_mb(os.getpid())
+        if not self._ready:
+            if found > self._memory_mb:
+                raise too_low(self._memory_mb, found)
+            self._ready = True
+            self._on_ready()
         self.reached = found > self._memory_mb
         return self.reached
 
@@ -69,7 +79,7 @@ class MemoryWatch:
     """A thread that ends processes far above the ceiling, whatever else the supervisor is busy with."""
 
     def __init__(self, memory_mb: float, processes: Callable[[], Mapping[int, Popen[bytes]]]) -> None:
-        self._most_mb = HARD_FACTOR * memory_mb
+        self.memory_mb = memory_mb
         self._processes = processes
         self._closing = threading.Event()
         self.ended: dict[int, float] = {}
@@ -80,7 +90,7 @@ class MemoryWatch:
     def _watch(self) -> None:
         while not self._closing.wait(_LOOK_SECONDS):
             for pid, process in self._processes().items():
-                if (found := resident_mb(pid)) > self._most_mb:
+                if (found := resident_mb(pid)) > HARD_FACTOR * self.memory_mb:
                     self.ended[pid] = found
                     process.kill()
                     time.sleep(_LOOK_SECONDS)

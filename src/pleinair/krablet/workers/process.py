@@ -70,7 +70,7 @@ def run_job(job: Mapping[str, Any], link: socket.socket) -> None:
         stages = [load_stage(load_table(shards, spec.table), spec.stage) for spec in specs]
     finally:
         shards.close()
-    ceiling = None if job["memory_mb"] is None else Ceiling(job["memory_mb"])
+    ceiling = None if job["memory_mb"] is None else Ceiling(job["memory_mb"], lambda: _tell(link, {"ready": True}))
     work(
         stages,
         {f"{spec.table}.{spec.stage}": load_function(spec) for spec in specs},

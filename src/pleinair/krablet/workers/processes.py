@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pleinair.krablet.workers.memory import MemoryWatch
+from pleinair.krablet.workers.memory import MemoryWatch, too_low
 from pleinair.records.errors import DatabaseError
 
 LONGEST_RESPAWN_DELAY_SECONDS = 10.0
@@ -30,6 +30,8 @@ class _WorkerProcess:
     process: subprocess.Popen[bytes]
     link: socket.socket
     unread: bytes = field(default=b"")
+    ready: bool = False
+    """Whether it said that it has loaded everything; only those with a memory ceiling do."""
 
 
 class Pool:
@@ -105,15 +107,16 @@ class Pool:
             received = b""
         *lines, worker.unread = (worker.unread + received).split(b"\n")
         for line in lines:
-            self._note(json.loads(line))
+            self._note(worker, json.loads(line))
         if not received:
             self._bury(worker)
 
-    def _note(self, message: Mapping[str, object]) -> None:
+    def _note(self, worker: _WorkerProcess, message: Mapping[str, object]) -> None:
         if "fatal" in message:
             raise DatabaseError(str(message["fatal"]))
-        if "retired" in message:
-            self.retired += 1
+        if "ready" in message or "retired" in message:
+            worker.ready = True
+            self.retired += "retired" in message
             return
         completed, failed = int(str(message["completed"])), int(str(message["failed"]))
         if completed:
@@ -125,21 +128,21 @@ class Pool:
         code = worker.process.wait()
         if code == 0:
             return
+        had_mb = None if self._memory is None else self._memory.ended.get(worker.process.pid)
+        if self._memory is not None and had_mb is not None and not worker.ready:
+            raise too_low(self._memory.memory_mb, had_mb)
         self.deaths += 1
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= self._max_deaths:
-            ending = self._ending(worker.process.pid, code)
+            ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+            if had_mb is not None:
+                ending = f"the supervisor at {had_mb:.0f} MiB, far above memory_mb"
             raise DatabaseError(
                 f"{self._deaths_in_a_row} workers in a row died without completing a row, the last by {ending}: "
                 "see what it printed above; run the function on one row by hand"
             )
         delay = 0.1 * 2 ** min(self._deaths_in_a_row, 10)
         self._next_start = time.monotonic() + min(delay, LONGEST_RESPAWN_DELAY_SECONDS)
-
-    def _ending(self, pid: int, code: int) -> str:
-        if self._memory is not None and pid in self._memory.ended:
-            return f"the supervisor: it had {self._memory.ended[pid]:.0f} MiB, far above memory_mb"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def _forget(self, worker: _WorkerProcess) -> None:
         self._workers.remove(worker)
