@@ -260,12 +260,15 @@ def test_ctrl_c_ends_the_run_and_gives_the_rows_in_work_back(pictures: Pictures)
     assert (depth.leased, depth.waiting) == (0, 0)
 
 
-def test_a_run_goes_on_after_postgres_was_killed_under_it(stopped_server: Path, functions_on_path: str) -> None:
+@pytest.mark.parametrize(("function", "slots"), [("has_odd_number", 1), ("has_odd_number_later", 5)])
+def test_a_run_goes_on_after_postgres_was_killed_under_it(
+    stopped_server: Path, functions_on_path: str, function: str, slots: int
+) -> None:
     with krablet.connect(directory=stopped_server) as database:
         table = database.table("images", key="image_name", columns=COLUMNS)
         stage = table.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"], batch=8, lease_seconds=2)
         names = [f"picture-{number:05d}" for number in range(300)]
-        table.upsert({"image_name": name} for name in names)
+        table.upsert({"image_name": name, "contains_text": None} for name in names)
         killed: list[int] = []
 
         def kill_postgres_once(progress: Progress) -> None:
@@ -277,7 +280,8 @@ def test_a_run_goes_on_after_postgres_was_killed_under_it(stopped_server: Path, 
 
         summary = krablet.run_workers(
             database,
-            [stage.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.005)],
+            [stage.spec(f"{functions_on_path}:{function}", sleep_seconds=0.005 * slots)],
+            slots=slots,
             on_progress=kill_postgres_once,
             interval_seconds=0.1,
         )
