@@ -107,7 +107,7 @@ def test_a_function_that_is_cancelled_inside_fails_its_row_alone(pictures: Pictu
 
 def test_sigterm_cancels_async_functions_and_gives_their_rows_back(pictures: Pictures) -> None:
     pictures.add(64)
-    began, cancelled = [], []
+    began, cancelled, held_then = [], [], []
 
     async def hang(rows: Rows) -> Rows:
         began.append(len(rows))
@@ -117,11 +117,13 @@ def test_sigterm_cancels_async_functions_and_gives_their_rows_back(pictures: Pic
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             cancelled.append(len(rows))
+            held_then += pictures.sql("SELECT count(ocr_token) FROM images")
             raise
         return all_true(rows)
 
     assert krablet.work(pictures.ocr, hang, slots=8, idle="wait") == Settled()
     assert sum(cancelled) == 64
+    assert held_then == [(64,)] * 8, "rows are given back when nobody works on them any more"
     depth = pictures.ocr.depth()
     assert (depth.claimable, depth.leased, depth.waiting) == (64, 0, 0)
     assert pictures.sql("SELECT max(ocr_attempts) FROM images") == [(0,)]
@@ -258,6 +260,23 @@ def test_an_actor_is_built_once_keeps_its_state_and_is_closed(pictures: Pictures
     assert krablet.work(number, Counting) == Settled(completed=24)
     assert (Counting.made, Counting.closed) == (1, 1)
     assert pictures.sql("SELECT count(DISTINCT length), max(length) FROM images") == [(24, 23)]
+
+
+def test_an_actor_of_two_stages_is_one(pictures: Pictures) -> None:
+    pictures.add(8)
+    number = pictures.table.stage("number", ready="length IS NULL", writes=["length"])
+    then = pictures.table.stage("then", ready="contains_text IS NULL AND length >= 0", writes=["contains_text"])
+    made = []
+
+    class Both:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def __call__(self, rows: Rows) -> Rows:
+            return [{"length": 1} if row["length"] is None else {"contains_text": True} for row in rows]
+
+    assert krablet.work([number, then], Both) == Settled(completed=16)
+    assert len(made) == 1
 
 
 def test_an_async_actor_lives_on_the_event_loop_from_its_constructor_to_its_close(pictures: Pictures) -> None:

@@ -52,7 +52,7 @@ class Slots:
         self._on_loop = {label for label, function in functions.items() if is_async(function)}
         self._loop = _EventLoop(self._finish) if self._on_loop else None
         self._calls: dict[str, Any] = {}
-        self._actors: dict[str, Any] = {}
+        self._actors: dict[Work, tuple[str, Any]] = {}
         try:
             for label, function in functions.items():
                 self._calls[label] = self._ready(label, function)
@@ -61,11 +61,12 @@ class Slots:
             raise
 
     def _ready(self, label: str, function: Work) -> Any:
-        """What to call: of an actor's class, an instance."""
-        if is_actor(function):
-            self._actors[label] = self._where_it_runs(label, build, function, label)
-            return self._actors[label]
-        return function
+        """What to call: of an actor's class an instance, the same for all stages it is given for."""
+        if not is_actor(function):
+            return function
+        if function not in self._actors:
+            self._actors[function] = (label, self._where_it_runs(label, build, function, label))
+        return self._actors[function][1]
 
     def _where_it_runs(self, label: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """What `call` returns: on the event loop for an async actor, which may open there what it awaits later."""
@@ -128,7 +129,7 @@ class Slots:
     def close(self) -> None:
         """Close the actors and end the threads."""
         try:
-            for label, actor in self._actors.items():
+            for label, actor in self._actors.values():
                 if hasattr(actor, "close"):
                     self._where_it_runs(label, actor.close)
         finally:
