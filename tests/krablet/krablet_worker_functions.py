@@ -36,6 +36,7 @@ async def has_odd_number_later(rows, sleep_seconds=0.0):
 
 
 def crash_or_swallow_memory_on(rows, crash, swallow, most_mb=4000):
+    time.sleep(0.1)
     hoard = []
     while any(row["image_name"] == swallow for row in rows) and len(hoard) < most_mb // 10:
         hoard.append(b"x" * 10_000_000)

@@ -12,6 +12,7 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet.claims import Settled
+from pleinair.krablet.workers.turns import Turns
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.conftest import Pictures
 
@@ -36,7 +37,7 @@ def test_slots_of_a_function_run_side_by_side_in_threads(pictures: Pictures) -> 
 
 def test_slots_of_an_async_function_share_one_thread_and_few_connections(pictures: Pictures) -> None:
     pictures.add(400)
-    threads, connections, in_work, most = set(), [], 0, 0
+    threads, connections, settlements, in_work, most = set(), [], [], 0, 0
     others = pictures.sql("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")[0][0]
 
     async def fetch(rows: Rows) -> Rows:
@@ -52,11 +53,44 @@ def test_slots_of_an_async_function_share_one_thread_and_few_connections(picture
         in_work -= 1
         return all_true(rows)
 
-    assert krablet.work(pictures.ocr, fetch, slots=100, batches={"ocr": 4}) == Settled(completed=400)
+    settled = krablet.work(
+        pictures.ocr, fetch, slots=100, batches={"ocr": 4}, on_settled=lambda stage, part: settlements.append(part)
+    )
+    assert settled == Settled(completed=400)
     assert most > 60
+    assert len(settlements) < 50, "what ends together is settled together"
     assert len(threads) == 1
     assert threading.get_ident() not in threads
     assert connections[0] - others <= 2
+
+
+def test_never_more_batches_than_slots_are_in_work(pictures: Pictures) -> None:
+    pictures.add(20)
+    in_work, most = 0, 0
+
+    async def fetch(rows: Rows) -> Rows:
+        nonlocal in_work, most
+        in_work += 1
+        most = max(most, in_work)
+        await asyncio.sleep(0.02)
+        in_work -= 1
+        return all_true(rows)
+
+    assert krablet.work(pictures.ocr, fetch, slots=3, batches={"ocr": 1}).completed == 20
+    assert most == 3
+
+
+def test_a_stage_without_a_free_slot_is_passed_over_and_not_waited_for(pictures: Pictures) -> None:
+    measure = pictures.table.stage("measure", ready="length IS NULL", writes=["length"])
+    turns = Turns(lambda stage: stage is measure)
+    turns.cover([pictures.ocr, measure], pictures.database.shards)
+    post = turns.next()
+    assert post is not None
+    assert post.stage is measure
+    assert not turns.all_empty()
+    turns.found_none(post)
+    assert turns.all_empty()
+    assert turns.next() is post
 
 
 def test_rows_of_all_slots_are_kept_longer_than_their_lease(pictures: Pictures) -> None:
@@ -117,7 +151,7 @@ def test_sigterm_cancels_async_functions_and_gives_their_rows_back(pictures: Pic
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             cancelled.append(len(rows))
-            held_then += pictures.sql("SELECT count(ocr_token) FROM images")
+            held_then.extend(pictures.sql("SELECT count(ocr_token) FROM images"))
             raise
         return all_true(rows)
 
@@ -189,14 +223,17 @@ def test_slots_go_on_when_the_connection_is_cut(pictures: Pictures) -> None:
 
 
 def test_stages_that_feed_each_other_drain_together_on_shared_slots(pictures: Pictures) -> None:
-    pictures.add(50)
+    pictures.add(20)
     measure = pictures.table.stage("measure", ready="length IS NULL AND contains_text", writes=["length"], batch=3)
 
-    async def length(rows: Rows) -> Rows:
-        await asyncio.sleep(0.01)
+    async def slow(rows: Rows) -> Rows:
+        await asyncio.sleep(0.3)
+        return all_true(rows)
+
+    def length(rows: Rows) -> Rows:
         return [{"length": 1}] * len(rows)
 
-    assert krablet.work([measure, pictures.ocr], {"measure": length, "ocr": all_true}, slots=3).completed == 100
+    assert krablet.work([measure, pictures.ocr], {"measure": length, "ocr": slow}, slots=4).completed == 40
 
 
 def test_a_stage_with_slots_of_its_own_is_not_held_up_by_others(pictures: Pictures) -> None:

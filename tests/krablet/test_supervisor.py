@@ -109,19 +109,19 @@ def test_a_row_that_kills_its_worker_is_isolated_and_reported_as_stuck(
 def test_a_row_that_crashes_and_one_that_swallows_all_memory_take_no_row_of_other_slots_with_them(
     pictures: Pictures, functions_on_path: str
 ) -> None:
-    names = pictures.add(40)
+    names = pictures.add(24)
     stage = with_lease(pictures, 0.5)
     summary = krablet.run_workers(
         pictures.database.dsn,
-        [stage.spec(f"{functions_on_path}:crash_or_swallow_memory_on", crash=names[3], swallow=names[21])],
+        [stage.spec(f"{functions_on_path}:crash_or_swallow_memory_on", crash=names[3], swallow=names[9], batch=4)],
         processes=1,
         slots=3,
         memory_mb=300,
         interval_seconds=0.1,
         give_up_after=3,
     )
-    assert pictures.results() == {**expected(names), names[3]: None, names[21]: None}
-    assert {row.key for row in summary.stuck["images.ocr"]} == {names[3], names[21]}
+    assert pictures.results() == {**expected(names), names[3]: None, names[9]: None}
+    assert {row.key for row in summary.stuck["images.ocr"]} == {names[3], names[9]}
     assert 4 <= summary.deaths <= 8
     assert summary.retired == 0
 
