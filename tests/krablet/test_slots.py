@@ -76,8 +76,32 @@ def test_never_more_batches_than_slots_are_in_work(pictures: Pictures) -> None:
         in_work -= 1
         return all_true(rows)
 
-    assert krablet.work(pictures.ocr, fetch, slots=3, batches={"ocr": 1}).completed == 20
+    assert krablet.work(pictures.ocr, fetch, slots=3, batches={"ocr": 2}).completed == 20
     assert most == 3
+
+
+def test_nothing_runs_beside_a_row_whose_worker_died_twice(pictures: Pictures) -> None:
+    suspects = pictures.add(3, start=100)
+    for _ in range(2):
+        assert pictures.ocr.claim() is not None
+        pictures.expire_leases()
+    pictures.add(20)
+    pictures.add(20, start=200)
+    in_work: set[object] = set()
+    beside: dict[object, set[object]] = {}
+
+    async def fetch(rows: Rows) -> Rows:
+        names = {row["image_name"] for row in rows}
+        in_work.update(names)
+        before = set(in_work)
+        await asyncio.sleep(0.05)
+        beside.update(dict.fromkeys(names, before | in_work))
+        in_work.difference_update(names)
+        return all_true(rows)
+
+    assert krablet.work(pictures.ocr, fetch, slots=4, batches={"ocr": 2}).completed == 43
+    assert [beside[name] for name in suspects] == [{name} for name in suspects]
+    assert max(map(len, beside.values())) > 2
 
 
 def test_a_stage_without_a_free_slot_is_passed_over_and_not_waited_for(pictures: Pictures) -> None:
