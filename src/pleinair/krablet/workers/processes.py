@@ -39,14 +39,14 @@ class Pool:
 
     def __init__(
         self,
-        job: bytes,
+        job: Mapping[str, object],
         processes: int,
         grace_seconds: float,
         max_deaths: int,
         memory_mb: float | None,
         report: Callable[[str, int, int], None],
     ) -> None:
-        self._job = job
+        self._job = json.dumps(job).encode() + b"\n"
         self._processes = processes
         self._grace_seconds = grace_seconds
         self._max_deaths = max_deaths

@@ -7,7 +7,6 @@ not waited for: they stay in their queue, are reported as stuck, and the next ru
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -57,12 +56,7 @@ def run_workers(
     without completing a row, when a function cannot be imported or an actor built, or when Postgres stays away for
     `patience_seconds`.
     """
-    for name, number in (("processes", processes), ("slots", slots)):
-        if number < 1:
-            raise ConfigError(f"{name} is {number}: give 1 or more")
-    if idle not in ("exit", "wait"):
-        raise ConfigError(f"idle is {idle!r}: use 'exit' or 'wait'")
-    check_ceiling(memory_mb)
+    _check(processes, slots, memory_mb, idle)
     shards = _shards(database, patience_seconds)
     try:
         opened = [load_stage(load_table(shards, spec.table), spec.stage) for spec in stages]
@@ -70,22 +64,38 @@ def run_workers(
             stage.retry()
         tally = Tally(opened)
         job = {
-            "dsn": shards.catalog.dsn,
-            "home": None if isinstance(database, str) or database.directory is None else str(database.directory),
-            "secrets": {} if isinstance(database, str) else database.secrets,
+            **_places(database, shards),
             "stages": [asdict(spec) for spec in stages],
-            "path": sys.path,
             "slots": slots,
             "memory_mb": memory_mb,
             "patience_seconds": patience_seconds,
         }
-        order = json.dumps(job).encode() + b"\n"
-        with Pool(order, processes, grace_seconds, max_deaths, memory_mb, tally.add) as pool:
+        with Pool(job, processes, grace_seconds, max_deaths, memory_mb, tally.add) as pool:
             _supervise(shards, opened, pool, tally, on_progress, stop, give_up_after, interval_seconds, idle == "wait")
         stuck = {stage.label: stage.stuck(attempts=give_up_after) for stage in opened}
         return tally.summary(stuck, pool.deaths, pool.retired)
     finally:
         shards.close()
+
+
+def _check(processes: int, slots: int, memory_mb: float | None, idle: str) -> None:
+    for name, number in (("processes", processes), ("slots", slots)):
+        if number < 1:
+            raise ConfigError(f"{name} is {number}: give 1 or more")
+    if idle not in ("exit", "wait"):
+        raise ConfigError(f"idle is {idle!r}: use 'exit' or 'wait'")
+    check_ceiling(memory_mb)
+
+
+def _places(database: str | Database, shards: Shards) -> dict[str, object]:
+    """What a worker process needs to find the servers, and the modules that can be imported here."""
+    given = database if isinstance(database, Database) else None
+    return {
+        "dsn": shards.catalog.dsn,
+        "home": None if given is None or given.directory is None else str(given.directory),
+        "secrets": {} if given is None else given.secrets,
+        "path": sys.path,
+    }
 
 
 def _shards(database: str | Database, patience_seconds: float) -> Shards:
