@@ -128,6 +128,18 @@ def test_a_shard_is_drained_and_removed(three: list[str]) -> None:
             moves.remove_shard(database.shards, 0)
 
 
+def test_rows_claimed_on_a_shard_that_is_then_removed_are_completed_where_they_are(three: list[str]) -> None:
+    with krablet.connect(three[:2]) as database:
+        pictures = pictures_in(database)
+        pictures.add(100)
+        claims = [claim for claim in iter(lambda: pictures.ocr.claim(50), None) if claim.shard == 1]
+        moves.drain(database.shards, 1)
+        moves.remove_shard(database.shards, 1)
+        assert pictures.ocr.renew(claims[0]) == len(claims[0])
+        done = [pictures.ocr.complete(claim, [YES] * len(claim)) for claim in claims]
+        assert [settled.completed for settled in done] == [len(claim) for claim in claims]
+
+
 def test_a_server_of_another_warehouse_or_given_twice_is_refused(three: list[str]) -> None:
     with krablet.connect(three[2]) as other:
         pictures_in(other)
@@ -219,16 +231,16 @@ def test_slots_move_to_and_fro_while_writers_and_workers_go_on(three: list[str])
                     table.upsert({"image_name": name, "length": number} for name in some)
                     written.update(dict.fromkeys(some, number))
 
-        def work() -> None:
+        def work(slots: int) -> None:
             with krablet.connect(three[0]) as another:
                 [ocr] = another.declared_stages()
-                krablet.work(ocr, lambda rows: [YES] * len(rows), idle="wait", stop=stop.is_set)
+                krablet.work(ocr, lambda rows: [YES] * len(rows), slots=slots, idle="wait", stop=stop.is_set)
 
         threads = [
             guarded(lambda: write(1, names[:200])),
             guarded(lambda: write(2, names[200:])),
-            guarded(work),
-            guarded(work),
+            guarded(lambda: work(1)),
+            guarded(lambda: work(5)),
         ]
         for thread in threads:
             thread.start()

@@ -214,7 +214,8 @@ def _settle_part(shard: Shard, part: Settlement) -> Settled:
 
 def settle(shards: Shards, settling: Settlement) -> Settled:
     """Settle a claim wherever its rows are now."""
-    settled = exchange(shards[settling.claim.shard], settling)[0]
+    shard = shards.find(settling.claim.shard)
+    settled = Settled(lost=len(settling.claim)) if shard is None else exchange(shard, settling)[0]
     return settled if settled.lost == 0 else settle_again(shards, settling, settled)
 
 
@@ -234,7 +235,8 @@ def settle_again(shards: Shards, settling: Settlement, settled: Settled) -> Sett
 
 def on_holders(shards: Shards, stage: Stage, claim: Claim, action: Callable[[Connection, Stage, Claim], int]) -> int:
     """The rows of a claim that `action` found, on the shard they were claimed on and where they moved since."""
-    found = shards[claim.shard].session.run(lambda connection: action(connection, stage, claim))
+    shard = shards.find(claim.shard)
+    found = 0 if shard is None else shard.session.run(lambda connection: action(connection, stage, claim))
     if found < len(claim):
         for number, places in moved_from(shards, claim).items():
             moved = claim.at(places)
@@ -244,7 +246,7 @@ def on_holders(shards: Shards, stage: Stage, claim: Claim, action: Callable[[Con
 
 def moved_from(shards: Shards, claim: Claim) -> dict[int, list[int]]:
     """Places of a claim's rows that live on another shard than they were claimed on, by that shard; waits for moves."""
-    if len(shards) == 1:
+    if len(shards) == 1 and shards.find(claim.shard):
         return {}
     shards.settled()
     return {number: places for number, places in shards.route(claim.keys).items() if number != claim.shard}
@@ -408,3 +410,10 @@ def renew_lease(connection: Connection, stage: Stage, claim: Claim) -> int:
 def release_rows(connection: Connection, stage: Stage, claim: Claim) -> int:
     statement = query("claims", "release_rows").format(**stage.identifiers)
     return connection.execute(statement, {"keys": claim.keys, "token": claim.token}).rowcount
+
+
+def held_by_dead(connection: Connection, stage: Stage, claim: Claim) -> bool:
+    """Whether the worker that held the first row of a claim before died or hung."""
+    statement = query("claims", "held_by_dead").format(**stage.identifiers)
+    found = connection.execute(statement, {"key": claim.keys[0], "token": claim.token}).fetchone()
+    return found == (True,)

@@ -121,6 +121,10 @@ class Shards:
     def __getitem__(self, number: int) -> Shard:
         return self._shards[number]
 
+    def find(self, number: int) -> Shard | None:
+        """The shard of that number; None when it was removed."""
+        return self._shards.get(number)
+
     def reload(self) -> None:
         """Read shards and slot map from the catalog; sessions of shards that stay are kept."""
         self._adopt(self.catalog.run(_load))
