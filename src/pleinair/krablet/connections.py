@@ -86,6 +86,14 @@ def explained(error: psycopg.Error, dsn: str) -> DatabaseError:
     return DatabaseError(f"Postgres went away ({where}): {reason}; see its log, then run this again")
 
 
+def not_allowed(error: psycopg.Error, dsn: str) -> DatabaseError:
+    """What a login may not do, as one sentence."""
+    return DatabaseError(
+        f"this login may not do that ({describe(dsn)}): {str(error).splitlines()[0]}; connect as the owner of the "
+        "tables, or let the owner give this one its rights with 'pleinair krablet role create'"
+    )
+
+
 def _is_outage(error: psycopg.Error, connection: Connection) -> bool:
     return isinstance(error, _OUTAGES) or connection.broken or connection.closed
 

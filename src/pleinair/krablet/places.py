@@ -16,7 +16,7 @@ from pleinair.krablet.postgres.embedded import EmbeddedServer, open_server, runn
 from pleinair.records.errors import DatabaseError
 
 _EMBEDDED = "embedded:"
-_SECRET = ("password", "sslpassword")
+_SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
 _SHARED = ("user", "password", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword")
 """What a shard's DSN takes from the first one's where it says nothing itself."""
 
