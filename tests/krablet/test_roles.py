@@ -307,7 +307,7 @@ def test_the_funnel_service_runs_under_the_funnels_login(warehouse: Warehouse, t
     )
     with Service(warehouse.dsn_of("funnel"), f"unix:{tmp_path}/f") as service:
         with FunnelClient(service.address, token=TOKEN) as client:
-            for done in [client.submit("counters", {"name": "a", "hits": 1}) for _ in range(50)]:
+            for done in [client.upsert("counters", {"name": "a", "hits": 1}) for _ in range(50)]:
                 done.result(30)
         assert service.stop() == 0
     assert next(counters.read()).to_pylist() == [{"name": "a", "hits": 50}]
@@ -399,6 +399,7 @@ def test_roles_are_made_on_every_server_and_on_those_that_join_later(
             with krablet.connect(conninfo.make_conninfo(dsns[0], user=f"w_{tag}")) as theirs:
                 stage = theirs.declared_stages()[0]
                 assert krablet.work(stage, lambda rows: [YES] * len(rows)).completed == 90
+                assert theirs.shards.each(lambda connection: connection.info.user) == [f"w_{tag}"] * 3
         assert main(["krablet", "role", "list", "--dsn", dsns[0]]) == 0
         assert capsys.readouterr().out.count(f"w_{tag}") == 4, "created once, and listed on three servers"
         for place in range(3):

@@ -35,9 +35,12 @@ class Database:
         self.servers = [] if server is None else [server]
         self.secrets = dict(secrets or {})
         self.session = Session(dsn, revive=None if server is None else server.ensure_running)
-        self.shards = Shards(
-            self.session, opener(dsn, self.directory, attach=self.servers.append, secrets=self.secrets), resume_moves
-        )
+        open_place = opener(dsn, self.directory, attach=self.servers.append, secrets=self.secrets)
+        try:
+            self.shards = Shards(self.session, open_place, resume_moves)
+        except BaseException:
+            self.session.close()
+            raise
 
     @property
     def directory(self) -> Path | None:

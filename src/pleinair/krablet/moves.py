@@ -23,6 +23,7 @@ from psycopg import sql
 
 from pleinair.krablet.connections import Connection, Session, open_connection
 from pleinair.krablet.migrations import ensure_catalog
+from pleinair.krablet.places import public_place
 from pleinair.krablet.queries import comma_separated, query
 from pleinair.krablet.roles import create_role, list_roles
 from pleinair.krablet.shards import NUM_SLOTS, Shard, Shards, slot_bits
@@ -58,7 +59,7 @@ class Move:
 
 def join_shards(shards: Shards, places: Sequence[str]) -> list[Shard]:
     """Take servers in; without rows in the warehouse it is spread over all, else they join empty. The new ones."""
-    known = set(shards.places())
+    known = set(map(public_place, shards.places()))
     new = [place for place in places if place not in known]
     if not new:
         return []

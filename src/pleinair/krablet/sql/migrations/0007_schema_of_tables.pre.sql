@@ -14,8 +14,7 @@ BEGIN
         FROM pg_class
         WHERE relnamespace = 'pleinair'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'S')
           AND relname <> ALL ('{migrations,tables,stages,claim_tokens,here,shards,slots,moves,changes,workers,work_log}')
-          AND relname <> ALL ('{funnel_clients,funnel_failures}')
-          AND relname <> ALL ('{pluck_tokens,pluck_jobs,pluck_batches,pluck_errors,pluck_refusals}')
+          AND (relname !~ '^(funnel|pluck)_' OR relname IN (SELECT name FROM pleinair.tables))
           AND relname NOT IN (SELECT 'incoming_' || name FROM pleinair.tables)
           AND to_regclass(format('public.%I', relname)) IS NULL
           -- A sequence that belongs to a column moves with its table.
@@ -28,7 +27,8 @@ BEGIN
     FOR theirs IN
         SELECT oid::regprocedure AS signature FROM pg_proc
         WHERE pronamespace = 'pleinair'::regnamespace AND prokind IN ('f', 'p')
-          AND proname <> ALL ('{retry_delay,slot_of,note_change,require_slots,allow_claim,throughput,funnel_advance}')
+          AND proname !~ '^(funnel|pluck)_'
+          AND proname <> ALL ('{retry_delay,slot_of,note_change,require_slots,allow_claim,throughput}')
     LOOP
         EXECUTE format('ALTER ROUTINE %s SET SCHEMA public', theirs.signature);
     END LOOP;
