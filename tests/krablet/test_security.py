@@ -18,6 +18,7 @@ from psycopg import conninfo
 from pleinair import krablet
 from pleinair.cli.main import main
 from pleinair.krablet.connections import Session
+from pleinair.krablet.funnel.client import ClientSettings
 from pleinair.krablet.funnel.funnel import Funnel
 from pleinair.krablet.funnel.service import ServiceSettings
 from pleinair.krablet.reading.pools import ReadPools
@@ -184,15 +185,16 @@ def test_no_service_and_no_worker_shows_a_password(
 
 
 def test_no_object_shows_a_password_when_it_is_printed(server: SecureServer) -> None:
+    client = ClientSettings(token=PASSWORD)
     with (
         krablet.connect(server.dsn()) as database,
         ReadPools(database.shards.dsns) as pools,
         Funnel(database.session) as funnel,
     ):
-        settings = ServiceSettings(listen="unix:/tmp/x", token=PASSWORD)
         shown = [database, database.session, database.shards, *database.shards.all, pools, *pools.shards, funnel]
-        assert "canary" not in repr([*shown, settings, *database.declared_stages()])
-        assert "canary" not in "".join(map(str, [*shown, settings]))
+        shown += [ServiceSettings(listen="unix:/tmp/x", token=PASSWORD), client, client.link()]
+        assert "canary" not in repr(shown)
+        assert "canary" not in "".join(map(str, shown))
 
 
 @pytest.mark.parametrize(
