@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import conninfo
+from psycopg import conninfo, sql
 
 from pleinair import krablet
 from pleinair.cli.main import main
@@ -27,6 +26,7 @@ from pleinair.krablet.moves import rebalance
 from pleinair.krablet.pluck import pluck
 from pleinair.krablet.pluck.signing import load_key, write_keys
 from pleinair.krablet.pluck.worker import Worker, WorkerSettings
+from pleinair.krablet.queries import query
 from pleinair.krablet.roles import KINDS, Kind, list_roles
 from pleinair.krablet.watching.gauges import Watcher
 from pleinair.krablet.watching.work_log import WorkLog
@@ -407,45 +407,24 @@ def test_roles_are_made_on_every_server_and_on_those_that_join_later(
         admin.execute(f"DROP ROLE w_{tag}")
 
 
-def test_a_worker_writes_rows_whose_slots_move(postgres: krablet.Database) -> None:
-    """The trigger that notes changes runs with the worker's rights."""
-    tag = uuid.uuid4().hex[:8]
-    dsns = [postgres.dsn.replace("/postgres?", f"/moving_{tag}_{place}?") for place in range(2)]
-    with postgres.connection() as admin:
-        for place in range(2):
-            admin.execute(f"CREATE DATABASE moving_{tag}_{place}")
-        with krablet.connect(dsns[0]) as database:
-            images = declare(database)
-            images.upsert({"image_name": f"picture-{number}"} for number in range(400))
-            database.create_role("worker", f"w_{tag}")
-            database.add_server(dsns[1])
-            command = [sys.executable, "-c", WORK, conninfo.make_conninfo(dsns[0], user=f"w_{tag}")]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as working:
-                while images.count("contains_text") < 20 and working.poll() is None:
-                    time.sleep(0.02)
-                rebalance(database.shards)
-                told, _ = working.communicate(timeout=60)
-                assert (working.returncode, told) == (0, "400\n")
-            assert images.count("contains_text") == 400
-        for place in range(2):
-            admin.execute(f"DROP DATABASE moving_{tag}_{place} WITH (FORCE)")
-        admin.execute(f"DROP ROLE w_{tag}")
-
-
-WORK = """
-import sys, time
-from pleinair import krablet
-
-def slowly(rows):
-    time.sleep(0.01)
-    return [{"contains_text": True}] * len(rows)
-
-with krablet.connect(sys.argv[1]) as database:
-    stage, done = database.declared_stages()[0], 0
-    while stage.depth().pending:
-        done += krablet.work(stage, slowly).completed
-print(done)
-"""
+@pytest.mark.parametrize(("kind", "write"), [("worker", claim), ("funnel", flush_a_funnel), ("pluck", upsert)])
+def test_those_who_write_rows_may_do_so_while_slots_move(warehouse: Warehouse, kind: str, write: Operation) -> None:
+    """The trigger that notes changes runs with their rights."""
+    parts = {
+        "table": sql.Identifier("images"), "key": sql.Identifier("image_name"), "key_name": sql.Literal("image_name"),
+        "slots": sql.Literal(list(range(1024))),
+    }  # fmt: skip
+    noted = "SELECT count(*) > 0 FROM pleinair.changes"
+    with warehouse.database("owner").connection() as owner:
+        owner.execute(query("shards", "create_watch").format(**parts))
+        try:
+            warehouse.add_rows()
+            owner.execute(query("shards", "forget_changes"))
+            write(warehouse, kind)
+            assert owner.execute(noted).fetchone() == (True,)
+        finally:
+            owner.execute(query("shards", "drop_watch").format(**parts))
+            owner.execute(query("shards", "forget_changes"))
 
 
 def test_a_condition_of_pluck_reads_no_more_than_its_login(warehouse: Warehouse) -> None:
