@@ -288,7 +288,7 @@ def test_a_worker_process_works_under_the_workers_login(warehouse: Warehouse, fu
     table.upsert({"image_name": name} for name in names)
     spec = stage.spec(f"{functions_on_path}:has_odd_number")
     summary = krablet.run_workers(warehouse.dsn_of("worker"), [spec], processes=1, interval_seconds=0.1)
-    assert (summary.completed, summary.deaths) == ({"later.ocr": 60}, 0), "a table declared after the role was made"
+    assert (summary.stuck, summary.deaths) == ({"later.ocr": []}, 0), "a table declared after the role was made"
     read = [row for batch in table.read(columns=["image_name", "contains_text"]) for row in batch.to_pylist()]
     assert {row["image_name"]: row["contains_text"] for row in read} == {
         name: int(name[-5:]) % 2 == 1 for name in names

@@ -82,7 +82,8 @@ def test_the_password_may_come_from_the_environment_also_for_worker_processes(
     with krablet.connect(server.dsn(password="")) as database:
         stage = declare(database, rows=20)
         spec = stage.spec(f"{functions_on_path}:has_odd_number")
-        assert krablet.run_workers(database, [spec], processes=1, interval_seconds=0.1).completed == {"images.ocr": 20}
+        assert krablet.run_workers(database, [spec], processes=1, interval_seconds=0.1).deaths == 0
+        assert stage.depth().pending == 0
 
 
 def test_the_password_may_come_from_a_file(
@@ -147,7 +148,9 @@ def test_no_command_prints_a_password(
     }.items():  # fmt: skip
         assert "canary" not in text, place
     with krablet.connect(server.dsn(user="w", password=ROLES_PASSWORD)) as theirs:
-        assert theirs.declared_stages()[0].claim(1) is not None, "the password was set all the same"
+        ours = theirs.declared_stages()[0].claim(1)
+        assert ours is not None, "the password was set all the same"
+        assert theirs.declared_stages()[0].release(ours) == 1
         logins = theirs.shards.each(lambda connection: connection.info.user)
     assert logins == ["w", "w"], "also on the shard that the owner took in"
 
