@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pleinair.cli.main import main
-from pleinair.cli.pluck import dsns
 from tests.krablet.pluck_jobs_of_tests import Numbers, double, wait_until
 
 
@@ -22,12 +21,6 @@ def test_key_writes_one_file_or_a_pair(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == f"{one}\n{pair}\n{pair}.pub\n"
     assert main(["krablet", "key", str(one)]) == 1
     assert "exists: choose another file" in capsys.readouterr().err
-
-
-def test_connection_strings_may_come_from_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "shards"
-    file.write_text("postgresql://a\n\n postgresql://b \n")
-    assert dsns([f"@{file}", "postgresql://c"]) == ["postgresql://a", "postgresql://b", "postgresql://c"]
 
 
 def test_a_worker_does_signed_jobs_until_it_is_told_to_stop(numbers: Numbers, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pleinair.cli.dsns import one
+
 if TYPE_CHECKING:
     from pleinair.cli.progress import ProgressLine
     from pleinair.curation import StageDrops
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_warehouse_options(parser: argparse.ArgumentParser) -> None:
     """Options that say where the warehouse is."""
-    parser.add_argument("--dsn", help="Postgres to use, e.g. postgresql://user@host/db (default: an embedded one)")
+    parser.add_argument(
+        "--dsn", type=one, help="Postgres to use, e.g. postgresql://user@host/db (default: an embedded one)"
+    )
     from pleinair.cli.places import data_home
 
     parser.add_argument(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pleinair.cli.dsns import HOW, several
+
 if TYPE_CHECKING:
     from pleinair.krablet import Database, Stage
 
@@ -16,7 +18,7 @@ WIDEST_CELL = 60
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the noun `krablet` and its verbs."""
-    from pleinair.cli import funnel, pluck, rpc, shards, watch, worker
+    from pleinair.cli import funnel, pluck, roles, rpc, shards, watch, worker
 
     noun = subparsers.add_parser("krablet", help="the warehouse that is the queue: start, stop, look")
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -45,6 +47,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     rpc.register(verbs)
     funnel.register(verbs)
     shards.register(verbs)
+    roles.register(verbs)
     watch.register(verbs)
     pluck.register(verbs)
     worker.register(verbs)
@@ -62,18 +65,24 @@ def add_directory(parser: argparse.ArgumentParser) -> None:
 
 def add_database(parser: argparse.ArgumentParser) -> None:
     """Add --dsn and --directory."""
-    told = "a Postgres of your own: postgresql://user@host:5432/database; once per shard, the catalog's first"
-    parser.add_argument("--dsn", action="append", help=told)
+    told = f"a Postgres of your own: postgresql://user@host:5432/database; once per shard, the catalog's first; {HOW}"
+    parser.add_argument("--dsn", action="extend", type=several, help=told)
     add_directory(parser)
 
 
 @contextmanager
 def opened(args: argparse.Namespace) -> Iterator[Database]:
     """The warehouse the options name."""
+    from psycopg.errors import InsufficientPrivilege
+
     from pleinair import krablet
+    from pleinair.krablet.connections import not_allowed
 
     with krablet.connect(args.dsn, directory=args.directory) as database:
-        yield database
+        try:
+            yield database
+        except InsufficientPrivilege as error:
+            raise not_allowed(error, database.dsn) from error
 
 
 def _up(args: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pleinair.cli.dsns import HOW, several
+
 if TYPE_CHECKING:
     from pleinair.krablet.pluck.runner import Confinement
 
@@ -24,7 +26,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     key.set_defaults(run=_key)
     worker = verbs.add_parser("pluck-worker", help="do signed jobs of pluck until stopped")
     worker.add_argument(
-        "--dsn", action="append", required=True, help="a shard's connection string, or @FILE with one a line; repeat"
+        "--dsn", action="extend", type=several, required=True, help=f"a shard's connection string; repeat; {HOW}"
     )
     worker.add_argument(
         "--key-file", action="append", type=Path, required=True, help="do jobs signed with this key; repeat"
@@ -59,7 +61,7 @@ def _worker(args: argparse.Namespace) -> int:
     hide_memory()
     memory = None if args.memory_gib is None else int(args.memory_gib * GIB)
     order = worker_order(
-        {str(place): dsn for place, dsn in enumerate(dsns(args.dsn))},
+        {str(place): dsn for place, dsn in enumerate(args.dsn)},
         [load_key(path) for path in args.key_file],
         confinement=confinement,
         most=replace(NO_LIMITS, memory_bytes=memory, call_seconds=args.call_seconds),
@@ -80,15 +82,6 @@ def _worker(args: argparse.Namespace) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def dsns(given: list[str]) -> list[str]:
-    """Connection strings as given, those of @FILE read from it: a command line can be read by every user."""
-    listed: list[str] = []
-    for text in given:
-        lines = Path(text[1:]).read_text("utf-8").splitlines() if text.startswith("@") else [text]
-        listed += [line.strip() for line in lines if line.strip()]
-    return listed
 
 
 def _confinement(args: argparse.Namespace) -> Confinement:

@@ -1,24 +1,25 @@
-"""`pleinair krablet rpc` and `pleinair krablet reader`: the read service, and the role it logs in with."""
+"""`pleinair krablet rpc`: the read service."""
 
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
 import signal
 import threading
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
+from pleinair.cli.dsns import HOW, several
 from pleinair.cli.krablet import add_directory
 from pleinair.records.errors import ConfigError
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verbs `rpc` and `reader` below `krablet`."""
+    """Add the verb `rpc` below `krablet`."""
     rpc = verbs.add_parser("rpc", help="serve reads of all shards to other programs and machines")
     rpc.add_argument("--listen", default="127.0.0.1:8815", help="HOST:PORT; port 0 takes a free one (%(default)s)")
-    rpc.add_argument("--dsn", action="append", help="a shard, with the login of a reader; repeat it per shard")
+    told = f"a shard, with the login of a reader; repeat it per shard; {HOW}"
+    rpc.add_argument("--dsn", action="extend", type=several, help=told)
     add_directory(rpc)
     rpc.add_argument("--token-file", type=Path, help="who may read: tokens, one a line; read again when it changes")
     rpc.add_argument("--tls-cert", type=Path, help="the certificate of this service, PEM")
@@ -30,11 +31,6 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     rpc.add_argument("--max-seconds", type=float, default=600.0, help="how long one read may take (%(default)s)")
     rpc.add_argument("--drain-seconds", type=float, default=30.0, help="how long SIGTERM waits for reads (%(default)s)")
     rpc.set_defaults(run=run_rpc)
-    reader = verbs.add_parser("reader", help="make the role that only reads, for the read service")
-    reader.add_argument("--dsn", action="append", required=True, help="a shard, with the login of the tables' owner")
-    reader.add_argument("--role", default="pleinair_reader", help="its name (%(default)s)")
-    reader.add_argument("--password-file", type=Path, help="where its password stands; asked for otherwise")
-    reader.set_defaults(run=run_reader)
 
 
 def run_rpc(args: argparse.Namespace) -> int:
@@ -86,26 +82,3 @@ def _embedded_readers(stack: ExitStack, directory: Path) -> list[str]:
     database = stack.enter_context(krablet.connect(directory=directory))
     database.shards.each(make_reader)
     return [conninfo.make_conninfo(dsn, user=READER) for dsn in database.shards.dsns]
-
-
-def run_reader(args: argparse.Namespace) -> int:
-    """Make the role on every shard."""
-    from pleinair.krablet.connections import describe, open_connection
-    from pleinair.krablet.reading.reader import make_reader
-
-    password = _password(args)
-    for dsn in args.dsn:
-        with closing(open_connection(dsn)) as connection:
-            make_reader(connection, args.role, password or None)
-        print(f"{args.role} may read all tables of {describe(dsn)}")
-    return 0
-
-
-def _password(args: argparse.Namespace) -> str:
-    if args.password_file is None:
-        return getpass.getpass(f"password of {args.role} (empty: leave it): ")
-    try:
-        text: str = args.password_file.read_text()
-    except OSError as error:
-        raise ConfigError(f"{args.password_file} cannot be read: {error.strerror}; correct --password-file") from error
-    return text.strip()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pleinair.cli.dsns import one
 from pleinair.cli.krablet import add_database, opened, print_table
 from pleinair.cli.progress import ProgressLine
 
@@ -31,7 +32,9 @@ def register(verbs: Any) -> None:
         add_database(action)
         action.set_defaults(run=function)
         if function is _add:
-            action.add_argument("--server", metavar="DSN", help="the new server; default: another embedded one")
+            action.add_argument(
+                "--server", metavar="DSN", type=one, help="the new server or @FILE; default: another embedded one"
+            )
         if function in (_drain, _remove):
             action.add_argument("number", type=int, help="the server's number, as `shards` prints it")
     migrate = verbs.add_parser("migrate", help="run a file of SQL once on every server, one transaction each")

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pleinair.cli.dsns import HOW, several
 from pleinair.cli.krablet import add_directory, print_table
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def register_sql(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     sql.add_argument(
         "--dsn",
-        action="append",
-        help="a Postgres of your own: postgresql://user@host:5432/database; repeat it per shard",
+        action="extend",
+        type=several,
+        help=f"a Postgres of your own: postgresql://user@host:5432/database; repeat it per shard; {HOW}",
     )
     add_directory(sql)
     sql.add_argument(

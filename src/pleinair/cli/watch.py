@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -149,11 +151,12 @@ def _metrics(args: argparse.Namespace) -> int:
         def text() -> str:
             return metrics_text(watcher.look(), shard_statuses(database.shards, lambda shard: shard.where))
 
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         server = serve_metrics(host, int(port), text)
-        print(f"metrics: http://{args.listen}/metrics", flush=True)
-        try:
-            while True:
-                time.sleep(3600)
-        finally:
-            server.shutdown()
-            server.server_close()
+        print(f"metrics: http://{host}:{server.server_address[1]}/metrics", flush=True)
+        stop.wait()
+        server.shutdown()
+        server.server_close()
+    return 0

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ class Workspace:
     run_dir: Path
     home: Path
     cache: Path
-    dsn: str | None
+    dsn: str | None = field(repr=False)
     processes: int
     from_scratch: bool
     overrides: tuple[str, ...]

@@ -33,13 +33,22 @@ _OUTAGES = (
     errors.DiskFull,
 )
 # A failed connection carries no SQLSTATE, only text; what is not among these may pass (starting up, refused, too many).
-_PERMANENT = (
-    "authentication failed",
-    "does not exist",
-    "no pg_hba.conf entry",
-    "no password supplied",
-    "not permitted",
-)
+_CORRECT = "correct the DSN"
+_AUTHENTICATE = "give its CA as sslrootcert, and as host the name in its certificate"
+_PERMANENT = {
+    "certificate verify failed": f"the server is not known to be the one you mean: {_AUTHENTICATE}",
+    "does not match host name": f"the server is not the one you mean: {_AUTHENTICATE}",
+    "root certificate file": f"the server cannot be told from others: {_AUTHENTICATE}",
+    "no encryption": "the server wants TLS: give sslmode=verify-full and its CA as sslrootcert",
+    "does not support SSL": "the server speaks no TLS: set ssl = on there",
+    "password authentication failed": "correct user or password",
+    "no password supplied": "give it in $PGPASSWORD, in ~/.pgpass or in the DSN",
+    "no pg_hba.conf entry": "let this user and address in there, or correct the DSN",
+    "authentication failed": _CORRECT,
+    "does not exist": _CORRECT,
+    "not permitted": _CORRECT,
+}
+"""What may be read in the message, and what to do about it; the first that fits counts."""
 
 
 class UnreachableError(DatabaseError):
@@ -71,8 +80,9 @@ def open_connection(dsn: str, application: str = "pleinair") -> Connection:
         return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=application)
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
-        if any(phrase in reason for phrase in _PERMANENT):
-            raise DatabaseError(f"Postgres refuses this login ({where}): {reason}; correct the DSN") from error
+        for phrase, remedy in _PERMANENT.items():
+            if phrase in reason:
+                raise DatabaseError(f"Postgres refuses this login ({where}): {reason}; {remedy}") from error
         raise UnreachableError(
             f"Postgres cannot be reached ({where}): {reason}; start the server or correct host and port of the DSN"
         ) from error
@@ -84,6 +94,14 @@ def explained(error: psycopg.Error, dsn: str) -> DatabaseError:
     if isinstance(error, errors.DiskFull):
         return DatabaseError(f"the disk of Postgres is full ({where}): {reason}; free space and run this again")
     return DatabaseError(f"Postgres went away ({where}): {reason}; see its log, then run this again")
+
+
+def not_allowed(error: psycopg.Error, dsn: str) -> DatabaseError:
+    """What a login may not do, as one sentence."""
+    return DatabaseError(
+        f"this login may not do that ({describe(dsn)}): {str(error).splitlines()[0]}; connect as the owner of the "
+        "tables, or let the owner give this one its rights with 'pleinair krablet role create'"
+    )
 
 
 def _is_outage(error: psycopg.Error, connection: Connection) -> bool:

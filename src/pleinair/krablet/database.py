@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pleinair.krablet.connections import Connection, Session, describe, open_connection
-from pleinair.krablet.migrations import apply, catalog_exists
+from pleinair.krablet.migrations import apply, catalog_exists, ensure_catalog
 from pleinair.krablet.moves import join_shards, resume_moves
 from pleinair.krablet.places import embedded_place, opener, public_place
 from pleinair.krablet.postgres.embedded import EmbeddedServer, open_server
 from pleinair.krablet.queries import query
+from pleinair.krablet.roles import Kind, create_role
 from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import Stage
 from pleinair.krablet.tables import Table, create_table, load_stage, load_table
@@ -34,9 +35,12 @@ class Database:
         self.servers = [] if server is None else [server]
         self.secrets = dict(secrets or {})
         self.session = Session(dsn, revive=None if server is None else server.ensure_running)
-        self.shards = Shards(
-            self.session, opener(dsn, self.directory, attach=self.servers.append, secrets=self.secrets), resume_moves
-        )
+        open_place = opener(dsn, self.directory, attach=self.servers.append, secrets=self.secrets)
+        try:
+            self.shards = Shards(self.session, open_place, resume_moves)
+        except BaseException:
+            self.session.close()
+            raise
 
     @property
     def directory(self) -> Path | None:
@@ -84,6 +88,16 @@ class Database:
         Interrupted, it goes on with the shards that are left when it is called again under the same name.
         """
         return sum(self.shards.each(lambda connection: apply(connection, name, text)))
+
+    def create_role(self, kind: Kind, role: str, password: str | None = None) -> None:
+        """Make a login of this kind on every shard, with exactly its rights; see `krablet.roles`. May be repeated."""
+
+        def create(connection: Connection) -> None:
+            if kind != "owner":
+                ensure_catalog(connection)
+            create_role(connection, kind, role, password)
+
+        self.shards.each(create)
 
     def table(
         self, name: str, *, key: str, columns: Mapping[str, str], merge: Mapping[str, str] | None = None

@@ -13,8 +13,12 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-from pleinair.krablet.connections import Connection
+import psycopg
+
+from pleinair.krablet.connections import Connection, describe
 from pleinair.krablet.queries import query
+from pleinair.krablet.roles import grant_roles
+from pleinair.records.errors import DatabaseError
 
 Kind = Literal["pre", "post"]
 
@@ -33,10 +37,20 @@ def catalog_exists(connection: Connection) -> bool:
 
 
 def ensure_catalog(connection: Connection) -> None:
-    """Bring the catalog of this server to today's form; costs one query when it is."""
-    if not packaged("pre").keys() <= applied(connection):
+    """Bring the catalog of this server to today's form; costs one query when it is. Raises DatabaseError if not allowed."""
+    if packaged("pre").keys() <= applied(connection):
+        return
+    try:
         for name, text in packaged("pre").items():
             apply(connection, name, text)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(
+            f"the catalog of this server is not of today's form, and the role {connection.info.user} may not change it "
+            f"({describe(connection.info.dsn)}): run 'pleinair krablet status' once as the owner"
+        ) from error
+    with connection.transaction():
+        connection.execute(query("catalog", "lock_schema"))
+        grant_roles(connection)
 
 
 def applied(connection: Connection) -> set[str]:

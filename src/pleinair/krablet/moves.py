@@ -23,7 +23,9 @@ from psycopg import sql
 
 from pleinair.krablet.connections import Connection, Session, open_connection
 from pleinair.krablet.migrations import ensure_catalog
+from pleinair.krablet.places import public_place
 from pleinair.krablet.queries import comma_separated, query
+from pleinair.krablet.roles import create_role, list_roles
 from pleinair.krablet.shards import NUM_SLOTS, Shard, Shards, slot_bits
 from pleinair.krablet.stages import create_stage
 from pleinair.krablet.tables import Table, column_types, create_table, declared_stages, load_table, table_names
@@ -57,7 +59,7 @@ class Move:
 
 def join_shards(shards: Shards, places: Sequence[str]) -> list[Shard]:
     """Take servers in; without rows in the warehouse it is spread over all, else they join empty. The new ones."""
-    known = set(shards.places())
+    known = set(map(public_place, shards.places()))
     new = [place for place in places if place not in known]
     if not new:
         return []
@@ -79,6 +81,8 @@ def _join(shards: Shards, place: str) -> Shard:
             raise ConfigError(f"the server {place} is shard {their_number} of this warehouse already: give another")
         if session.run(table_names):
             raise ConfigError(f"the server {place} holds tables of another warehouse: give an empty database")
+        for kind, role in shards.catalog.run(list_roles):
+            session.run(partial(create_role, kind=kind, role=role))
         session.run(partial(_become, number=number, database=database))
         _declare_all(shards, session)
     shards.catalog.run(lambda c: c.execute(query("shards", "save_shard"), {"shard": number, "place": place}))
@@ -220,8 +224,8 @@ def resume_moves(shards: Shards) -> int:
         with _only_mover(shards, 0.0):
             shards.reload()
             return _finish_all(shards, [load_table(shards, name) for name in shards.catalog.run(table_names)])
-    except BusyError:
-        return 0
+    except (BusyError, psycopg.errors.InsufficientPrivilege):
+        return 0  # another process does it, or only the owner may
 
 
 def _finish_all(shards: Shards, tables: Sequence[Table]) -> int:

@@ -1,7 +1,7 @@
 """Where a shard's server is, as the catalog says it, and how to open it.
 
 embedded:NAME            a server of our own, its data in NAME beside the first shard's directory
-postgresql://host/...    a server of yours; without the password, which every process brings along
+postgresql://host/...    a server of yours; without a login, which every process brings along
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from pleinair.krablet.postgres.embedded import EmbeddedServer, open_server, runn
 from pleinair.records.errors import DatabaseError
 
 _EMBEDDED = "embedded:"
-_SECRET = ("password", "sslpassword")
-_SHARED = ("user", "password", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword")
+_LOGIN = (
+    "user", "password", "passfile", "sslcert", "sslkey", "sslpassword",
+    "scram_client_key", "scram_server_key", "oauth_client_id", "oauth_client_secret",
+)  # fmt: skip
+"""Who connects: never stored, or a worker would find the owner's name there and come as the owner."""
+_SHARED = (*_LOGIN, "sslmode", "sslrootcert")
 """What a shard's DSN takes from the first one's where it says nothing itself."""
 
 
@@ -27,8 +31,10 @@ def embedded_place(name: str) -> str:
 
 
 def public_place(dsn: str) -> str:
-    """A DSN as it may be stored and shown."""
-    return conninfo.make_conninfo("", **{key: value for key, value in parse(dsn).items() if key not in _SECRET})
+    """A DSN as it may be stored and shown; a place as it is stored today, where it was stored before."""
+    if dsn.startswith(_EMBEDDED):
+        return dsn
+    return conninfo.make_conninfo("", **{key: value for key, value in parse(dsn).items() if key not in _LOGIN})
 
 
 def embedded_directory(place: str, first: Path | None) -> Path | None:
@@ -63,7 +69,7 @@ def opener(
     def open_place(place: str) -> Session:
         directory, revive = embedded_directory(place, first), None
         if directory is None:
-            dsn = (secrets or {}).get(place) or _completed(place, catalog_dsn)
+            dsn = (secrets or {}).get(public_place(place)) or _completed(public_place(place), catalog_dsn)
         elif attach is not None:
             if place not in attached:
                 attached[place] = open_server(directory)

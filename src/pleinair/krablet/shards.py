@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from pleinair.krablet.connections import Connection, Session, describe
+from pleinair.krablet.connections import Connection, Session, describe, not_allowed
 from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import query
 from pleinair.records.errors import DatabaseError
@@ -262,6 +262,13 @@ def require_keys(connection: Connection, keys: Iterable[Any]) -> None:
 
 
 def _load(connection: Connection) -> SlotMap:
+    try:
+        return _load_map(connection)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise not_allowed(error, connection.info.dsn) from error
+
+
+def _load_map(connection: Connection) -> SlotMap:
     if not catalog_exists(connection):
         return SlotMap()
     ensure_catalog(connection)

@@ -38,8 +38,9 @@ from pleinair.krablet.claims import (
     settle,
     settlement,
 )
-from pleinair.krablet.connections import Connection
+from pleinair.krablet.connections import Connection, not_allowed
 from pleinair.krablet.queries import checked_name, condition, query
+from pleinair.krablet.roles import grant_roles
 from pleinair.krablet.shards import NUM_SLOTS
 from pleinair.records.errors import QueueError
 
@@ -365,15 +366,29 @@ def create_stage(connection: Connection, stage: Stage) -> None:
     try:
         with connection.transaction():
             connection.execute(query("catalog", "lock_schema"))
+            saved = _saved(connection, stage)
             _add_state_columns(connection, stage)
-            _create_indexes(connection, stage)
-            connection.execute(query("catalog", "save_stage"), _declaration(stage))
+            _create_indexes(connection, stage, saved)
+            if saved != (declaration := _declaration(stage)):
+                connection.execute(query("catalog", "save_stage"), declaration)
+                grant_roles(connection)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise not_allowed(error, connection.info.dsn) from error
     except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError) as error:
         order = "" if stage.order is None else f" and order = {stage.order!r}"
         raise QueueError(
             f"stage {stage.label} cannot use ready = {stage.ready!r}{order}: {str(error).splitlines()[0]}; "
             "write immutable SQL over the columns of the table"
         ) from error
+
+
+def _saved(connection: Connection, stage: Stage) -> dict[str, object] | None:
+    """How the stage is declared now, as `_declaration` says it."""
+    named: dict[str, object] = {"table": stage.table.name, "name": stage.name}
+    found = connection.execute(query("catalog", "load_stage"), named).fetchone()
+    if found is None:
+        return None
+    return named | dict(zip(("ready", "writes", "reads", "batch", "lease_seconds", "ordering"), found, strict=True))
 
 
 def _declaration(stage: Stage) -> dict[str, object]:
@@ -401,16 +416,13 @@ def _add_state_columns(connection: Connection, stage: Stage) -> None:
             connection.execute(statement)
 
 
-def _create_indexes(connection: Connection, stage: Stage) -> None:
+def _create_indexes(connection: Connection, stage: Stage, saved: Mapping[str, object] | None) -> None:
     names = {kind: f"{stage.table.name}_{stage.name}_{kind}" for kind in ("ready", "again")}
-    saved = connection.execute(
-        query("catalog", "load_stage"), {"table": stage.table.name, "name": stage.name}
-    ).fetchone()
     there = [
         connection.execute(query("catalog", "index_exists"), {"index": index}).fetchone() == (True,)
         for index in names.values()
     ]
-    if saved is not None and (saved[0], saved[5]) == (stage.ready, stage.order) and all(there):
+    if saved is not None and (saved["ready"], saved["ordering"]) == (stage.ready, stage.order) and all(there):
         return
     # Without parameters the text goes as it is, so conditions are not to have their % doubled.
     raw = {

@@ -13,10 +13,11 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pleinair.krablet.column_types import ColumnType, column_type
-from pleinair.krablet.connections import Connection, explained, open_connection
+from pleinair.krablet.connections import Connection, explained, not_allowed, open_connection
 from pleinair.krablet.merge_rules import check_rules
 from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import checked_name, query
+from pleinair.krablet.roles import grant_roles
 from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
 from pleinair.krablet.shards import STALE_MAP, Cursor, Shards, StaleMapError, require_keys
 from pleinair.krablet.stages import STATE_COLUMNS, Stage, create_stage
@@ -262,21 +263,38 @@ def create_table(
     wanted, merge = {column: column_type(sql_type).name for column, sql_type in columns.items()}, merge or {}
     check_rules(name, key, wanted, merge)
     ensure_catalog(connection)
-    with connection.transaction():
-        connection.execute(query("catalog", "lock_schema"))
-        if not column_types(connection, name):
-            statement = query("catalog", "create_table").format(
-                table=sql.Identifier(name), key=sql.Identifier(key), type=sql.SQL(wanted[key])
-            )
-            connection.execute(statement)
-        _check_key(connection, name, key)
-        _add_columns(connection, name, wanted)
-        saved = connection.execute(query("catalog", "load_table"), {"name": name}).fetchone()
-        _, earlier, earlier_rules = saved or (key, {}, {})
-        declared = {**dict(earlier), **wanted}
-        rules = _merged_rules(name, dict(earlier), earlier_rules, merge)
+    try:
+        with connection.transaction():
+            connection.execute(query("catalog", "lock_schema"))
+            connection.execute(query("catalog", "leave_our_schema"))
+            _create_missing(connection, name, key, wanted)
+            return _save(connection, name, key, wanted, merge)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise not_allowed(error, connection.info.dsn) from error
+
+
+def _create_missing(connection: Connection, name: str, key: str, wanted: Mapping[str, str]) -> None:
+    if not column_types(connection, name):
+        statement = query("catalog", "create_table").format(
+            table=sql.Identifier(name), key=sql.Identifier(key), type=sql.SQL(wanted[key])
+        )
+        connection.execute(statement)
+    _check_key(connection, name, key)
+    _add_columns(connection, name, wanted)
+
+
+def _save(
+    connection: Connection, name: str, key: str, wanted: Mapping[str, str], merge: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Everything declared of a table, saved if that is more than was: who may not change it may still declare the same."""
+    saved = connection.execute(query("catalog", "load_table"), {"name": name}).fetchone()
+    _, earlier, earlier_rules = saved or (key, {}, {})
+    declared = {**dict(earlier), **wanted}
+    rules = _merged_rules(name, dict(earlier), earlier_rules, merge)
+    if saved is None or (dict(earlier), earlier_rules) != (declared, rules):
         given = {"name": name, "key": key, "columns": Jsonb(list(declared.items())), "merge": Jsonb(rules)}
         connection.execute(query("catalog", "save_table"), given)
+        grant_roles(connection)
     return declared, rules
 
 

@@ -18,7 +18,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -42,7 +42,7 @@ class ClientSettings:
     """A name that outlives the program; None: this program only."""
     first: int | None = None
     """The number of the first mutation; None: the one after the last that was applied in this name."""
-    token: str = ""
+    token: str = field(default="", repr=False)
     tls: ssl.SSLContext | None = None
     shard_of: Callable[[Any], int] | None = None
     """The index of the shard of a key; needed where there are several."""

@@ -17,7 +17,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from pleinair.krablet.funnel import wire
@@ -58,7 +58,7 @@ class LinkSettings:
 
     name: str
     incarnation: str
-    token: str
+    token: str = field(repr=False)
     tls: ssl.SSLContext | None
     first: int | None
     patience_seconds: float

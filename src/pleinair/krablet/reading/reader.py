@@ -1,4 +1,4 @@
-"""The role that reads: what it is given, and what a role must not be to serve other people's SQL.
+"""The role that reads: how it is made, and what a role must not be to serve other people's SQL.
 
 A read-only transaction stops writes whoever asks. It does not stop a superuser's functions that read files of the
 server or signal its processes, so the service takes no such role.
@@ -6,12 +6,12 @@ server or signal its processes, so the service takes no such role.
 
 from __future__ import annotations
 
-from psycopg import sql
-
 from pleinair.krablet.connections import Connection
+from pleinair.krablet.migrations import ensure_catalog
 from pleinair.krablet.queries import query
 from pleinair.krablet.reading.pools import ReadPools
 from pleinair.krablet.reading.requests import ReadError
+from pleinair.krablet.roles import create_role
 
 READER = "pleinair_reader"
 
@@ -22,30 +22,8 @@ def make_reader(connection: Connection, role: str = READER, password: str | None
     Run it as the owner of the tables, once per database; as a superuser it also closes the functions that write in a
     read-only transaction (PostgreSQL 15 and older). May be repeated.
     """
-    name = sql.Identifier(role)
-    with connection.transaction():
-        if connection.execute(query("reader", "role_exists"), {"role": role}).fetchone() != (True,):
-            connection.execute(query("reader", "create_reader").format(role=name))
-        if password is not None:
-            connection.execute(query("reader", "set_password").format(role=name, password=sql.Literal(password)))
-        connection.execute(query("reader", "default_to_read_only").format(role=name))
-        for (schema,) in connection.execute(query("reader", "readable_schemas")).fetchall():
-            for grant in ("grant_schema", "grant_tables"):
-                connection.execute(query("reader", grant).format(schema=sql.Identifier(schema), role=name))
-        for grant in ("grant_later_schemas", "grant_later_tables"):
-            connection.execute(query("reader", grant).format(role=name))
-        _share_search_path(connection, name)
-        if _powers(connection) == "is a superuser":
-            for (function,) in connection.execute(query("reader", "writing_functions")).fetchall():
-                connection.execute(query("reader", "revoke_function").format(function=sql.SQL(function)))
-
-
-def _share_search_path(connection: Connection, role: sql.Identifier) -> None:
-    found = connection.execute(query("reader", "search_path")).fetchone()
-    assert found is not None
-    database, path = found
-    statement = query("reader", "search_there")
-    connection.execute(statement.format(role=role, database=sql.Identifier(database), path=sql.SQL(path)))
+    ensure_catalog(connection)
+    create_role(connection, "reader", role, password)
 
 
 def _powers(connection: Connection) -> str | None:
@@ -64,5 +42,5 @@ def require_readers(pools: ReadPools) -> None:
         if powers is not None:
             raise ReadError(
                 f"shard {pool.name}: the role {user} {powers}, and this service runs other people's SQL: "
-                f"make a reader with `pleinair krablet reader --dsn ...` and give the DSN of {READER}"
+                f"make a reader with `pleinair krablet role create reader {READER}` and give its DSN"
             )

@@ -33,6 +33,11 @@ SELECT attname
 FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey)
 WHERE indrelid = to_regclass(%(table)s) AND indisprimary;
 
+-- name: leave_our_schema
+-- For a session that began before migration 0007: the embedded login is called like our schema, which is no place for tables.
+SELECT set_config('search_path', 'public', FALSE)
+WHERE current_user = 'pleinair' AND current_setting('search_path') = '"$user", public';
+
 -- name: create_table
 -- A table with nothing but its key; columns are added one by one. A claim writes no indexed column, so with room on its
 -- page it costs no index entry: a fifth of every page is kept free.

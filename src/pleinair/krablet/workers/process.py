@@ -20,8 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from pleinair.krablet.claims import Settled
-from pleinair.krablet.connections import Session
+from pleinair.krablet.connections import Session, not_allowed
 from pleinair.krablet.moves import resume_moves
 from pleinair.krablet.places import opener
 from pleinair.krablet.shards import Shards
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str]) -> int:
             run_job(job, link)
         except PleinairError as error:
             _tell(link, {"fatal": str(error)})
+            return 1
+        except psycopg.errors.InsufficientPrivilege as error:
+            _tell(link, {"fatal": str(not_allowed(error, job["dsn"]))})
             return 1
     return 0
 
