@@ -59,6 +59,21 @@ def test_processes_drain_two_stages_and_report_progress(pictures: Pictures, func
     assert krablet.run_workers(pictures.database.dsn, [pictures.ocr.spec("none:here")]).seconds < 1
 
 
+def test_what_workers_settle_while_they_are_asked_to_end_is_counted(pictures: Pictures, functions_on_path: str) -> None:
+    pictures.add(60)
+    asked = iter([False, True])
+
+    def stop() -> bool:
+        ending = next(asked)
+        while ending and pictures.table.count("contains_text IS NULL"):
+            time.sleep(0.02)
+        return ending
+
+    spec = pictures.ocr.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.01)
+    summary = krablet.run_workers(pictures.database.dsn, [spec], processes=1, stop=stop, interval_seconds=0.5)
+    assert summary.completed == {"images.ocr": 60}
+
+
 @pytest.mark.parametrize(("function", "slots"), [("has_odd_number", 1), ("has_odd_number_later", 6)])
 def test_workers_killed_at_random_moments_lose_nothing_and_double_nothing(
     pictures: Pictures, functions_on_path: str, function: str, slots: int

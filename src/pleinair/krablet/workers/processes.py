@@ -101,6 +101,15 @@ class Pool:
             ours.sendall(self._job)
 
     def _read(self, worker: _WorkerProcess) -> None:
+        if not self._read_some(worker):
+            self._bury(worker)
+
+    def _read_to_the_end(self, worker: _WorkerProcess) -> None:
+        """Its last reports: what it had settled when it was asked to end counts."""
+        while self._read_some(worker):
+            pass
+
+    def _read_some(self, worker: _WorkerProcess) -> bool:
         try:
             received = worker.link.recv(65536)
         except ConnectionResetError:
@@ -108,8 +117,7 @@ class Pool:
         *lines, worker.unread = (worker.unread + received).split(b"\n")
         for line in lines:
             self._note(worker, json.loads(line))
-        if not received:
-            self._bury(worker)
+        return bool(received)
 
     def _note(self, worker: _WorkerProcess, message: Mapping[str, object]) -> None:
         if "fatal" in message:
@@ -161,6 +169,8 @@ class Pool:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
+            with suppress(DatabaseError):  # one that ends now has nothing to say that matters any more
+                self._read_to_the_end(worker)
             self._forget(worker)
         self._selector.close()
 
