@@ -340,28 +340,6 @@ def test_an_address_open_to_others_needs_a_token_and_tls() -> None:
     ServiceSettings(listen="[::1]:1", token="t")
 
 
-def test_rows_go_to_the_shard_of_their_key(postgres: krablet.Database, database: krablet.Database, listen: str) -> None:
-    stats_table(database)
-    with postgres.connection() as connection:
-        connection.execute("CREATE DATABASE second_shard")
-    try:
-        with krablet.connect(postgres.dsn.replace("/postgres?", "/second_shard?")) as other:
-            stats_table(other)
-            with Service(database.dsn, listen) as one, Service(other.dsn, listen + "2") as two:
-                # The first shard's funnel is looked for in a place where there is none, then found.
-                places = [[listen + "-nowhere", one.address], two.address]
-                with FunnelClient(
-                    places, token=TOKEN, shard_of=lambda key: len(key) % 2, keys={"stats": "name"}
-                ) as client:
-                    for name in ("fox", "wolf", "fox"):
-                        client.upsert("stats", {"name": name, "hits": 1})
-            assert column(database, "hits") == {"wolf": 1}
-            assert column(other, "hits") == {"fox": 2}
-    finally:
-        with postgres.connection() as connection:
-            connection.execute("DROP DATABASE second_shard WITH (FORCE)")
-
-
 def test_the_async_client_does_what_the_threaded_one_does(database: krablet.Database, service: Service) -> None:
     async def work() -> dict[str, Any]:
         async with AsyncFunnelClient(service.address, token=TOKEN) as client:

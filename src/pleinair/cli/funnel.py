@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import ssl
+from contextlib import closing
 from pathlib import Path
 
 from pleinair.cli.krablet import add_database, opened
@@ -34,6 +35,7 @@ def _funnel(args: argparse.Namespace) -> int:
 
     from pleinair.krablet.funnel.funnel import FunnelSettings
     from pleinair.krablet.funnel.service import ServiceSettings, serve
+    from pleinair.krablet.moves import resume_moves
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every flush that is undone, which is routine
@@ -43,7 +45,7 @@ def _funnel(args: argparse.Namespace) -> int:
         tls=_tls(args.cert, args.key),
         plaintext=args.plaintext,
     )
-    with opened(args) as database:
+    with opened(args) as database, closing(database.shards.fresh(0.0)) as looking:
         known = {shard.number: shard for shard in database.shards}
         if args.shard not in known:
             raise ConfigError(f"there is no shard {args.shard}: name one of {', '.join(map(str, known))}")
@@ -52,6 +54,7 @@ def _funnel(args: argparse.Namespace) -> int:
             settings,
             FunnelSettings(buffer_mutations=args.buffer),
             on_ready=lambda address: print(f"the funnel listens on {address}", flush=True),
+            heal=lambda: resume_moves(looking),
         )
     return 0
 

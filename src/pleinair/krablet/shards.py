@@ -266,5 +266,11 @@ def _load(connection: Connection) -> SlotMap:
     return SlotMap({n: place for n, place in places.items() if n}, [owners.get(slot, 0) for slot in range(NUM_SLOTS)])
 
 
+def slots_elsewhere(connection: Connection) -> set[int]:
+    """The slots that this server does not own."""
+    [(bits,)] = _owned(connection)
+    return {slot for slot, owned in enumerate(bits) if owned == "0"}
+
+
 def _owned(connection: Connection) -> list[tuple[Any, ...]]:
     return connection.execute(query("shards", "owned_here")).fetchall()

@@ -172,6 +172,8 @@ class Funnel:
             raise FunnelError(client.dismissed)
         client.confirm(confirmed)
         fresh = _unreceived(client, runs)
+        for run in fresh:
+            run.confirmed = confirmed
         if fresh and fresh[-1].last - client.confirmed > MAX_OUTSTANDING:
             raise ProtocolError(f"client {client.name!r} has more than {MAX_OUTSTANDING} mutations outstanding")
         load = Load(sum(map(len, fresh)), num_bytes)

@@ -31,6 +31,7 @@ from pleinair.krablet.funnel.batch import Run
 from pleinair.krablet.funnel.clients import ClientState
 from pleinair.krablet.funnel.errors import FunnelError, ProtocolError
 from pleinair.krablet.funnel.funnel import Funnel, FunnelSettings
+from pleinair.krablet.funnel.placement import PlacementDesk
 from pleinair.records.errors import ConfigError, DatabaseError
 
 logger = logging.getLogger("pleinair.krablet.funnel.funnel")
@@ -72,9 +73,11 @@ def serve(
     settings: ServiceSettings,
     funnel_settings: FunnelSettings | None = None,
     on_ready: Callable[[str], None] = lambda address: None,
+    heal: Callable[[], object] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. `on_ready` is given the address, with the port that was chosen for port 0.
 
+    `heal` is called when a client looks for a slot: it brings in those whose mover is gone.
     Raises DatabaseError if Postgres cannot be reached at first or refuses the funnel itself.
     """
     sized = funnel_settings or FunnelSettings()
@@ -84,10 +87,12 @@ def serve(
             f"give at least {wire.MAX_FRAME_MUTATIONS} and {wire.MAX_FRAME_BYTES}"
         )
     funnel = Funnel(database, sized)
+    desk = PlacementDesk(Session(database) if isinstance(database, str) else database.fresh(5.0), heal)
     try:
-        run_event_loop(_Service(funnel, settings).run(on_ready))
+        run_event_loop(_Service(funnel, settings, desk).run(on_ready))
     finally:
         drained = funnel.close(0)
+        desk.close()
     if funnel.failure is not None:
         raise DatabaseError(f"the funnel ended: {funnel.failure}") from funnel.failure
     if not drained:
@@ -95,8 +100,9 @@ def serve(
 
 
 class _Service:
-    def __init__(self, funnel: Funnel, settings: ServiceSettings) -> None:
+    def __init__(self, funnel: Funnel, settings: ServiceSettings, desk: PlacementDesk) -> None:
         self.funnel = funnel
+        self.desk = desk
         self.token = (settings.token or "").encode()
         self.connections: set[_Connection] = set()
         self.waiting: deque[_Connection] = deque()
@@ -234,6 +240,8 @@ class _Connection(asyncio.Protocol):
             self._mutate(self._client, message, num_bytes)
         elif kind == wire.PING:
             self.write(wire.frame([wire.PONG]))
+        elif kind == wire.SLOTS:
+            self._service.desk.ask(lambda placement: self.write(wire.frame([wire.SLOTS, *placement])))
         elif kind == wire.STATS:
             self.write(wire.frame([wire.STATS, self._service.funnel.stats().as_dict()]))
         else:
