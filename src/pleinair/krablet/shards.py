@@ -135,6 +135,11 @@ class Shards:
                     self._shards[number] = Shard(number, session.dsn, session, place)
             self._known = known
 
+    def heal(self) -> None:
+        """Finish a move whose mover is gone, and know where all is now."""
+        self._heal(self)
+        self.reload()
+
     def settled(self) -> None:
         """Wait until no slot is between two shards, then know where all are. Raises DatabaseError when that lasts."""
         deadline = time.monotonic() + TRANSIT_SECONDS

@@ -42,8 +42,7 @@ FILL = "INSERT INTO long SELECT i, repeat('x', {}) FROM generate_series(1, {}) A
 
 @contextmanager
 def serving(pools: ReadPools, **options: Any) -> Iterator[ReadService]:
-    shard_of = options.pop("shard_of", None)
-    service = ReadService(pools, ServiceConfig(port=0, drain_seconds=0.5, **options), shard_of=shard_of)
+    service = ReadService(pools, ServiceConfig(port=0, drain_seconds=0.5, **options))
     try:
         yield service
     finally:
@@ -80,7 +79,7 @@ def service_process(shards: Shards, *arguments: str) -> Iterator[tuple[subproces
 def client(wide: Wide) -> Iterator[rpc.Client]:
     with (
         wide.shards.pools() as pools,
-        serving(pools, shard_of=lambda table, key: wide.shards.shard_of(key)) as service,
+        serving(pools) as service,
         rpc.connect(service.address) as client,
     ):
         yield client

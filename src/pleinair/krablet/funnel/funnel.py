@@ -28,8 +28,8 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 
+from pleinair.krablet.closing import Closing
 from pleinair.krablet.connections import Session
 from pleinair.krablet.funnel.batch import Run
 from pleinair.krablet.funnel.buffer import Buffer, Load
@@ -80,7 +80,7 @@ class _Registration:
     answer: Future[ClientState]
 
 
-class Funnel:
+class Funnel(Closing):
     """A funnel inside this process; `funnel_service` puts it on the network. Any thread may call it."""
 
     def __init__(self, database: Session | str, settings: FunnelSettings | None = None) -> None:
@@ -108,14 +108,6 @@ class Funnel:
         self._local_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="pleinair-funnel", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Funnel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def submit(self, table: str, row: Mapping[str, object]) -> Future[None]:
         """Merge one row into a table; blocks while the buffer is full. Done when durable; MutationError if refused."""

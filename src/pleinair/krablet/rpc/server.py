@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,11 @@ from pyarrow import flight
 from pleinair.krablet.connections import UnreachableError
 from pleinair.krablet.reading.catalog_list import list_tables
 from pleinair.krablet.reading.limits import Limits, Run
+from pleinair.krablet.reading.ownership import SlotPlaces
 from pleinair.krablet.reading.pools import ReadPools
 from pleinair.krablet.reading.reader import require_readers
 from pleinair.krablet.reading.requests import (
     CancelledError,
-    GetRequest,
     LimitError,
     ReadError,
     Request,
@@ -42,9 +42,6 @@ from pleinair.krablet.reading.scan import BatchStream, get, scan, sql
 from pleinair.krablet.rpc.stats import ServiceStats
 from pleinair.krablet.rpc.tokens import RequireToken, TokenFile
 from pleinair.records.errors import ConfigError, DatabaseError, PleinairError
-
-ShardOfKey = Callable[[str, Any], int]
-"""(table, key) -> the place of the shard that has it."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SERVICE_LIMITS = Limits(rows=100_000_000, bytes=64 * 2**30, seconds=600.0)
@@ -85,18 +82,15 @@ class ServiceConfig:
 class ReadService(flight.FlightServerBase):  # type: ignore[misc]
     """A running service; it listens once it is made. `close` drains it.
 
-    `shard_of` routes reads by key; without it a key is looked for on every shard. Raises ReadError when a login of the
-    pools is more than a reader, unless `trusted`.
+    Raises ReadError when a login of the pools is more than a reader, unless `trusted`.
     """
 
-    def __init__(
-        self, pools: ReadPools, config: ServiceConfig, *, shard_of: ShardOfKey | None = None, trusted: bool = False
-    ) -> None:
+    def __init__(self, pools: ReadPools, config: ServiceConfig, *, trusted: bool = False) -> None:
         if not trusted:
             require_readers(pools)
         self.config = config
         self._pools = pools
-        self._shard_of = shard_of
+        self._places = SlotPlaces()
         self.stats = ServiceStats(pools)
         self._draining = False
         try:
@@ -171,12 +165,8 @@ class ReadService(flight.FlightServerBase):  # type: ignore[misc]
             return scan(self._pools, request, run)
         if isinstance(request, SqlRequest):
             return sql(self._pools, request, run)
-        table = get(self._pools, request, self._routing(request), run)
+        table = get(self._pools, request, run, places=self._places)
         return BatchStream(table.schema, (batch for batch in table.to_batches()), run)
-
-    def _routing(self, request: GetRequest) -> Callable[[Any], int] | None:
-        shard_of = self._shard_of
-        return None if shard_of is None else lambda key: shard_of(request.table, key)
 
     def _served(self, stream: BatchStream) -> Iterator[pa.RecordBatch]:
         with _explained(), closing(stream), self.stats.counting(stream.run) as count:
