@@ -26,6 +26,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     funnel.add_argument("--plaintext", action="store_true", help="allow other machines in without TLS")
     funnel.add_argument("--shard", type=int, default=0, help="which server of the warehouse (default: %(default)s)")
+    funnel.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics for Prometheus there")
     add_database(funnel)
     funnel.set_defaults(run=_funnel)
 
@@ -44,6 +45,7 @@ def _funnel(args: argparse.Namespace) -> int:
         token=_token(args.token_file),
         tls=_tls(args.cert, args.key),
         plaintext=args.plaintext,
+        metrics=args.metrics,
     )
     with opened(args) as database, closing(database.shards.fresh(0.0)) as looking:
         known = {shard.number: shard for shard in database.shards}

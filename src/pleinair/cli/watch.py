@@ -137,23 +137,15 @@ def top_lines(database: Database, watched: Watched, shards: list[ShardStatus]) -
 
 def _metrics(args: argparse.Namespace) -> int:
     from pleinair.krablet.watching.gauges import Watcher
-    from pleinair.krablet.watching.prometheus import metrics_text, serve_metrics
+    from pleinair.krablet.watching.prometheus import metrics_served, metrics_text
     from pleinair.krablet.watching.shard_status import shard_statuses
-    from pleinair.records.errors import ConfigError
 
-    host, _, port = args.listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--listen is {args.listen!r}: write HOST:PORT, for example 127.0.0.1:9464")
     with opened(args) as database, closing(Watcher(database)) as watcher:
 
         def text() -> str:
             return metrics_text(watcher.look(), shard_statuses(database.shards, lambda shard: shard.where))
 
-        server = serve_metrics(host, int(port), text)
-        print(f"metrics: http://{args.listen}/metrics", flush=True)
-        try:
+        with metrics_served(args.listen, text) as url:
+            print(f"metrics: {url}", flush=True)
             while True:
                 time.sleep(3600)
-        finally:
-            server.shutdown()
-            server.server_close()

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pleinair.krablet.addresses import Address, parse_address
 from pleinair.krablet.event_loops import new_event_loop
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address, parse_address
 from pleinair.krablet.funnel.errors import MutationError
 from pleinair.krablet.funnel.funnel import MAX_OUTSTANDING
 from pleinair.krablet.funnel.link import Answer, Link, LinkSettings, Mutation

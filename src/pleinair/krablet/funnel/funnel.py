@@ -99,7 +99,7 @@ class Funnel(Closing):
         self._buffer = Buffer(self.settings.buffer_mutations, self.settings.buffer_bytes)
         self._clients: dict[str, ClientState] = {}
         self._registrations: deque[_Registration] = deque()
-        self._refused = False
+        self._refused_at: float | None = None
         self._closing = False
         self._abandoned = threading.Event()
         self._counters = Counters()
@@ -170,7 +170,7 @@ class Funnel(Closing):
             raise ProtocolError(f"client {client.name!r} has more than {MAX_OUTSTANDING} mutations outstanding")
         load = Load(sum(map(len, fresh)), num_bytes)
         if fresh and not self._buffer.add(fresh, load):
-            self._refused = True
+            self._refused_at = self._refused_at or time.monotonic()
             return False
         self._counters.received += load.mutations
         self._counters.duplicates += sum(map(len, runs)) - load.mutations
@@ -265,8 +265,10 @@ class Funnel(Closing):
             for run in runs:
                 self._drop_if_done(run.client)
             self._changed.notify_all()
-            refused, self._refused = self._refused, False
-        if refused:
+            refused_at, self._refused_at = self._refused_at, None
+            if refused_at is not None:
+                self._counters.held_back_seconds += time.monotonic() - refused_at
+        if refused_at is not None:
             self.on_room()
 
     def _register_waiting(self) -> None:

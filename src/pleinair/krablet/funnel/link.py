@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, cast
 
+from pleinair.krablet.addresses import Address
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address
 from pleinair.krablet.funnel.errors import FunnelError, MutationError, ProtocolError, moved_slot
 
 _ROWS_PER_FRAME = 1024

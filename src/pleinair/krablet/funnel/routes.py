@@ -21,8 +21,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pleinair.krablet.addresses import Address
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address
 from pleinair.krablet.funnel.errors import FunnelError
 from pleinair.krablet.funnel.link import Link, LinkSettings, Mutation
 from pleinair.krablet.shards import NUM_SLOTS, slot_of

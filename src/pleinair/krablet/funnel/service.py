@@ -23,15 +23,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+from pleinair.krablet.addresses import Address, parse_address
 from pleinair.krablet.connections import Session
 from pleinair.krablet.event_loops import run_event_loop
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address, parse_address
 from pleinair.krablet.funnel.batch import Run
 from pleinair.krablet.funnel.clients import ClientState
 from pleinair.krablet.funnel.errors import FunnelError, ProtocolError
 from pleinair.krablet.funnel.funnel import Funnel, FunnelSettings
 from pleinair.krablet.funnel.placement import PlacementDesk
+from pleinair.krablet.watching.prometheus import metrics_served
+from pleinair.krablet.watching.services import funnel_text
 from pleinair.records.errors import ConfigError, DatabaseError
 
 logger = logging.getLogger("pleinair.krablet.funnel.funnel")
@@ -54,6 +56,8 @@ class ServiceSettings:
     """Required away from this machine, unless `plaintext` is set."""
     plaintext: bool = False
     """Let tokens and rows travel unencrypted, for a network that is private."""
+    metrics: str | None = None
+    """`HOST:PORT` where /metrics is served to Prometheus."""
     drain_seconds: float = 30.0
     """How long SIGTERM waits for Postgres before it leaves the rest unanswered."""
 
@@ -89,7 +93,10 @@ def serve(
     funnel = Funnel(database, sized)
     desk = PlacementDesk(Session(database) if isinstance(database, str) else database.fresh(5.0), heal)
     try:
-        run_event_loop(_Service(funnel, settings, desk).run(on_ready))
+        with metrics_served(settings.metrics, lambda: funnel_text(funnel.stats().as_dict())) as url:
+            if url is not None:
+                logger.info("metrics: %s", url)
+            run_event_loop(_Service(funnel, settings, desk).run(on_ready))
     finally:
         drained = funnel.close(0)
         desk.close()

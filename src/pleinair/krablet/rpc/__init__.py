@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import flight
 
+from pleinair.krablet.addresses import Address
 from pleinair.krablet.closing import Closing
 from pleinair.krablet.connections import UnreachableError
 from pleinair.krablet.reading.requests import (
@@ -32,7 +33,6 @@ from pleinair.krablet.reading.requests import (
 )
 from pleinair.records.errors import ConfigError, DatabaseError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KINDS: dict[str, type[DatabaseError]] = {
     "limit": LimitError,
     "cancelled": CancelledError,
@@ -164,7 +164,7 @@ def connect(address: str, *, token: str | None = None, tls_roots: Path | None = 
         raise ConfigError(
             f"{address!r} is not an address of a read service: write grpc+tls://host:port or grpc://host:port"
         )
-    if token is not None and parts.scheme == "grpc" and parts.hostname not in LOOPBACK and not insecure:
+    if token is not None and parts.scheme == "grpc" and not Address(parts.hostname).is_local and not insecure:
         raise ConfigError(f"the token would be sent to {address} in the clear: use grpc+tls://, or say insecure")
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
     try:

@@ -15,13 +15,14 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import flight
 
+from pleinair.krablet.addresses import Address
 from pleinair.krablet.connections import UnreachableError
 from pleinair.krablet.reading.catalog_list import list_tables
 from pleinair.krablet.reading.limits import Limits, Run
@@ -43,7 +44,6 @@ from pleinair.krablet.rpc.stats import ServiceStats
 from pleinair.krablet.rpc.tokens import RequireToken, TokenFile
 from pleinair.records.errors import ConfigError, DatabaseError, PleinairError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SERVICE_LIMITS = Limits(rows=100_000_000, bytes=64 * 2**30, seconds=600.0)
 STOP_SECONDS = 3.0
 _LONGEST_MESSAGE = 4000  # gRPC sends errors in trailers, which hold 8 kB
@@ -67,16 +67,20 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("one of TLS certificate and key is given: give both, or neither")
-        if self.host not in LOOPBACK and not self.insecure and not (self.token_file and self.tls_key):
+        if not self.address.is_local and not self.insecure and not (self.token_file and self.tls_key):
             raise ConfigError(
                 f"the service would listen on {self.host} without {'TLS' if self.token_file else 'tokens'}: give "
                 "--token-file, --tls-cert and --tls-key, listen on 127.0.0.1, or say --insecure"
             )
 
     @property
+    def address(self) -> Address:
+        return Address(self.host, self.port)
+
+    @property
     def location(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"grpc{'+tls' if self.tls_key else ''}://{host}:{self.port}"
+        """As Flight writes it."""
+        return f"grpc{'+tls' if self.tls_key else ''}://{self.address}"
 
 
 class ReadService(flight.FlightServerBase):  # type: ignore[misc]
@@ -97,15 +101,13 @@ class ReadService(flight.FlightServerBase):  # type: ignore[misc]
             super().__init__(config.location, **_security(config))
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(
-                f"the service cannot listen on {config.location}: {error}; give another --listen"
+                f"the service cannot listen on {config.address}: {error}; give another --listen"
             ) from error
 
     @property
     def address(self) -> str:
         """What a client connects to."""
-        scheme = "grpc+tls" if self.config.tls_key else "grpc"
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        return f"{scheme}://{host}:{self.port}"
+        return replace(self.config, port=self.port).location
 
     def close(self) -> bool:
         """Refuse new reads, let running ones end for `drain_seconds`, then end them. Call it from one thread.
