@@ -97,6 +97,23 @@ def test_rows_that_come_to_a_shard_that_has_ended_are_done_there(database: krabl
     assert doubled == {f"n{number:06d}": 2 * number for number in range(60)}
 
 
+def test_a_worker_that_saw_a_job_end_on_one_shard_goes_on_there_when_rows_come(database: krablet.Database) -> None:
+    def slow(rows: list[dict[str, Any]]) -> list[int]:
+        import time
+
+        time.sleep(0.02)
+        return [2 * row["value"] for row in rows]
+
+    move(database, 0, 490)  # few are left on shard 1
+    add(database, 120)
+    handle = pluck(database, "numbers", "name").map(slow, output="doubled", workers=1, batch=1)
+    wait_until(lambda: handle.progress().shards[1].state == "done")
+    assert handle.progress().shards[0].state == "running"
+    move(database, 1, 300)
+    assert handle.wait(60, bar=False).done == 120
+    assert handle.progress().refusals == ()
+
+
 def test_a_move_that_does_not_happen_leaves_nothing_of_a_job_behind(
     database: krablet.Database, key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,10 @@ def slot_of(key: object) -> int:
 
 def slot_bits(slots: Iterable[int]) -> str:
     """A set of slots as Postgres's bit(1024)."""
-    chosen = set(slots)
-    return "".join("1" if slot in chosen else "0" for slot in range(NUM_SLOTS))
+    bits = 0
+    for slot in slots:
+        bits |= 1 << (NUM_SLOTS - 1 - slot)
+    return f"{bits:0{NUM_SLOTS}b}"
 
 
 @dataclass(frozen=True)

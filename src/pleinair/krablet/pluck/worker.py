@@ -162,7 +162,7 @@ class Worker:
         """Nothing is due: the job may have ended here, and then it never starts again."""
         session.run(lambda connection: jobs.finish_job(connection, spec.id))
         if session.run(lambda connection: jobs.job_state(connection, spec.id)) in FINAL_STATES and self._over(spec.id):
-            for identity in spec.shards:
+            for identity in self._identities.values():
                 self._settings.ledger.add(spec.id, identity, spec.expires_at)
 
     def _over(self, job: str) -> bool:
