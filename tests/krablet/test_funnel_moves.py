@@ -12,14 +12,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from pleinair import krablet
 from pleinair.krablet import moves
+from pleinair.krablet.funnel import wire
 from pleinair.krablet.funnel.client import AsyncFunnelClient, FunnelClient
-from pleinair.krablet.funnel.errors import FunnelError, MutationError
+from pleinair.krablet.funnel.errors import FunnelError, MutationError, moved
 from pleinair.krablet.shards import slot_of
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.conftest import empty_databases
@@ -231,3 +233,51 @@ def test_a_key_of_type_uuid_is_placed_by_its_value_however_it_is_written(cluster
         with pytest.raises(QueueError, match="is a uuid and not 'fox'"):
             client.upsert("things", {"id": "fox"})
     assert cluster.database.declared_table("things").count("hits = 2") == 20
+
+
+def test_what_is_sent_again_of_a_slot_that_was_refused_is_withdrawn(tmp_path: Path) -> None:
+    """The slot may be back: were it sent as it was, the later mutation could be applied before the refused one."""
+    key, frames, servers = "fox", list[Any](), list[asyncio.Server]()
+
+    class Peer(asyncio.Protocol):
+        """A funnel that owns all slots, refuses the first mutation, and hangs up."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport, self.frames = cast(asyncio.Transport, transport), wire.Frames()
+
+        def data_received(self, data: bytes) -> None:
+            self.frames.feed(data)
+            while (found := self.frames.next()) is not None:
+                self.answer(found[0])
+
+        def answer(self, message: list[Any]) -> None:
+            if message[0] == wire.HELLO:
+                settled = [1, [[1, moved(slot_of(key))]]] if frames else [0, []]
+                self.transport.write(wire.frame([wire.WELCOME, *settled]))
+            elif message[0] == wire.SLOTS and not frames:
+                self.transport.write(wire.frame([wire.SLOTS, b"\xff" * 128, {"stats": ["name", "text"]}]))
+            elif message[0] == wire.MUTATE:
+                frames.append(message[1:])
+                if len(frames) == 1:
+                    self.transport.abort()
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        addresses = [f"unix:{tmp_path}/{number}" for number in range(2)]
+        for address in addresses:
+            servers.append(await loop.create_unix_server(Peer, address.removeprefix("unix:")))
+        async with AsyncFunnelClient(addresses) as client:
+            for _ in range(3):
+                (await client.submit("stats", {"name": key, "hits": 1})).add_done_callback(
+                    lambda done: done.exception()
+                )
+            while len(frames) < 2:
+                await asyncio.sleep(0.01)
+            for server in servers:
+                server.close()
+            raise KeyError("seen")
+
+    with pytest.raises(KeyError, match="seen"):
+        asyncio.run(work())
+    assert frames[0] == [0, 1, [["stats", ["name", "hits"], [key, 1] * 3]]]
+    assert frames[1] == [1, 2, [["", ["slot"], [slot_of(key)] * 2]]]

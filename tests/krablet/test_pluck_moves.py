@@ -16,6 +16,7 @@ from pleinair.krablet import moves
 from pleinair.krablet.pluck import Handle, pluck
 from pleinair.krablet.pluck.signing import load_key, write_keys
 from pleinair.krablet.pluck.worker import Worker, WorkerSettings
+from pleinair.krablet.shards import slot_of
 from pleinair.records.errors import QueueError
 from tests.krablet.pluck_jobs_of_tests import double, wait_until
 
@@ -54,6 +55,11 @@ def values(database: krablet.Database, statement: str) -> dict[str, int]:
     return dict(found)
 
 
+def names_on(database: krablet.Database, shard: int) -> list[str]:
+    """Names that belong to a shard now."""
+    return [name for name in (f"n{number:06d}" for number in range(300)) if database.shards.of(name).number == shard]
+
+
 def move(database: krablet.Database, target: int, count: int) -> None:
     source = database.shards.slots(1 - target)
     moves.move_slots(database.shards, random.sample(source, min(count, len(source))), target)
@@ -84,12 +90,30 @@ def test_no_row_is_missed_and_none_fails_twice_when_rows_move_in_the_middle_of_a
         assert {database.shards.of(name).number for (name,) in names} == {number}, "results move with their rows"
 
 
+def test_a_call_whose_rows_move_meanwhile_writes_nothing_where_they_were(database: krablet.Database) -> None:
+    def slow(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+        import time
+
+        time.sleep(1.0)
+        return [{"half": row["value"] / 2} for row in rows]
+
+    names = names_on(database, 0)[:8]
+    database.declared_table("numbers").upsert({"name": name, "value": 6} for name in names)
+    handle = pluck(database, "numbers", "name").map(slow, output=("halves", {"half": "real"}), workers=1, batch=8)
+    wait_until(lambda: handle.progress().workers == 1)
+    moves.move_slots(database.shards, [slot_of(name) for name in names[:4]], 1)
+    assert handle.progress().done == 0, "the call is still under way"
+    assert handle.wait(60, bar=False).done == 8
+    owners = database.shards.each(lambda c: c.execute("SELECT name FROM halves ORDER BY name").fetchall())
+    assert [[name for (name,) in rows] for rows in owners] == [names[4:], names[:4]]
+
+
 def test_rows_that_come_to_a_shard_that_has_ended_are_done_there(database: krablet.Database, key_file: Path) -> None:
     add(database, 60)
     handle = pluck(database, "numbers", "name").map(double, output="doubled", key_file=key_file, batch=4)
     work(database, handle, key_file, [1])
     assert [part.state for part in handle.progress().shards] == ["running", "done"]
-    moves.drain(database.shards, 0)
+    moves.move_slots(database.shards, [slot_of(name) for name in names_on(database, 0)[:8]], 1)
     assert [part.state for part in handle.progress().shards] == ["running", "running"]
     work(database, handle, key_file, [0, 1])
     assert handle.progress().state == "done"
@@ -104,13 +128,13 @@ def test_a_worker_that_saw_a_job_end_on_one_shard_goes_on_there_when_rows_come(d
         time.sleep(0.02)
         return [2 * row["value"] for row in rows]
 
-    move(database, 0, 490)  # few are left on shard 1
-    add(database, 120)
+    here, there = names_on(database, 0)[:100], names_on(database, 1)[:4]
+    database.declared_table("numbers").upsert({"name": name, "value": 6} for name in here + there)
     handle = pluck(database, "numbers", "name").map(slow, output="doubled", workers=1, batch=1)
     wait_until(lambda: handle.progress().shards[1].state == "done")
     assert handle.progress().shards[0].state == "running"
-    move(database, 1, 300)
-    assert handle.wait(60, bar=False).done == 120
+    moves.move_slots(database.shards, [slot_of(name) for name in here[-8:]], 1)
+    assert handle.wait(60, bar=False).done == 104
     assert handle.progress().refusals == ()
 
 

@@ -20,10 +20,10 @@ from pleinair.krablet.queries import query
 def carry_jobs(source: Connection, target: Session, slots: str, keys: Mapping[str, str]) -> None:
     """Within the transaction on the source that hands `slots` (as bits) over. `keys` are those of the tables that move."""
     named = _named(slots, keys)
-    batches = source.execute(query("pluck", "leaving_batches"), named).fetchall()
-    if not batches:
+    states: dict[Any, str] = dict(source.execute(query("pluck", "job_states"), named).fetchall())
+    if not states:
         return
-    states: dict[Any, str] = dict(source.execute(query("pluck", "open_states")).fetchall())
+    batches = source.execute(query("pluck", "leaving_batches"), named).fetchall()
     failures = source.execute(query("pluck", "leaving_errors"), named).fetchall()
     known = target.run(partial(_receive, named=named, batches=batches, failures=failures, states=states))
     left = {**named, "jobs": list(known)}
@@ -46,6 +46,7 @@ def _receive(
         _forget_received(connection, named)
         there = connection.execute(query("pluck", "known_jobs"), {"jobs": list(states)}).fetchall()
         known = {job for (job,) in there}
+        connection.execute(query("pluck", "leave_out"), {**named, "jobs": list(known)})
         with connection.cursor() as cursor:
             cursor.executemany(query("pluck", "receive_batch"), [batch for batch in batches if batch[0] in known])
             cursor.executemany(query("pluck", "receive_error"), [row for row in failures if row[0] in known])

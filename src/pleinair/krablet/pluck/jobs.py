@@ -141,11 +141,11 @@ class Batch:
     attempts: int
     lost: int
     expected: int
-    slots: str | None = None
-    """The slots whose keys it is for, as bits; None: all that are here."""
+    slots: str
+    """The slots whose keys it is for, as bits."""
 
     def holds(self, key: str) -> bool:
-        return self.slots is None or self.slots[slot_of(key)] == "1"
+        return self.slots[slot_of(key)] == "1"
 
 
 def tables_exist(connection: Connection) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -66,15 +66,18 @@ def _tried_alone(
 def _settle(connection: Connection, spec: JobSpec, source: Source, call: Call, lease_seconds: float) -> bool:
     held = {"number": call.batch.number, "token": call.batch.token}
     with connection.transaction():
-        # Before any row lock: a move takes this lock first, too.
-        outcomes = _still_here(connection, call.outcomes) if source.placed else call.outcomes
-        failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
-        done = len(outcomes) - len(failed)
+        if source.placed:  # before any row lock: a move takes this lock first, too
+            connection.execute(query("pluck", "keep_slots"))
         found = connection.execute(query("pluck", "hold_batch"), {**held, "after": call.after}).fetchone()
         if found is None:
             return False
-        if found == (False,):
+        if not found[0]:
             return True
+        outcomes = (
+            _still_here(connection, replace(call.batch, slots=found[1]), call) if source.placed else call.outcomes
+        )
+        failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
+        done = len(outcomes) - len(failed)
         _write(connection, spec, source, outcomes)
         if call.batch.single and done:
             given = {"job": spec.id, "keys": list(outcomes)}
@@ -89,11 +92,14 @@ def _settle(connection: Connection, spec: JobSpec, source: Source, call: Call, l
     return True
 
 
-def _still_here(connection: Connection, outcomes: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
-    """Without the rows that moved away while they were worked on: their new shard has a batch for them."""
-    connection.execute(query("pluck", "keep_slots"))
+def _still_here(connection: Connection, batch: Batch, call: Call) -> Mapping[str, Outcome]:
+    """Without the rows that moved away or here while they were worked on: other batches are for them."""
     elsewhere = slots_elsewhere(connection)
-    return {key: outcome for key, outcome in outcomes.items() if slot_of(key) not in elsewhere}
+    return {
+        key: outcome
+        for key, outcome in call.outcomes.items()
+        if slot_of(key) not in elsewhere and (batch.single or batch.holds(key))
+    }
 
 
 def _save_failures(connection: Connection, spec: JobSpec, failed: Mapping[str, Failure]) -> None:

@@ -224,11 +224,11 @@ class Worker:
             )
         )
         if len(keys) <= most:
-            return [key for key in keys if batch.holds(key)]
+            return _held(keys, batch, source)
         kept = keys[: min(most, spec.target)]
         if not session.run(lambda connection: jobs.split_batch(connection, batch, kept[-1], len(kept))):
             raise _HandedBackError
-        return [key for key in kept if batch.holds(key)]
+        return _held(kept, batch, source)
 
     def _outcomes(
         self, session: Session, accepted: _Accepted, batch: Batch, keys: list[str], watch: _Watch
@@ -241,6 +241,11 @@ class Worker:
 
     def _end(self) -> None:
         self._stopped = True
+
+
+def _held(keys: list[str], batch: Batch, source: Source) -> list[str]:
+    """The keys that this batch is for: rows that came with their slots have batches of their own."""
+    return [key for key in keys if batch.holds(key)] if source.placed and not batch.single else keys
 
 
 def source_of(connection: Connection, spec: JobSpec) -> Source:

@@ -110,7 +110,7 @@ SET tried_at = now(),
     token = nextval('pleinair.pluck_tokens'),
     worker = %(worker)s
 WHERE number = ANY (ARRAY(SELECT number FROM due))
-RETURNING number, token, after, up_to, single, attempts, lost, expected, slots::text;
+RETURNING number, token, after, up_to, single, attempts, lost, expected, (coalesce(slots, ~ (0::bit(1024))) & ~ without)::text;
 
 -- name: matching_keys
 -- The keys of a range that match, in key order; the key's index serves. The key is qualified because `{key}::text` is
@@ -129,15 +129,16 @@ WHERE {key} = ANY (%(keys)s::text[]::{key_type}[]) AND ({where}
 WITH kept AS (
     UPDATE pleinair.pluck_batches SET up_to = %(cut)s, expected = %(kept)s
     WHERE number = %(number)s AND token = %(token)s AND finished_at IS NULL
-    RETURNING job, slots
+    RETURNING job, slots, without
 )
-INSERT INTO pleinair.pluck_batches (job, after, up_to, expected, slots)
-SELECT job, %(cut)s, %(up_to)s, %(rest)s, slots FROM kept;
+INSERT INTO pleinair.pluck_batches (job, after, up_to, expected, slots, without)
+SELECT job, %(cut)s, %(up_to)s, %(rest)s, slots, without FROM kept;
 
 -- name: hold_batch
 -- Locks a batch whose token still holds; false when what is to be settled was settled before, by a commit whose answer
--- was lost.
-SELECT after IS NOT DISTINCT FROM %(after)s FROM pleinair.pluck_batches
+-- was lost. With it the slots that the batch is for now.
+SELECT after IS NOT DISTINCT FROM %(after)s, (coalesce(slots, ~ (0::bit(1024))) & ~ without)::text
+FROM pleinair.pluck_batches
 WHERE number = %(number)s AND token = %(token)s AND finished_at IS NULL
 FOR UPDATE;
 
@@ -249,7 +250,7 @@ FROM pleinair.pluck_batches
 CROSS JOIN LATERAL (
     SELECT %(slots)s::bit(1024) & CASE
         WHEN single THEN set_bit(0::bit(1024), pleinair.slot_of(up_to), 1)
-        ELSE coalesce(pluck_batches.slots, ~ (0::bit(1024)))
+        ELSE coalesce(pluck_batches.slots, ~ (0::bit(1024))) & ~ without
     END AS slots
 ) AS part
 WHERE finished_at IS NULL AND part.slots <> 0::bit(1024) AND job IN (
@@ -259,8 +260,18 @@ WHERE finished_at IS NULL AND part.slots <> 0::bit(1024) AND job IN (
 )
 AND job IN (SELECT id FROM pleinair.pluck_jobs WHERE state IN ('preparing', 'running', 'paused'));
 
--- name: open_states
-SELECT id, state FROM pleinair.pluck_jobs WHERE state IN ('preparing', 'running', 'paused');
+-- name: job_states
+-- The jobs over tables that are placed by the job's key.
+SELECT id, state FROM pleinair.pluck_jobs WHERE id IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+);
+
+-- name: leave_out
+-- What is done of slots that come is not done again by ranges that are open here.
+UPDATE pleinair.pluck_batches SET without = without | %(slots)s::bit(1024)
+WHERE job = ANY (%(jobs)s::uuid[]) AND finished_at IS NULL AND NOT single;
 
 -- name: leaving_errors
 SELECT job, key, exception, message, traceback, attempts, final, failed_at
