@@ -101,7 +101,7 @@ class ReadService(flight.FlightServerBase):  # type: ignore[misc]
             super().__init__(config.location, **_security(config))
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(
-                f"the service cannot listen on {config.address}: {error}; give another --listen"
+                f"the service cannot listen on {config.location}: {error}; give another --listen"
             ) from error
 
     @property
