@@ -1,7 +1,7 @@
 """`python -m benchmarks.krablet [NAME ...]`: the benchmarks of the warehouse; writes results.json beside this file.
 
-Names: claim, peers, latency, faults, workers, shards, sizing; all by default. A figure that is measured again replaces
-the old one.
+Names: claim, peers, latency, faults, workers, funnel, rpc, shards, sizing; all by default. A figure that is measured
+again replaces the old one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.krablet import claim, faults, latency, peers_drain, shards, sizing, workers
+from benchmarks.krablet import claim, faults, funnel, latency, peers_drain, rpc, shards, sizing, workers
 from benchmarks.krablet.rounds import commit, machine, temporary_server
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -28,6 +28,8 @@ def main() -> None:
         "latency": latency.measure,
         "faults": faults.measure,
         "workers": workers.measure,
+        "funnel": lambda database: funnel.measure(database, args.rounds),
+        "rpc": lambda database: rpc.measure(database, args.rounds),
         "shards": lambda database: shards.measure(database, args.rounds),
         "sizing": sizing.measure,
     }

@@ -1,6 +1,6 @@
 """Contended upserts: the funnel service beside direct psycopg, interleaved on one server, sums checked.
 
-    python -m benchmarks.krablet.funnel [--seconds 3] [--rounds 3] [--dsn DSN]
+    python -m benchmarks.krablet funnel
 
 Keys are drawn from 10,000 by Zipf 1.2. The peer is 32 psycopg connections that upsert one row per transaction. Ours are
 256 clients that wait for every answer, each with a socket of its own; 256 callers that wait likewise and share one client
@@ -8,7 +8,8 @@ per process, as the threads of a program do; and 32 clients with 64 mutations ou
 
 Clients, service and Postgres share the machine. Everything is durable (fsync and synchronous_commit on), every client
 counts only what was acknowledged to it, and after each run the table must hold exactly that sum. Latency is from the call
-to the acknowledgement, as the client sees it.
+to the acknowledgement, as the client sees it. Beside every run stands who used the processors: the service, and the two
+client processes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -29,13 +28,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 
-from pleinair import krablet
+from benchmarks.krablet.rounds import Result, processor_seconds, ratio, result
+from pleinair.krablet import Database
 from pleinair.krablet.event_loops import run_event_loop
 from pleinair.krablet.funnel.client import AsyncFunnelClient
 from pleinair.krablet.funnel.visitor import service_stats
@@ -56,12 +55,18 @@ class Outcome:
     p99_ms: float
     commits_per_second: float
     coalescing: float
+    service_processors: float
+    """Processors the service kept busy."""
+    client_processors: float
 
 
 def zipf_keys(seed: int, count: int = 200_000) -> list[str]:
     weights = 1 / np.arange(1, KEYS + 1) ** EXPONENT
     drawn = np.random.default_rng(seed).choice(KEYS, size=count, p=weights / weights.sum())
     return [f"name-{key:05d}" for key in drawn.tolist()]
+
+
+STARTED: list[float] = []  # the processor time at "go", in a client process
 
 
 # The client processes: `python -m benchmarks.krablet.funnel --role ROLE`, ready, go, result as JSON.
@@ -154,20 +159,23 @@ async def pipelined_client(
 def await_go() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
+    STARTED.append(time.process_time())
 
 
 def child(role: str) -> None:
     job = json.loads(sys.stdin.readline())
     latencies = run_direct(job) if role == "direct" else run_event_loop(run_funnel(job))
+    used = time.process_time() - STARTED[0]
     picked = [round(latency, 6) for latency in sorted(latencies)[:: len(latencies) // _LATENCIES + 1]]
-    print(json.dumps({"count": len(latencies), "latencies": picked}), flush=True)
+    print(json.dumps({"count": len(latencies), "latencies": picked, "processor": used}), flush=True)
 
 
 # The parent.
 
 
-def measure(database: krablet.Database, role: str, job: dict[str, Any], address: str = "") -> Outcome:
+def run_way(database: Database, role: str, job: dict[str, Any], service: Service | None) -> Outcome:
     """Start the client processes, let them go together, and check the sum."""
+    address = "" if service is None else service.address
     with database.connection() as connection:
         connection.execute(f"TRUNCATE {TABLE}")
     before, written = commits(database), rows_written(address, job)
@@ -183,9 +191,11 @@ def measure(database: krablet.Database, role: str, job: dict[str, Any], address:
     for process in children:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
+    service_began = 0.0 if service is None else processor_seconds(service.pid)
     for process in children:
         tell(process, "go")
     results = [json.loads(process.communicate()[0]) for process in children]
+    service_used = 0.0 if service is None else processor_seconds(service.pid) - service_began
     acknowledged = sum(result["count"] for result in results)
     check_sum(database, acknowledged)
     latencies = np.concatenate([result["latencies"] for result in results])
@@ -196,6 +206,8 @@ def measure(database: krablet.Database, role: str, job: dict[str, Any], address:
         p99_ms=float(np.quantile(latencies, 0.99)) * 1e3,
         commits_per_second=(commits(database) - before) / job["seconds"],
         coalescing=acknowledged / rows if rows else 1.0,
+        service_processors=service_used / job["seconds"],
+        client_processors=sum(result["processor"] for result in results) / job["seconds"],
     )
 
 
@@ -205,7 +217,7 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
     process.stdin.flush()
 
 
-def commits(database: krablet.Database) -> int:
+def commits(database: Database) -> int:
     with database.connection() as connection:
         connection.execute("SELECT pg_stat_force_next_flush()")
         time.sleep(1.1)  # every backend reports its commits once a second
@@ -219,101 +231,83 @@ def rows_written(address: str, job: dict[str, Any]) -> int:
     return int(service_stats(address, token=job["token"])["rows_written"])
 
 
-def check_sum(database: krablet.Database, acknowledged: int) -> None:
+def check_sum(database: Database, acknowledged: int) -> None:
     with database.connection() as connection:
         found = connection.execute(f"SELECT coalesce(sum(hits), 0)::bigint FROM {TABLE}").fetchall()[0][0]
     if found != acknowledged:
         raise SystemExit(f"wrong: {acknowledged} upserts were acknowledged and the table holds {found}")
 
 
+@dataclass(frozen=True)
+class Service:
+    pid: int
+    address: str
+
+
 @contextmanager
-def funnel_service(dsn: str, token: str) -> Iterator[str]:
-    """A service process on a loopback port; its address."""
+def funnel_service(dsn: str, token: str) -> Iterator[Service]:
+    """A service process on a loopback port."""
     command = [sys.executable, "-m", "pleinair.cli.main", "krablet", "funnel", "--listen", "127.0.0.1:0", "--dsn", dsn]
     environment = {**os.environ, "PLEINAIR_FUNNEL_TOKEN": token}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as service:
         try:
             assert service.stdout is not None
-            yield service.stdout.readline().split()[-1]
+            yield Service(service.pid, service.stdout.readline().split()[-1])
         finally:
             service.terminate()
 
 
-def results(
-    direct: Sequence[Outcome], waiting: Sequence[Outcome], sharing: Sequence[Outcome], pipelined: Sequence[Outcome]
-) -> list[dict[str, Any]]:
-    """The figures by name; ratios are medians over rounds of ratios within a round."""
-
-    def ratio(ours: Sequence[Outcome]) -> float:
-        pairs = zip(ours, direct, strict=True)
-        return statistics.median(mine.upserts_per_second / theirs.upserts_per_second for mine, theirs in pairs)
-
-    def middle(outcomes: Sequence[Outcome], name: str) -> float:
-        return statistics.median(getattr(outcome, name) for outcome in outcomes)
-
+def figures(outcomes: dict[str, list[Outcome]]) -> list[Result]:
+    """By the names of the aims; ratios are medians over rounds of ratios within a round."""
+    direct, waiting = outcomes["direct 32"], outcomes["256 clients x 1"]
     peer = "psycopg, 32 connections, one row per transaction"
-    rate = "upserts_per_second"
-    late = middle(waiting, "p99_ms")
+
+    def figure(name: str, of: Sequence[Outcome], field: str = "upserts_per_second", unit: str = "upserts/s") -> Result:
+        mine, theirs = ([getattr(outcome, field) for outcome in each] for each in (of, direct))
+        return result(name, statistics.median(mine), unit, peer, ratio(mine, theirs))
+
     return [
-        figure("upsert_256_vs_direct32", middle(waiting, rate), "upserts/s", peer, ratio(waiting)),
-        figure("upsert_256_callers_vs_direct32", middle(sharing, rate), "upserts/s", peer, ratio(sharing)),
-        figure("upsert_32x64_vs_direct32", middle(pipelined, rate), "upserts/s", peer, ratio(pipelined)),
-        figure("upsert_p99_ms", late, "ms", peer, late / middle(direct, "p99_ms")),
-        figure("upserts_per_second", middle(waiting, rate), "upserts/s, 256 clients", peer, ratio(waiting)),
+        figure("upsert_256_vs_direct32", waiting),
+        figure("upsert_256_callers_vs_direct32", outcomes["256 callers x 1"]),
+        figure("upsert_32x64_vs_direct32", outcomes["32 clients x 64"]),
+        figure("upsert_p99_ms", waiting, "p99_ms", "ms, 256 clients"),
+        figure("upserts_per_second", waiting, unit="upserts/s, 256 clients"),
+        figure("upsert_commits_per_second", waiting, "commits_per_second", "commits/s, 256 clients"),
+        figure("upsert_coalescing", waiting, "coalescing", "mutations per row written, 256 clients"),
     ]
 
 
-def figure(name: str, value: float, unit: str, peer: str, ratio: float) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 2), "unit": unit, "peer": peer, "ratio": round(ratio, 2)}
-
-
-def compare(database: krablet.Database, *, seconds: float = 3.0, rounds: int = 3) -> list[dict[str, Any]]:
-    """Every way to write in turn, `rounds` times; the figures as dicts."""
+def measure(database: Database, rounds: int = 3, seconds: float = 3.0) -> list[Result]:
+    """Every way to write in turn, `rounds` times."""
     database.table(TABLE, key="name", columns={"name": "text", "hits": "bigint"}, merge={"hits": "sum"})
     token = os.urandom(16).hex()
-    ways: dict[str, tuple[str, dict[str, Any]]] = {
-        "direct 32": ("direct", {"clients": 32, "sockets": 0}),
-        "256 clients x 1": ("funnel", {"clients": 256, "sockets": 256, "outstanding": 1}),
-        "256 callers x 1": ("funnel", {"clients": 256, "sockets": PROCESSES, "outstanding": 1}),
-        "32 clients x 64": ("funnel", {"clients": 32, "sockets": 32, "outstanding": 64}),
+    ways: dict[str, dict[str, Any]] = {
+        "direct 32": {"clients": 32, "sockets": 0},
+        "256 clients x 1": {"clients": 256, "sockets": 256, "outstanding": 1},
+        "256 callers x 1": {"clients": 256, "sockets": PROCESSES, "outstanding": 1},
+        "32 clients x 64": {"clients": 32, "sockets": 32, "outstanding": 64},
     }
     outcomes: dict[str, list[Outcome]] = {name: [] for name in ways}
-    with funnel_service(database.dsn, token) as address:
+    with funnel_service(database.dsn, token) as service:
         for number in range(rounds):
-            for name, (role, way) in ways.items():
+            for name, way in ways.items():
                 job = {**way, "seconds": seconds, "seed": number, "token": token}
-                found = measure(database, role, job, address if role == "funnel" else "")
+                direct = not way["sockets"]
+                found = run_way(database, "direct" if direct else "funnel", job, None if direct else service)
                 outcomes[name].append(found)
-                print(f"round {number + 1}: {name:15}  {describe(found)}", flush=True)
-    return results(*outcomes.values())
+                print(f"  round {number + 1}: {name:15}  {describe(found)}", flush=True)
+    return figures(outcomes)
 
 
 def describe(outcome: Outcome) -> str:
     return (
         f"{outcome.upserts_per_second:8.0f} upserts/s   p50 {outcome.p50_ms:6.1f} ms   p99 {outcome.p99_ms:6.1f} ms   "
-        f"{outcome.commits_per_second:6.0f} commits/s   {outcome.coalescing:4.1f} mutations per row"
+        f"{outcome.commits_per_second:6.0f} commits/s   {outcome.coalescing:4.1f} mutations per row   "
+        f"processors: service {outcome.service_processors:.2f}, clients {outcome.client_processors:.2f}"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dsn", help="a server of your own instead of a temporary embedded one")
-    parser.add_argument("--role", choices=["direct", "funnel"], help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.role:
-        child(args.role)
-        return
-    directory = Path(tempfile.mkdtemp(prefix="pleinair-bench-"))
-    try:
-        with krablet.connect(args.dsn, directory=directory) as database:
-            found = compare(database, seconds=args.seconds, rounds=args.rounds)
-    finally:
-        shutil.rmtree(directory)
-    for line in found:
-        print(json.dumps(line))
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="a client process of this benchmark")
+    parser.add_argument("--role", choices=["direct", "funnel"], required=True)
+    child(parser.parse_args().role)

@@ -1,6 +1,6 @@
 """Reads through the service beside ADBC straight from Postgres and psycopg; loading beside COPY. Interleaved rounds.
 
-    python benchmarks/krablet/rpc.py [--rows 150000] [--rounds 5] [--dsn DSN]
+    python -m benchmarks.krablet rpc
 
 Rows are narrow: text key, boolean, bigint, double precision, timestamptz. The service runs in a process of its own, so
 that its memory is seen, and reads the one server the peers read. Besides the rates by the clock, the processor time of
@@ -9,14 +9,9 @@ client and service together is compared, which a loaded machine distorts less. A
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -27,7 +22,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import conninfo
 
-from pleinair import krablet
+from benchmarks.krablet.rounds import Result, processor_seconds, ratio, result
 from pleinair.krablet import Database, rpc
 from pleinair.krablet.bulk import load
 from pleinair.krablet.reading.reader import READER, make_reader
@@ -47,7 +42,11 @@ with adbc.connect(sys.argv[1]) as connection, connection.cursor() as cursor:
     rows = sum(batch.num_rows for batch in cursor.fetch_record_batch())
 print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-Result = dict[str, object]
+PEERS = {
+    "adbc": "ADBC, straight from Postgres",
+    "fetchall": "psycopg fetchall, binary",
+    "copy": "psycopg COPY, row by row",
+}
 
 
 @contextmanager
@@ -72,17 +71,14 @@ class Cost:
 
 
 def cost(action: Callable[[], int], rows: int, service_pid: int | None = None) -> Cost:
-    clock, processor = time.perf_counter(), processor_seconds(service_pid)
+    clock, processor = time.perf_counter(), _processor(service_pid)
     assert action() == rows, "every row came"
-    return Cost(time.perf_counter() - clock, processor_seconds(service_pid) - processor)
+    return Cost(time.perf_counter() - clock, _processor(service_pid) - processor)
 
 
-def processor_seconds(pid: int | None) -> float:
+def _processor(service_pid: int | None) -> float:
     """Of this process, and of the service."""
-    if pid is None:
-        return time.process_time()
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return time.process_time() + (0.0 if service_pid is None else processor_seconds(service_pid))
 
 
 def read_adbc(dsn: str) -> int:
@@ -116,19 +112,19 @@ def measure_reads(database: Database, rows: int, rounds: int) -> list[Result]:
             "adbc": lambda: read_adbc(dsn),
             "fetchall": lambda: read_fetchall(dsn),
         }
-        times = interleaved(ways, rows, rounds, pid)
+        times = in_turn(ways, rows, rounds, pid)
         resident = peak_megabytes(pid)
     adbc = subprocess.run([sys.executable, "-c", ADBC_READ, dsn], capture_output=True, text=True, check=True)
-    results = [
-        ratio("rpc_read_vs_adbc", rows, times, "service", "adbc"),
-        ratio("rpc_read_vs_fetchall", rows, times, "service", "fetchall"),
-        processor_ratio("rpc_read_processor_vs_adbc", rows, times, "service", "adbc"),
-    ]
     peer = int(adbc.stdout.split()[1]) / 1024
-    return [*results, result("rpc_service_peak_memory", resident, "MB", peer, resident / peer)]
+    return [
+        compared("rpc_read_vs_adbc", rows, times, "service", "adbc"),
+        compared("rpc_read_vs_fetchall", rows, times, "service", "fetchall"),
+        compared("rpc_read_processor_vs_adbc", rows, times, "service", "adbc", "processor"),
+        result("rpc_service_peak_memory", resident, "MB", f"ADBC's client: {peer:.0f} MB", resident / peer),
+    ]
 
 
-def interleaved(ways: dict[str, Callable[[], int]], rows: int, rounds: int, pid: int) -> dict[str, list[Cost]]:
+def in_turn(ways: dict[str, Callable[[], int]], rows: int, rounds: int, pid: int) -> dict[str, list[Cost]]:
     """What each way took, round by round, the first round left out."""
     times: dict[str, list[Cost]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -139,20 +135,11 @@ def interleaved(ways: dict[str, Callable[[], int]], rows: int, rounds: int, pid:
     return times
 
 
-def result(name: str, value: float, unit: str, peer: float, ratio_: float) -> Result:
-    return {"name": name, "value": round(value, 1), "unit": unit, "peer": round(peer, 1), "ratio": round(ratio_, 3)}
-
-
-def ratio(name: str, rows: int, times: dict[str, list[Cost]], ours: str, peer: str) -> Result:
-    """Rates by the clock, from medians; above 1 ours is faster."""
-    mine, theirs = (statistics.median(took.clock for took in times[way]) for way in (ours, peer))
-    return result(name, rows / mine, "rows/s", rows / theirs, theirs / mine)
-
-
-def processor_ratio(name: str, rows: int, times: dict[str, list[Cost]], ours: str, peer: str) -> Result:
-    """Rows for a second of processor time outside Postgres; above 1 ours takes less."""
-    mine, theirs = (statistics.median(took.processor for took in times[way]) for way in (ours, peer))
-    return result(name, rows / mine, "rows/processor second", rows / theirs, theirs / mine)
+def compared(name: str, rows: int, times: dict[str, list[Cost]], ours: str, peer: str, by: str = "clock") -> Result:
+    """Rates by the clock or by processor time outside Postgres; above 1 ours is better."""
+    mine, theirs = ([rows / getattr(took, by) for took in times[way]] for way in (ours, peer))
+    unit = "rows/s" if by == "clock" else "rows/processor second"
+    return result(name, statistics.median(mine), unit, PEERS[peer], ratio(mine, theirs))
 
 
 def measure_loads(database: Database, rows: int, rounds: int) -> list[Result]:
@@ -187,28 +174,14 @@ def measure_loads(database: Database, rows: int, rounds: int) -> list[Result]:
                 connection.execute("TRUNCATE loaded")
                 connection.execute("CHECKPOINT")
             times[name].append(cost(way, rows))
-    names = [name for name in ways if name != "copy"]
-    return [ratio(f"ingest_{name}_vs_copy", rows, times, name, "copy") for name in names]
+    return [
+        compared("ingest_vs_copy", rows, times, "load_new", "copy"),
+        compared("ingest_rows_vs_copy", rows, times, "load_new_from_rows", "copy"),
+        compared("ingest_update_vs_copy", rows, times, "load_update", "copy"),
+        compared("insert_missing_vs_copy", rows, times, "insert_missing", "copy"),
+    ]
 
 
-def run(rows: int = 150_000, rounds: int = 5, dsn: str | None = None) -> list[Result]:
-    directory = Path(tempfile.mkdtemp(prefix="pleinair-bench-"))
-    try:
-        with krablet.connect(dsn, directory=directory) as database:
-            return [*measure_reads(database, rows, rounds), *measure_loads(database, rows, max(1, rounds // 2))]
-    finally:
-        shutil.rmtree(directory)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=150_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dsn", help="a server of your own instead of a temporary embedded one; its tables stay")
-    args = parser.parse_args()
-    for found in run(args.rows, args.rounds, args.dsn):
-        print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+def measure(database: Database, rounds: int = 5, rows: int = 150_000) -> list[Result]:
+    """Reads, then loads."""
+    return [*measure_reads(database, rows, rounds), *measure_loads(database, rows, max(1, rounds // 2))]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +82,24 @@ def stopped_server(embedded_directory: Path) -> Iterator[Path]:
     stop_server(embedded_directory)
     yield embedded_directory
     stop_server(embedded_directory)
+
+
+@contextmanager
+def empty_databases(postgres: krablet.Database, count: int) -> Iterator[list[str]]:
+    """DSNs of databases on one server, which play several servers."""
+    names = [f"shard_{uuid.uuid4().hex[:12]}" for _ in range(count)]
+    with postgres.connection() as connection:
+        for name in names:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        yield [postgres.dsn.replace("/postgres?", f"/{name}?") for name in names]
+        for name in names:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def shard_dsns(postgres: krablet.Database) -> Iterator[list[str]]:
+    with empty_databases(postgres, 3) as dsns:
+        yield dsns
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from pleinair.krablet.connections import Connection
 from pleinair.krablet.funnel import funnel as funnel_module
 from pleinair.krablet.funnel.batch import Run
 from pleinair.krablet.funnel.clients import ClientState
-from pleinair.krablet.funnel.errors import FunnelError, MutationError, ProtocolError
+from pleinair.krablet.funnel.errors import FunnelError, MutationError, ProtocolError, moved_slot
 from pleinair.krablet.funnel.funnel import Funnel, FunnelSettings
+from pleinair.krablet.queries import query
+from pleinair.krablet.shards import slot_bits, slot_of
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.funnels import column, stats_table
 
@@ -386,3 +388,26 @@ def test_a_funnel_whose_own_tables_are_gone_ends_with_the_reason(database: krabl
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="buffer_mutations is 0: give a positive number"):
         FunnelSettings(buffer_mutations=0)
+
+
+def test_what_was_sent_before_a_refusal_was_known_is_refused_too_although_the_slot_is_back(
+    database: krablet.Database, funnel: Funnel
+) -> None:
+    """Else the later of two mutations of a key could be applied first."""
+
+    def own(name: str) -> None:
+        bits = {"slots": slot_bits([slot_of("fox")])}
+        database.session.run(lambda connection: connection.execute(query("shards", name), bits))
+
+    own("disown_slots")
+    client = registered(funnel, "loader", sink := Answers())
+    funnel.offer(client, 0, [increments(client, 1, 1), increments(client, 2, 1, "wolf")], 100)
+    eventually(lambda: sink.through == 2)
+    own("own_slots")
+    funnel.offer(client, 0, [increments(client, 3, 1)], 100)
+    eventually(lambda: sink.through == 3)
+    assert {number: moved_slot(why) for number, why in sink.failures.items()} == dict.fromkeys((1, 3), slot_of("fox"))
+    funnel.offer(client, 3, [increments(client, 4, 1), Run(client, 5, "", ("slot",), [7], 0.0)], 100)
+    eventually(lambda: sink.through == 5)
+    assert moved_slot(sink.failures[5]) == 7, "a withdrawn mutation is settled and not applied"
+    assert column(database, "hits") == {"fox": 1, "wolf": 1}

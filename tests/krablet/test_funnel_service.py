@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -340,28 +341,6 @@ def test_an_address_open_to_others_needs_a_token_and_tls() -> None:
     ServiceSettings(listen="[::1]:1", token="t")
 
 
-def test_rows_go_to_the_shard_of_their_key(postgres: krablet.Database, database: krablet.Database, listen: str) -> None:
-    stats_table(database)
-    with postgres.connection() as connection:
-        connection.execute("CREATE DATABASE second_shard")
-    try:
-        with krablet.connect(postgres.dsn.replace("/postgres?", "/second_shard?")) as other:
-            stats_table(other)
-            with Service(database.dsn, listen) as one, Service(other.dsn, listen + "2") as two:
-                # The first shard's funnel is looked for in a place where there is none, then found.
-                places = [[listen + "-nowhere", one.address], two.address]
-                with FunnelClient(
-                    places, token=TOKEN, shard_of=lambda key: len(key) % 2, keys={"stats": "name"}
-                ) as client:
-                    for name in ("fox", "wolf", "fox"):
-                        client.upsert("stats", {"name": name, "hits": 1})
-            assert column(database, "hits") == {"wolf": 1}
-            assert column(other, "hits") == {"fox": 2}
-    finally:
-        with postgres.connection() as connection:
-            connection.execute("DROP DATABASE second_shard WITH (FORCE)")
-
-
 def test_the_async_client_does_what_the_threaded_one_does(database: krablet.Database, service: Service) -> None:
     async def work() -> dict[str, Any]:
         async with AsyncFunnelClient(service.address, token=TOKEN) as client:
@@ -375,6 +354,29 @@ def test_the_async_client_does_what_the_threaded_one_does(database: krablet.Data
     stats = asyncio.run(work())
     assert (stats["applied"], stats["failed"], stats["clients"]) == (501, 1, 1)
     assert column(database, "hits") == {**{f"k{n}": 100 for n in range(5)}, "fox": 1}
+
+
+def test_prometheus_finds_what_the_funnel_counts_under_documented_names(
+    database: krablet.Database, listen: str
+) -> None:
+    stats_table(database)
+    with Service(database.dsn, listen, "--metrics", "127.0.0.1:0") as service:
+        with FunnelClient(listen, token=TOKEN) as client:
+            for _ in range(50):
+                client.upsert("stats", {"name": "fox", "hits": 1})
+        url = service.output.split("metrics: ")[1].split()[0]
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            text = answer.read().decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values["pleinair_funnel_mutations_applied_total"] == "50"
+    assert values["pleinair_funnel_rows_written_total"] == values["pleinair_funnel_flushes_total"], "one key"
+    assert (
+        values['pleinair_funnel_latency_seconds_bucket{le="+Inf"}'] == values["pleinair_funnel_latency_seconds_count"]
+    )
+    page = (Path(__file__).parents[2] / "docs/krablet-funnel.md").read_text()
+    names = {line.split()[2].removeprefix("pleinair_funnel_") for line in text.splitlines() if "# HELP" in line}
+    assert len(names) == 17
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
 def test_a_client_without_a_funnel_gives_up_after_its_patience(listen: str) -> None:

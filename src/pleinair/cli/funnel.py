@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import ssl
+from contextlib import closing
 from pathlib import Path
 
 from pleinair.cli.krablet import add_database, opened
@@ -25,6 +26,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     funnel.add_argument("--plaintext", action="store_true", help="allow other machines in without TLS")
     funnel.add_argument("--shard", type=int, default=0, help="which server of the warehouse (default: %(default)s)")
+    funnel.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics for Prometheus there")
     add_database(funnel)
     funnel.set_defaults(run=_funnel)
 
@@ -34,6 +36,7 @@ def _funnel(args: argparse.Namespace) -> int:
 
     from pleinair.krablet.funnel.funnel import FunnelSettings
     from pleinair.krablet.funnel.service import ServiceSettings, serve
+    from pleinair.krablet.moves import resume_moves
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every flush that is undone, which is routine
@@ -42,8 +45,9 @@ def _funnel(args: argparse.Namespace) -> int:
         token=_token(args.token_file),
         tls=_tls(args.cert, args.key),
         plaintext=args.plaintext,
+        metrics=args.metrics,
     )
-    with opened(args) as database:
+    with opened(args) as database, closing(database.shards.fresh(0.0)) as looking:
         known = {shard.number: shard for shard in database.shards}
         if args.shard not in known:
             raise ConfigError(f"there is no shard {args.shard}: name one of {', '.join(map(str, known))}")
@@ -52,6 +56,7 @@ def _funnel(args: argparse.Namespace) -> int:
             settings,
             FunnelSettings(buffer_mutations=args.buffer),
             on_ready=lambda address: print(f"the funnel listens on {address}", flush=True),
+            heal=lambda: resume_moves(looking),
         )
     return 0
 

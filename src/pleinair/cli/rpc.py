@@ -8,10 +8,14 @@ import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pleinair.cli.dsns import HOW, several
 from pleinair.cli.krablet import add_directory
 from pleinair.records.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pleinair.krablet.addresses import Address
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,6 +34,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     rpc.add_argument("--max-bytes", type=int, default=64 * 2**30, help="bytes one read may give (%(default)s)")
     rpc.add_argument("--max-seconds", type=float, default=600.0, help="how long one read may take (%(default)s)")
     rpc.add_argument("--drain-seconds", type=float, default=30.0, help="how long SIGTERM waits for reads (%(default)s)")
+    rpc.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics for Prometheus there")
     rpc.set_defaults(run=run_rpc)
 
 
@@ -38,11 +43,13 @@ def run_rpc(args: argparse.Namespace) -> int:
     from pleinair.krablet.reading.limits import Limits
     from pleinair.krablet.reading.pools import ReadPools
     from pleinair.krablet.rpc.server import ReadService, ServiceConfig, serve
+    from pleinair.krablet.watching.prometheus import metrics_served
+    from pleinair.krablet.watching.services import reads_text
 
-    host, port = _host_and_port(args.listen)
+    address = _tcp_address(args.listen)
     config = ServiceConfig(
-        host=host,
-        port=port,
+        host=address.host,
+        port=address.port,
         token_file=args.token_file,
         tls_certificate=args.tls_cert,
         tls_key=args.tls_key,
@@ -57,7 +64,9 @@ def run_rpc(args: argparse.Namespace) -> int:
         dsns = args.dsn or _embedded_readers(stack, args.directory)
         service = ReadService(ReadPools(dsns, size=args.pool_size), config)
         print(f"reads of {len(dsns)} shard(s) are served at {service.address}", flush=True)
-        clean = serve(service, stop)
+        with metrics_served(args.metrics, lambda: reads_text(service.stats.snapshot())) as url:
+            print(f"metrics: {url}\n" * (url is not None), end="", flush=True)
+            clean = serve(service, stop)
     if not clean:
         print("stopped; a reader that did not read was cut off", flush=True)
         os._exit(0)  # its thread waits in gRPC and would keep the process
@@ -65,11 +74,13 @@ def run_rpc(args: argparse.Namespace) -> int:
     return 0
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
+def _tcp_address(text: str) -> Address:
+    from pleinair.krablet.addresses import parse_address
+
+    address = parse_address(text)
+    if address.is_unix:
         raise ConfigError(f"--listen is {text!r}: write HOST:PORT, such as 127.0.0.1:8815")
-    return host.strip("[]"), int(port)
+    return address
 
 
 def _embedded_readers(stack: ExitStack, directory: Path) -> list[str]:

@@ -139,13 +139,9 @@ def top_lines(database: Database, watched: Watched, shards: list[ShardStatus]) -
 
 def _metrics(args: argparse.Namespace) -> int:
     from pleinair.krablet.watching.gauges import Watcher
-    from pleinair.krablet.watching.prometheus import metrics_text, serve_metrics
+    from pleinair.krablet.watching.prometheus import metrics_served, metrics_text
     from pleinair.krablet.watching.shard_status import shard_statuses
-    from pleinair.records.errors import ConfigError
 
-    host, _, port = args.listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--listen is {args.listen!r}: write HOST:PORT, for example 127.0.0.1:9464")
     with opened(args) as database, closing(Watcher(database)) as watcher:
 
         def text() -> str:
@@ -154,9 +150,7 @@ def _metrics(args: argparse.Namespace) -> int:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        server = serve_metrics(host, int(port), text)
-        print(f"metrics: http://{host}:{server.server_address[1]}/metrics", flush=True)
-        stop.wait()
-        server.shutdown()
-        server.server_close()
+        with metrics_served(args.listen, text) as url:
+            print(f"metrics: {url}", flush=True)
+            stop.wait()
     return 0

@@ -1,14 +1,11 @@
-"""What a query returns, as a stream of Arrow batches."""
+"""Which Arrow type a declared column has, and how it is selected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pyarrow as pa
 from psycopg import sql
-
-from pleinair.krablet.connections import Connection
 
 _SCALARS = {
     "text": pa.string(),
@@ -41,18 +38,3 @@ def _selected(name: str, sql_type: str) -> sql.Composable:
         return sql.Identifier(name)
     text = "text[]" if sql_type.endswith("[]") else "text"
     return sql.SQL("{0}::{1} AS {0}").format(sql.Identifier(name), sql.SQL(text))
-
-
-def stream_batches(
-    connection: Connection, statement: sql.Composed, parameters: Any, columns: Mapping[str, str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Batches of at most `batch_rows` rows from a server-side cursor: memory does not grow with the result."""
-    schema = pa.schema([pa.field(name, arrow_type(sql_type)) for name, sql_type in columns.items()])
-    with connection.transaction(), connection.cursor(name="pleinair_read", binary=True) as cursor:
-        cursor.execute(statement, parameters)
-        while rows := cursor.fetchmany(batch_rows):
-            arrays = [
-                pa.array(list(values), field.type)
-                for values, field in zip(zip(*rows, strict=True), schema, strict=True)
-            ]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pleinair.krablet.closing import Closing
 from pleinair.krablet.connections import Connection, Session, describe, open_connection
 from pleinair.krablet.migrations import apply, catalog_exists, ensure_catalog
 from pleinair.krablet.moves import join_shards, resume_moves
@@ -22,9 +22,10 @@ from pleinair.records.errors import ConfigError
 
 if TYPE_CHECKING:
     from pleinair.krablet.pluck import Pluck
+    from pleinair.krablet.reading.scan import BatchStream
 
 
-class Database:
+class Database(Closing):
     """An open warehouse; made by `connect`, closed by `close` or as a context manager."""
 
     def __init__(
@@ -49,14 +50,6 @@ class Database:
 
     def __repr__(self) -> str:
         return f"Database({describe(self.dsn)})"
-
-    def __enter__(self) -> Database:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close all connections; an embedded server stops when the last process that opened it leaves."""
@@ -109,6 +102,31 @@ class Database:
         """
         declared = self.shards.each(lambda connection: create_table(connection, name, key, columns, merge))
         return Table(self.shards, name, key, *declared[0])
+
+    def scan(
+        self,
+        table: str,
+        *,
+        where: str = "TRUE",
+        columns: Sequence[str] | None = None,
+        order_by: str | Sequence[str] = (),
+        limit: int | None = None,
+        aggregate: Mapping[str, str] | None = None,
+        group_by: str | Sequence[str] = (),
+        params: Any = None,
+    ) -> BatchStream:
+        """The rows of all shards that match, or aggregates of them, as a stream of Arrow batches; close it, or read it all.
+
+        All shards are read at once. The arguments are those of ScanRequest. Raises ReadError, UnreachableError.
+        """
+        from pleinair.krablet.reading.requests import ScanRequest
+        from pleinair.krablet.reading.warehouse import read_shards
+
+        request = ScanRequest(
+            table=table, where=where, columns=columns, order_by=order_by, limit=limit, aggregate=aggregate or {},
+            group_by=group_by, params=params,
+        )  # fmt: skip
+        return read_shards(self.shards, request)
 
     def pluck(self, table: str, key: str, where: str = "TRUE") -> Pluck:
         """The rows of a table that match, to run a function over: `db.pluck(...).map(function)`. See `krablet.pluck`."""

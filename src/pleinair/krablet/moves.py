@@ -23,6 +23,7 @@ from psycopg import sql
 
 from pleinair.krablet.connections import Connection, Session, open_connection
 from pleinair.krablet.migrations import ensure_catalog
+from pleinair.krablet.moving_jobs import carry_jobs, forget_received
 from pleinair.krablet.places import public_place
 from pleinair.krablet.queries import comma_separated, query
 from pleinair.krablet.roles import create_role, list_roles
@@ -365,6 +366,7 @@ def _switch(move: Move, tables: Sequence[Table]) -> None:
                 connection.execute(query("shards", "lock_writers").format(**_names(table)))
             _catch_up(move, tables, connection)
             _unwatch(connection, tables)
+            carry_jobs(connection, move.target.session, move.bits, {table.name: table.key for table in tables})
             for table in tables:
                 remove = query("shards", "remove_moved").format(**_names(table))
                 connection.execute(remove, {"slots": move.slots})
@@ -415,6 +417,7 @@ def _undo(shards: Shards, move: Move, tables: Sequence[Table]) -> None:
     def unstage(connection: Connection) -> None:
         for table in tables:
             connection.execute(query("shards", "drop_staging").format(**_names(table)))
+        forget_received(connection, move.bits, {table.name: table.key for table in tables})
 
     move.source.session.run(forget)
     move.target.session.run(unstage)

@@ -43,8 +43,10 @@ def slot_of(key: object) -> int:
 
 def slot_bits(slots: Iterable[int]) -> str:
     """A set of slots as Postgres's bit(1024)."""
-    chosen = set(slots)
-    return "".join("1" if slot in chosen else "0" for slot in range(NUM_SLOTS))
+    bits = 0
+    for slot in slots:
+        bits |= 1 << (NUM_SLOTS - 1 - slot)
+    return f"{bits:0{NUM_SLOTS}b}"
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ class Shards:
                     session = self._sessions[place] = self._open_place(place)
                     self._shards[number] = Shard(number, session.dsn, session, place)
             self._known = known
+
+    def heal(self) -> None:
+        """Finish a move whose mover is gone, and know where all is now."""
+        self._heal(self)
+        self.reload()
 
     def settled(self) -> None:
         """Wait until no slot is between two shards, then know where all are. Raises DatabaseError when that lasts."""
@@ -275,6 +282,12 @@ def _load_map(connection: Connection) -> SlotMap:
     places: dict[int, str] = dict(connection.execute(query("shards", "load_shards")).fetchall())
     owners: dict[int, int] = dict(connection.execute(query("shards", "load_slots")).fetchall())
     return SlotMap({n: place for n, place in places.items() if n}, [owners.get(slot, 0) for slot in range(NUM_SLOTS)])
+
+
+def slots_elsewhere(connection: Connection) -> set[int]:
+    """The slots that this server does not own."""
+    [(bits,)] = _owned(connection)
+    return {slot for slot, owned in enumerate(bits) if owned == "0"}
 
 
 def _owned(connection: Connection) -> list[tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from types import MappingProxyType
@@ -13,20 +13,21 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pleinair.krablet.column_types import ColumnType, column_type
-from pleinair.krablet.connections import Connection, explained, not_allowed, open_connection
+from pleinair.krablet.connections import Connection, not_allowed
 from pleinair.krablet.merge_rules import check_rules
 from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import checked_name, query
 from pleinair.krablet.roles import grant_roles
 from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
 from pleinair.krablet.shards import STALE_MAP, Cursor, Shards, StaleMapError, require_keys
-from pleinair.krablet.stages import STATE_COLUMNS, Stage, create_stage
+from pleinair.krablet.stages import Stage, create_stage
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pleinair.krablet.bulk import OnConflict
+    from pleinair.krablet.reading.requests import ScanRequest
 
 KEY_TYPES = ("text", "integer", "bigint", "uuid")
 NAME_LENGTH = 28  # an index is called <table>_<stage>_ready, and Postgres keeps 63 characters
@@ -160,53 +161,49 @@ class Table:
         columns: Sequence[str] | None = None,
         order_by: str | None = None,
         params: Any = None,
-        batch_rows: int = 10_000,
+        batch_rows: int = 16_384,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream what matches as Arrow batches, on a connection of its own; closing the iterator ends the query.
+        """Stream what matches as Arrow batches, from all shards at once; closing the iterator ends the queries.
 
-        `where` and `order_by` are trusted SQL; with `params`, `where` has psycopg placeholders and a literal % is %%.
-        Columns default to all declared ones; claim-state columns may be named too. JSON and UUID come as text.
-        The query holds a snapshot while it runs: read to the end promptly where workers are busy.
+        `where` is trusted SQL; with `params` it has psycopg placeholders and a literal % is %%. `order_by` is columns
+        with ASC or DESC, comma-separated, and holds over all shards. Columns default to all declared ones; claim-state
+        columns may be named too. JSON and UUID come as text. Every row comes once, also while slots move. The queries
+        hold a snapshot while they run: read to the end promptly where workers are busy.
         """
-        from pleinair.krablet.arrow import selected, stream_batches
+        from pleinair.krablet.reading.requests import ScanRequest
 
-        types = self._read_types(columns)
-        statement = query("rows", "read_rows").format(
-            columns=selected(types),
-            table=sql.Identifier(self.name),
-            where=sql.SQL(where),
-            order=sql.SQL(f"ORDER BY {order_by}" if order_by else ""),
+        wanted = list(self.columns if columns is None else columns)
+        order = [] if order_by is None else [term.strip() for term in order_by.split(",")]
+        batches = self._scanned(
+            lambda: ScanRequest(table=self.name, where=where, columns=wanted, order_by=order, params=params),
+            f"reading table {self.name} where {where!r}",
         )
-        for shard in self.shards:
-            with closing(open_connection(shard.dsn)) as connection:
-                try:
-                    yield from stream_batches(connection, statement, params, types, batch_rows)
-                except psycopg.ProgrammingError as error:
-                    raise QueueError(f"reading table {self.name} where {where!r}: {_first_line(error)}") from error
-                except psycopg.OperationalError as error:
-                    raise explained(error, shard.dsn) from error
-
-    def _read_types(self, columns: Sequence[str] | None) -> dict[str, str]:
-        if columns is None:
-            return {name: type_.name for name, type_ in self._types.items()}
-        return {name: self._type_name(name) for name in columns}
-
-    def _type_name(self, column: str) -> str:
-        if column in self._types:
-            return self._types[column].name
-        for state, sql_type in STATE_COLUMNS.items():
-            if column.endswith(f"_{state}"):
-                return column_type(sql_type.split(" NOT NULL")[0]).name
-        raise QueueError(f"table {self.name} has no column {column!r}: use one of {', '.join(self.columns)}")
+        with closing(batches):
+            for batch in batches:
+                yield from (batch.slice(start, batch_rows) for start in range(0, batch.num_rows, batch_rows))
 
     def count(self, where: str = "TRUE", *, params: Any = None) -> int:
         """How many rows match; `where` as in `read`."""
-        statement = query("rows", "count_rows").format(table=sql.Identifier(self.name), where=sql.SQL(where))
+        from pleinair.krablet.reading.requests import ScanRequest
+
+        [batch] = self._scanned(
+            lambda: ScanRequest(table=self.name, where=where, aggregate={"rows": "count(*)"}, params=params),
+            f"counting table {self.name} where {where!r}",
+        )
+        return int(batch["rows"][0].as_py())
+
+    def _scanned(self, request: Callable[[], ScanRequest], doing: str) -> Generator[pa.RecordBatch, None, None]:
+        from pleinair.krablet.connections import UnreachableError
+        from pleinair.krablet.reading.requests import ReadError
+        from pleinair.krablet.reading.warehouse import read_shards
+
         try:
-            found = self.shards.each(lambda connection: connection.execute(statement, params).fetchall())
-        except psycopg.ProgrammingError as error:
-            raise QueueError(f"counting table {self.name} where {where!r}: {_first_line(error)}") from error
-        return sum(int(count) for [(count,)] in found)
+            with read_shards(self.shards, request()) as batches:
+                yield from batches
+        except UnreachableError:
+            raise
+        except ReadError as error:
+            raise QueueError(f"{doing}: {error}") from error
 
 
 class _Write(Protocol):
@@ -215,10 +212,6 @@ class _Write(Protocol):
 
 def _send(write: _Write, table: Table, arrays: Arrays, connection: Connection, places: list[int]) -> Cursor:
     return write(connection, table, arrays.at(places))
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return str(error).splitlines()[0]
 
 
 def _upsert(connection: Connection, table: Table, arrays: Arrays) -> Cursor:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,7 @@ FILL = "INSERT INTO long SELECT i, repeat('x', {}) FROM generate_series(1, {}) A
 
 @contextmanager
 def serving(pools: ReadPools, **options: Any) -> Iterator[ReadService]:
-    shard_of = options.pop("shard_of", None)
-    service = ReadService(pools, ServiceConfig(port=0, drain_seconds=0.5, **options), shard_of=shard_of)
+    service = ReadService(pools, ServiceConfig(port=0, drain_seconds=0.5, **options))
     try:
         yield service
     finally:
@@ -80,7 +80,7 @@ def service_process(shards: Shards, *arguments: str) -> Iterator[tuple[subproces
 def client(wide: Wide) -> Iterator[rpc.Client]:
     with (
         wide.shards.pools() as pools,
-        serving(pools, shard_of=lambda table, key: wide.shards.shard_of(key)) as service,
+        serving(pools) as service,
         rpc.connect(service.address) as client,
     ):
         yield client
@@ -504,3 +504,20 @@ def test_any_flight_client_finds_tables_by_path_and_reads_by_ticket(wide: Wide) 
         for ticket in (b"", b"[]", b'{"scan": {"table": "wide", "unknown": 1}}', b'{"drop": {}}'):
             with pytest.raises(pa.ArrowInvalid, match="is not understood: use the client of the same version"):
                 client.do_get(flight.Ticket(ticket))
+
+
+def test_prometheus_finds_what_the_service_counts_under_documented_names(three_shards: Shards) -> None:
+    three_shards.execute("CREATE TABLE t (key text PRIMARY KEY)")
+    with service_process(three_shards, "--metrics", "127.0.0.1:0") as (process, address):
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        with rpc.connect(address) as client:
+            client.read("t").to_table()
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            text = answer.read().decode()
+    assert 'pleinair_reads_total{outcome="done"} 1\n' in text
+    assert 'pleinair_read_connections{shard="2",state="idle"} 1\n' in text
+    page = (Path(__file__).parents[3] / "docs/krablet-rpc.md").read_text()
+    names = {line.split()[2].removeprefix("pleinair_") for line in text.splitlines() if "# HELP" in line}
+    assert len(names) == 7
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []

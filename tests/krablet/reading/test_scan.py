@@ -443,20 +443,9 @@ def some_pools(wide: Wide, **options: Any) -> Any:
 def test_rows_by_key_come_in_the_order_asked(wide: Wide, data: st.DataObject) -> None:
     known = [row["key"] for row in wide.rows]
     keys = data.draw(st.lists(st.sampled_from(known) | st.just("no such key"), max_size=20))
-    found = get(wide.pools, GetRequest(table="wide", keys=tuple(keys), columns=("n",)), wide.shards.shard_of)
+    found = get(wide.pools, GetRequest(table="wide", keys=tuple(keys), columns=("n",)))
     by_key = {row["key"]: row["n"] for row in wide.rows}
     assert found.to_pylist() == [{"key": key, "n": by_key[key]} for key in keys if key in by_key]
-    everywhere = get(wide.pools, GetRequest(table="wide", keys=tuple(keys), columns=("n",)))
-    assert everywhere.equals(found)
-
-
-def test_a_key_is_asked_of_its_shard_alone(three_shards: Shards) -> None:
-    three_shards.execute("CREATE TABLE t (key text PRIMARY KEY)")
-    key = next(word for word in map(str, itertools.count()) if three_shards.shard_of(word) == 2)
-    Shards((three_shards.dsns[2],), ()).execute("INSERT INTO t VALUES (%s)", [key])
-    with three_shards.pools() as pools:
-        assert get(pools, GetRequest(table="t", keys=(key,)), three_shards.shard_of).to_pylist() == [{"key": key}]
-        assert [pool.idle for pool in pools.shards] == [1, 0, 1], "the first is asked for the columns only"
 
 
 def test_keys_of_another_type_are_refused_and_uuids_may_be_written_in_any_case(wide: Wide) -> None:
@@ -464,7 +453,7 @@ def test_keys_of_another_type_are_refused_and_uuids_may_be_written_in_any_case(w
         get(wide.pools, GetRequest(table="wide", keys=(3.5, "a")))
     wide.shards.execute("CREATE TABLE IF NOT EXISTS by_uuid (id uuid PRIMARY KEY)")
     wide.shards.execute("INSERT INTO by_uuid VALUES ('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11') ON CONFLICT DO NOTHING")
-    found = get(wide.pools, GetRequest(table="by_uuid", keys=("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",)), lambda key: 0)
+    found = get(wide.pools, GetRequest(table="by_uuid", keys=("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",)))
     assert found.to_pylist() == [{"id": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"}]
 
 

@@ -21,7 +21,10 @@ from pleinair.records.errors import QueueError
 
 @dataclass(slots=True)
 class Run:
-    """Consecutive mutations of one client on the same columns of one table; `values` holds row after row."""
+    """Consecutive mutations of one client on the same columns of one table; `values` holds row after row.
+
+    With no table they were withdrawn: their client sends them elsewhere, and the only value is the slot.
+    """
 
     client: ClientState
     first: int
@@ -29,6 +32,8 @@ class Run:
     columns: tuple[str, ...]
     values: list[Any]
     arrived: float = 0.0
+    confirmed: int = 0
+    """The number up to which its client knew the answers when it sent this."""
     failures: dict[int, str] = field(default_factory=dict)
     """Mutations known to be refused, by number, with the reason; they count as answered but are not applied."""
 
@@ -50,7 +55,7 @@ class Run:
         return self._part(self.first, self.values[:at]), self._part(middle, self.values[at:])
 
     def _part(self, first: int, values: list[Any]) -> Run:
-        part = Run(self.client, first, self.table, self.columns, values, self.arrived)
+        part = Run(self.client, first, self.table, self.columns, values, self.arrived, self.confirmed)
         part.failures = {number: why for number, why in self.failures.items() if first <= number <= part.last}
         return part
 
@@ -77,6 +82,8 @@ class Advance:
     client: ClientState
     expected: int
     reached: int
+    confirmed: int
+    """The number up to which the client knew its answers when it sent the last of this."""
 
 
 def advances(runs: Iterable[Run]) -> list[Advance]:
@@ -85,7 +92,7 @@ def advances(runs: Iterable[Run]) -> list[Advance]:
     for run in runs:
         before = moved.get(id(run.client))
         expected = run.first - 1 if before is None else before.expected
-        moved[id(run.client)] = Advance(run.client, expected, run.last)
+        moved[id(run.client)] = Advance(run.client, expected, run.last, run.confirmed)
     return sorted(moved.values(), key=lambda advance: advance.client.name)
 
 
@@ -95,7 +102,7 @@ Shapes = Callable[[str, tuple[str, ...]], tuple[TablePlan, Shape]]
 def statements(runs: Iterable[Run], shapes: Shapes) -> list[Statement]:
     """The upserts that apply these runs; mutations that do not fit their table are noted in their run's `failures`."""
     merges: dict[str, _Merge] = {}
-    for group in _same_columns(runs):
+    for group in _same_columns(run for run in runs if run.table):
         try:
             plan, shape = shapes(group[0].table, group[0].columns)
         except QueueError as refusal:

@@ -16,22 +16,27 @@ import asyncio
 import ssl
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+from pleinair.krablet.addresses import Address, parse_address
 from pleinair.krablet.event_loops import new_event_loop
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address, parse_address
 from pleinair.krablet.funnel.errors import MutationError
 from pleinair.krablet.funnel.funnel import MAX_OUTSTANDING
 from pleinair.krablet.funnel.link import Answer, Link, LinkSettings, Mutation
+from pleinair.krablet.funnel.routes import Marks, Routes
 from pleinair.records.errors import ConfigError, QueueError
 
 Addresses = str | Sequence[str | Sequence[str]]
 """One funnel; or one for every shard; or for every shard the several places where its funnel may be found."""
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +49,6 @@ class ClientSettings:
     """The number of the first mutation; None: the one after the last that was applied in this name."""
     token: str = field(default="", repr=False)
     tls: ssl.SSLContext | None = None
-    shard_of: Callable[[Any], int] | None = None
-    """The index of the shard of a key; needed where there are several."""
-    keys: Mapping[str, str] | None = None
-    """The key column of every table; needed with `shard_of`."""
     window: int = 8192
     """Mutations outstanding before `upsert` blocks."""
     patience_seconds: float = 60.0
@@ -58,8 +59,6 @@ class ClientSettings:
             raise ConfigError(f"window is {self.window}: give 1 to {MAX_OUTSTANDING}")
         if self.first is not None and self.first < 1:
             raise ConfigError(f"first is {self.first}: mutations are numbered from 1")
-        if (self.shard_of is None) != (self.keys is None):
-            raise ConfigError("shard_of and keys go together: give both, or neither for a single funnel")
 
     def link(self) -> LinkSettings:
         incarnation = uuid.uuid4().hex
@@ -73,37 +72,19 @@ class ClientSettings:
         )
 
 
-class _Router:
-    """Rows become mutations, each for the link of its shard."""
+class _Packer:
+    """Rows become mutations."""
 
-    def __init__(self, addresses: Addresses, settings: ClientSettings) -> None:
-        self.addresses = _parsed(addresses)
-        self._settings = settings
+    def __init__(self) -> None:
         self._shapes: dict[tuple[str, tuple[str, ...]], bytes] = {}
-        if len(self.addresses) > 1 and settings.shard_of is None:
-            raise ConfigError(f"{len(self.addresses)} funnels are given and no shard_of: give shard_of and keys")
 
-    def links(self, on_settled: Callable[[int], None]) -> list[Link]:
-        own = self._settings.link()
-        return [Link(places, own, on_settled) for places in self.addresses]
-
-    def shard(self, table: str, row: Mapping[str, Any]) -> int:
-        if self._settings.shard_of is None or self._settings.keys is None:
-            return 0
-        try:
-            return self._settings.shard_of(row[self._settings.keys[table]])
-        except KeyError as missing:
-            raise QueueError(
-                f"the shard of a row of table {table} is unknown: keys or the row lack {missing}"
-            ) from None
-
-    def mutation(self, table: str, row: Mapping[str, Any], answer: Answer) -> Mutation:
+    def mutation(self, table: str, row: Mapping[str, Any], answer: Answer, slot: int) -> Mutation:
         columns, values = tuple(row), list(row.values())
         packed = _packed_row(table, columns, values)
         shape = self._shapes.get((table, columns))
         if shape is None:
             shape = self._shapes[table, columns] = wire.packed_shape(table, columns)
-        return Mutation(shape, len(columns), packed, answer)
+        return Mutation(shape, len(columns), packed, answer, slot)
 
 
 def _packed_row(table: str, columns: tuple[str, ...], values: list[Any]) -> bytes:
@@ -121,11 +102,16 @@ def _packed_row(table: str, columns: tuple[str, ...], values: list[Any]) -> byte
     return packed
 
 
-def _parsed(addresses: Addresses) -> list[list[Address]]:
+def _parsed(addresses: Addresses, settings: ClientSettings) -> list[list[Address]]:
     if isinstance(addresses, str):
         return [[parse_address(addresses)]]
     if not addresses:
         raise ConfigError("no funnel address is given: give HOST:PORT or unix:/path")
+    if len(addresses) > 1 and settings.first is not None:
+        raise ConfigError(
+            f"first is {settings.first} and {len(addresses)} funnels are given: mutations are numbered for each, and "
+            "which went where depends on where slots were; leave it out"
+        )
     return [[parse_address(text) for text in ([place] if isinstance(place, str) else place)] for place in addresses]
 
 
@@ -135,12 +121,13 @@ class FunnelClient:
     def __init__(self, addresses: Addresses, settings: ClientSettings | None = None, **given: Any) -> None:
         """`given` are fields of `ClientSettings`, for short."""
         self.settings = settings or ClientSettings(**given)
-        self._router = _Router(addresses, self.settings)
+        self._addresses = _parsed(addresses, self.settings)
+        self._packer = _Packer()
         self._changed = threading.Condition()
         self._outstanding = 0
         self._refused: list[str] = []
         self._loop = new_event_loop()
-        self._links: list[Link] = []
+        self._routes: Routes
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=[started], name="pleinair-funnel-client", daemon=True)
         self._thread.start()
@@ -164,18 +151,17 @@ class FunnelClient:
         The future raises MutationError if the row was refused, FunnelError if the funnel was lost. Raises QueueError
         for a row that cannot be sent. Callbacks of the future must not block.
         """
-        link = self._links[self._router.shard(table, row)]
+        if not self._routes.knows(table):
+            self._in_loop(self._routes.learn(table))
         future: Future[None] = Future()
-        mutation = self._router.mutation(table, row, future)
+        mutation = self._packer.mutation(table, row, future, self._routes.slot(table, row))
         with self._changed:
-            while self._outstanding >= self.settings.window and link.failure is None:
+            while self._outstanding >= self.settings.window:
                 self._changed.wait()
-            if link.failure is not None:
-                raise link.failure
+            link = self._routes.put(mutation)
             self._outstanding += 1
-            link.put(mutation)
         future.add_done_callback(self._note_refusal)
-        if link.asleep():
+        if link is not None and link.asleep():
             self._loop.call_soon_threadsafe(link.wake)
         return future
 
@@ -186,28 +172,23 @@ class FunnelClient:
     def flush(self) -> None:
         """Wait until all that was submitted is answered. Raises MutationError if some was refused since the last flush."""
         with self._changed:
-            marks = [link.submitted for link in self._links]
-            for link, mark in zip(self._links, marks, strict=True):
-                while link.settled < mark:
-                    self._changed.wait()
-                if link.failure is not None:
-                    raise link.failure
+            marks: Marks | None = self._routes.marks()
+            while marks and (marks := self._routes.unanswered(marks)):
+                self._changed.wait()
         refused, self._refused = self._refused, []
         if refused:
             raise MutationError(f"{len(refused)} mutations were refused, the first: {refused[0]}")
 
     def applied(self, shard: int = 0) -> int:
         """How many mutations of this name the shard had settled when this client began. Raises FunnelError."""
-        return asyncio.run_coroutine_threadsafe(self._links[shard].applied(), self._loop).result()
+        return self._in_loop(self._routes.links[shard].applied())
 
     def stats(self, shard: int = 0) -> dict[str, Any]:
         """What the funnel of a shard counts. Raises FunnelError."""
+        return self._in_loop(_statistics(self._routes.links[shard]))
 
-        async def ask() -> dict[str, Any]:
-            await self._links[shard].applied()
-            return await self._links[shard].statistics()
-
-        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
+    def _in_loop(self, answer: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(answer, self._loop).result()
 
     def close(self) -> None:
         """Leave at once; what is outstanding fails. `flush` first, or use the client as a context manager."""
@@ -217,17 +198,20 @@ class FunnelClient:
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        self._links = self._router.links(self._settled)
-        tasks = [self._loop.create_task(link.run()) for link in self._links]
+        tasks = self._loop.run_until_complete(self._begin())
         self._loop.call_soon(started.set)
         try:
             self._loop.run_forever()
         finally:
-            for link, task in zip(self._links, tasks, strict=True):
-                link.close()
+            self._routes.close()
+            for task in tasks:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.close()
+
+    async def _begin(self) -> list[asyncio.Task[None]]:
+        self._routes = Routes(self._addresses, self.settings.link(), self._changed, self._settled)
+        return [asyncio.create_task(running) for running in self._routes.running()]
 
     def _settled(self, count: int) -> None:
         with self._changed:
@@ -240,15 +224,16 @@ class AsyncFunnelClient:
 
     def __init__(self, addresses: Addresses, settings: ClientSettings | None = None, **given: Any) -> None:
         self.settings = settings or ClientSettings(**given)
-        self._router = _Router(addresses, self.settings)
-        self._links: list[Link] = []
+        self._addresses = _parsed(addresses, self.settings)
+        self._packer = _Packer()
+        self._routes: Routes
         self._tasks: list[asyncio.Task[None]] = []
         self._outstanding = 0
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> AsyncFunnelClient:
-        self._links = self._router.links(self._settled)
-        self._tasks = [asyncio.create_task(link.run()) for link in self._links]
+        self._routes = Routes(self._addresses, self.settings.link(), nullcontext(), self._settled)
+        self._tasks = [asyncio.create_task(running) for running in self._routes.running()]
         return self
 
     async def __aexit__(
@@ -258,8 +243,8 @@ class AsyncFunnelClient:
             if kind is None:
                 await self.flush()
         finally:
-            for link, task in zip(self._links, self._tasks, strict=True):
-                link.close()
+            self._routes.close()
+            for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -269,39 +254,40 @@ class AsyncFunnelClient:
 
     async def submit(self, table: str, row: Mapping[str, Any]) -> asyncio.Future[None]:
         """Send a row and return its answer to come; waits while `window` are outstanding."""
-        link = self._links[self._router.shard(table, row)]
-        while self._outstanding >= self.settings.window and link.failure is None:
+        if not self._routes.knows(table):
+            await self._routes.learn(table)
+        while self._outstanding >= self.settings.window:
             self._changed.clear()
             await self._changed.wait()
-        if link.failure is not None:
-            raise link.failure
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        link.put(self._router.mutation(table, row, future))
+        link = self._routes.put(self._packer.mutation(table, row, future, self._routes.slot(table, row)))
         self._outstanding += 1
-        if link.asleep():
+        if link is not None and link.asleep():
             loop.call_soon(link.wake)
         return future
 
     async def flush(self) -> None:
         """Wait until all that was submitted is answered; refusals are in their futures."""
-        marks = [link.submitted for link in self._links]
-        for link, mark in zip(self._links, marks, strict=True):
-            while link.settled < mark:
-                self._changed.clear()
-                await self._changed.wait()
-            if link.failure is not None:
-                raise link.failure
+        marks: Marks | None = self._routes.marks()
+        while marks and (marks := self._routes.unanswered(marks)):
+            self._changed.clear()
+            await self._changed.wait()
 
     async def applied(self, shard: int = 0) -> int:
         """As `FunnelClient.applied`."""
-        return await self._links[shard].applied()
+        return await self._routes.links[shard].applied()
 
     async def stats(self, shard: int = 0) -> dict[str, Any]:
         """As `FunnelClient.stats`."""
-        await self._links[shard].applied()
-        return await self._links[shard].statistics()
+        return await _statistics(self._routes.links[shard])
 
     def _settled(self, count: int) -> None:
         self._outstanding -= count
         self._changed.set()
+
+
+async def _statistics(link: Link) -> dict[str, Any]:
+    await link.applied()
+    counters: dict[str, Any] = await link.ask(wire.STATS)
+    return counters

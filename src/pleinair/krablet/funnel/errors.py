@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from pleinair.records.errors import DatabaseError, QueueError
+
+_MOVED = re.compile(r"slot (\d+) is not on this shard")
 
 
 class MutationError(QueueError):
@@ -15,3 +19,14 @@ class FunnelError(DatabaseError):
 
 class ProtocolError(FunnelError):
     """A peer sent something that is not the funnel's protocol."""
+
+
+def moved(slot: object) -> str:
+    """Why a mutation is refused whose slot is on another shard, or on its way there."""
+    return f"slot {slot!s:.10} is not on this shard: give the client the addresses of all shards' funnels"
+
+
+def moved_slot(reason: str) -> int | None:
+    """The slot, if that is the reason."""
+    found = _MOVED.match(reason)
+    return None if found is None else int(found[1])

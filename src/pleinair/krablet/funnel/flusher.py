@@ -3,6 +3,7 @@
 settle(runs) --> commit all ---------------------------------------------> answers
                   |  the database refuses: halve, until the mutation that is refused is alone; its failure is
                   |                        committed, as its answer, with the next part
+                  |  slots have moved away: their mutations are refused, all others committed
                   |  fenced: another funnel, or a commit whose answer was lost, moved a client:
                   |                        look where it stands, drop what is applied, commit the others
                   `- the server is away: wait and send the same again, for as long as it takes
@@ -12,16 +13,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import TypeVar
 
 import psycopg
 
 from pleinair.krablet.connections import Connection, Session
-from pleinair.krablet.funnel.batch import Run, advances, halves, statements
+from pleinair.krablet.funnel.batch import Advance, Run, advances, halves, statements
 from pleinair.krablet.funnel.clients import ClientState
+from pleinair.krablet.funnel.errors import moved, moved_slot
 from pleinair.krablet.funnel.ledger import (
     Flush,
     Standing,
@@ -33,7 +35,8 @@ from pleinair.krablet.funnel.ledger import (
 )
 from pleinair.krablet.funnel.plans import Plans
 from pleinair.krablet.funnel.stats import Counters
-from pleinair.records.errors import DatabaseError
+from pleinair.krablet.shards import STALE_MAP, slot_of, slots_elsewhere
+from pleinair.records.errors import DatabaseError, QueueError
 
 Result = TypeVar("Result")
 
@@ -72,7 +75,10 @@ class Flusher:
             except psycopg.Error as error:
                 if not is_refusal(error) or not part:
                     raise
-                if sum(map(len, part)) > 1:
+                if error.sqlstate == STALE_MAP:
+                    self._refuse_slots(part, self.execute(slots_elsewhere))
+                    waiting.append(part)
+                elif sum(map(len, part)) > 1:
                     waiting.extend(reversed(halves(part)))
                 else:
                     part[0].failures[part[0].first] = _reason(error)
@@ -92,15 +98,43 @@ class Flusher:
             runs = self._unapplied(runs)
         return None
 
+    def _refuse_slots(self, runs: Sequence[Run], slots: Container[int]) -> None:
+        for run in runs:
+            for number, slot in self._slots(run):
+                if slot in slots:
+                    run.failures.setdefault(number, moved(slot))
+
+    def _slots(self, run: Run) -> Iterator[tuple[int, int]]:
+        """The mutations of a run, by number, with the slots of their keys; those without one are refused as misfits."""
+        with suppress(QueueError):
+            _, shape = self._plans.shape(run.table, run.columns)
+            for number, row in run.rows():
+                with suppress(QueueError):
+                    [key] = shape.columns[shape.key_place].prepare([row[shape.key_place]])
+                    yield number, slot_of(key)
+
+    def _keep_order(self, runs: Sequence[Run]) -> None:
+        """Refuse what its client sent before it knew that an earlier mutation of that slot was refused.
+
+        The slot may have come back meanwhile; the later mutation would then be applied before the earlier one.
+        """
+        for run in runs:
+            unknown = (why for number, why in run.client.failures.items() if number > run.confirmed)
+            if left := {slot for why in unknown if (slot := moved_slot(why)) is not None}:
+                self._refuse_slots([run], left)
+            if not run.table:
+                run.failures = {number: moved(row[0]) for number, row in run.rows()}
+
     def _flush_of(self, runs: Sequence[Run]) -> Flush:
+        self._keep_order(runs)
         upserts = statements(runs, self._plans.shape)
-        moved = advances(runs)
+        advanced = advances(runs)
         confirmed = {
-            advance.client.name: advance.client.confirmed
-            for advance in moved
-            if advance.client.failures and min(advance.client.failures) <= advance.client.confirmed
+            advance.client.name: advance.confirmed
+            for advance in advanced
+            if advance.client.failures and min(advance.client.failures) <= advance.confirmed
         }
-        return Flush(moved, upserts, failures_of(runs), confirmed)
+        return Flush(advanced, upserts, failures_of(runs), confirmed)
 
     def _answer(self, runs: Sequence[Run], flush: Flush) -> None:
         failures: dict[int, dict[int, str]] = {}
@@ -109,7 +143,7 @@ class Flusher:
                 failures.setdefault(id(run.client), {}).update(run.failures)
         with self._lock:
             for advance in flush.advances:
-                _forget_confirmed(advance.client)
+                _forget_confirmed(advance)
                 advance.client.settle(advance.reached, failures.get(id(advance.client), {}))
             self._counters.count_flush(runs, flush)
         for advance in flush.advances:
@@ -165,9 +199,10 @@ class Flusher:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def _forget_confirmed(client: ClientState) -> None:
+def _forget_confirmed(advance: Advance) -> None:
+    client = advance.client
     if client.failures:
-        client.failures = {number: why for number, why in client.failures.items() if number > client.confirmed}
+        client.failures = {number: why for number, why in client.failures.items() if number > advance.confirmed}
 
 
 def _reason(error: psycopg.Error) -> str:

@@ -28,8 +28,8 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 
+from pleinair.krablet.closing import Closing
 from pleinair.krablet.connections import Session
 from pleinair.krablet.funnel.batch import Run
 from pleinair.krablet.funnel.buffer import Buffer, Load
@@ -80,7 +80,7 @@ class _Registration:
     answer: Future[ClientState]
 
 
-class Funnel:
+class Funnel(Closing):
     """A funnel inside this process; `funnel_service` puts it on the network. Any thread may call it."""
 
     def __init__(self, database: Session | str, settings: FunnelSettings | None = None) -> None:
@@ -99,7 +99,7 @@ class Funnel:
         self._buffer = Buffer(self.settings.buffer_mutations, self.settings.buffer_bytes)
         self._clients: dict[str, ClientState] = {}
         self._registrations: deque[_Registration] = deque()
-        self._refused = False
+        self._refused_at: float | None = None
         self._closing = False
         self._abandoned = threading.Event()
         self._counters = Counters()
@@ -108,14 +108,6 @@ class Funnel:
         self._local_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="pleinair-funnel", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Funnel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def submit(self, table: str, row: Mapping[str, object]) -> Future[None]:
         """Merge one row into a table; blocks while the buffer is full. Done when durable; MutationError if refused."""
@@ -172,11 +164,13 @@ class Funnel:
             raise FunnelError(client.dismissed)
         client.confirm(confirmed)
         fresh = _unreceived(client, runs)
+        for run in fresh:
+            run.confirmed = confirmed
         if fresh and fresh[-1].last - client.confirmed > MAX_OUTSTANDING:
             raise ProtocolError(f"client {client.name!r} has more than {MAX_OUTSTANDING} mutations outstanding")
         load = Load(sum(map(len, fresh)), num_bytes)
         if fresh and not self._buffer.add(fresh, load):
-            self._refused = True
+            self._refused_at = self._refused_at or time.monotonic()
             return False
         self._counters.received += load.mutations
         self._counters.duplicates += sum(map(len, runs)) - load.mutations
@@ -271,8 +265,10 @@ class Funnel:
             for run in runs:
                 self._drop_if_done(run.client)
             self._changed.notify_all()
-            refused, self._refused = self._refused, False
-        if refused:
+            refused_at, self._refused_at = self._refused_at, None
+            if refused_at is not None:
+                self._counters.held_back_seconds += time.monotonic() - refused_at
+        if refused_at is not None:
             self.on_room()
 
     def _register_waiting(self) -> None:

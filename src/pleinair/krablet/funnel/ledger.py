@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 
+from pleinair.krablet.array_literals import array_literal
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.funnel.batch import Advance, Run
 from pleinair.krablet.funnel.plans import Statement
@@ -97,11 +97,11 @@ def write_flush(connection: Connection, flush: Flush) -> None:
 
 
 def _advance_clients(connection: Connection, moved: Sequence[Advance]) -> None:
-    given: dict[str, Any] = {
-        "clients": [advance.client.name for advance in moved],
-        "incarnations": [advance.client.incarnation for advance in moved],
-        "expected": [advance.expected for advance in moved],
-        "reached": [advance.reached for advance in moved],
+    given = {
+        "clients": array_literal([advance.client.name for advance in moved], "text"),
+        "incarnations": array_literal([advance.client.incarnation for advance in moved], "text"),
+        "expected": array_literal([advance.expected for advance in moved], "bigint"),
+        "reached": array_literal([advance.reached for advance in moved], "bigint"),
     }
     connection.execute(query("funnel", "advance_clients"), given, prepare=False)
 

@@ -16,13 +16,14 @@ import random
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol, cast
 
+from pleinair.krablet.addresses import Address
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address
-from pleinair.krablet.funnel.errors import FunnelError, MutationError, ProtocolError
+from pleinair.krablet.funnel.errors import FunnelError, MutationError, ProtocolError, moved_slot
 
 _ROWS_PER_FRAME = 1024
 _BYTES_PER_FRAME = 256 * 1024
@@ -50,6 +51,8 @@ class Mutation:
     width: int
     row: bytes
     answer: Answer
+    slot: int = -1
+    """Where its key lives; -1 with a single funnel, whose client does not place keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +67,23 @@ class LinkSettings:
     patience_seconds: float
 
 
+class Owner(Protocol):
+    """The client a link belongs to."""
+
+    def settled(self, count: int) -> None:
+        """So many mutations were answered."""
+
+    def takes_back(self, mutation: Mutation, slot: int) -> bool:
+        """Whether the client sends this mutation elsewhere, as its slot is not at this funnel. Not answered if so."""
+
+    def withdraws(self, slot: int) -> bool:
+        """Whether what is still to be sent of this slot is to come back."""
+
+
 class Link:
     """One client at one shard's funnel, which may be found at any of `addresses`."""
 
-    def __init__(self, addresses: Sequence[Address], settings: LinkSettings, on_settled: Callable[[int], None]) -> None:
-        """`on_settled(count)` is called after so many mutations were answered."""
+    def __init__(self, addresses: Sequence[Address], settings: LinkSettings, owner: Owner) -> None:
         self.failure: FunnelError | None = None
         self.submitted = 0
         """Mutations put in, ever."""
@@ -76,7 +91,7 @@ class Link:
         """Mutations answered, ever."""
         self._addresses = addresses
         self._settings = settings
-        self._on_settled = on_settled
+        self._owner = owner
         self._pending: deque[Mutation] = deque()
         self._sent: deque[Mutation] = deque()
         self._answered: int | None = None  # not known before the first WELCOME
@@ -85,7 +100,7 @@ class Link:
         self._awake = False
         self._wire: _Wire | None = None
         self._welcomed = asyncio.Event()
-        self._statistics: deque[asyncio.Future[dict[str, Any]]] = deque()
+        self._asked: dict[int, deque[asyncio.Future[Any]]] = {wire.STATS: deque(), wire.SLOTS: deque()}
         self._trouble = "not connected yet"
         self._progress_at = time.monotonic()
 
@@ -134,12 +149,15 @@ class Link:
         runs: list[tuple[bytes, int, list[bytes]]] = []
         for _ in range(min(len(self._pending), _ROWS_PER_FRAME)):
             mutation = self._pending.popleft()
-            if not runs or runs[-1][0] != mutation.shape:
-                runs.append((mutation.shape, mutation.width, []))
-                num_bytes += len(mutation.shape)
-            runs[-1][2].append(mutation.row)
+            shape, width, row = mutation.shape, mutation.width, mutation.row
+            if mutation.slot >= 0 and self._owner.withdraws(mutation.slot):
+                shape, width, row = wire.packed_withdrawal(mutation.slot)
+            if not runs or runs[-1][0] != shape:
+                runs.append((shape, width, []))
+                num_bytes += len(shape)
+            runs[-1][2].append(row)
             self._sent.append(mutation)
-            num_bytes += len(mutation.row)
+            num_bytes += len(row)
             if num_bytes > _BYTES_PER_FRAME:
                 break
         return wire.mutate_frame(self._answered, first, runs)
@@ -149,16 +167,28 @@ class Link:
             return
         begin, self._answered = self._answered + 1, through
         self._progress_at = time.monotonic()
+        taken = 0
         for number in range(begin, through + 1):
-            answer = self._sent.popleft().answer
-            if answer.done():  # cancelled by its owner
-                continue
+            mutation = self._sent.popleft()
             if number in failures:
-                answer.set_exception(MutationError(failures[number]))
-            else:
-                answer.set_result(None)
+                taken += self._refused(mutation, failures[number])
+            elif not mutation.answer.done():  # else cancelled by its owner
+                mutation.answer.set_result(None)
         self.settled += through + 1 - begin
-        self._on_settled(through + 1 - begin)
+        self._owner.settled(through + 1 - begin - taken)
+
+    def _refused(self, mutation: Mutation, reason: str) -> bool:
+        """Whether its client takes it back; else it has failed."""
+        slot = moved_slot(reason)
+        if slot is not None and self._owner.takes_back(mutation, slot):
+            return True
+        if not mutation.answer.done():
+            mutation.answer.set_exception(MutationError(reason))
+        return False
+
+    def slots(self) -> set[int]:
+        """The slots of all mutations that are not answered. No other thread may `put` meanwhile."""
+        return {mutation.slot for mutation in chain(self._sent, self._pending)}
 
     async def applied(self) -> int:
         """The number of mutations applied or refused in this name when this program began. Raises FunnelError."""
@@ -167,13 +197,18 @@ class Link:
             raise self.failure
         return self._applied
 
-    def statistics(self) -> asyncio.Future[dict[str, Any]]:
-        """What the funnel counts. Raises FunnelError, here or later, when there is no connection."""
+    def ask(self, kind: int) -> asyncio.Future[Any]:
+        """What the funnel counts (STATS), or what is here (SLOTS). Raises FunnelError, now or later, if it is away."""
         if self._wire is None:
             raise FunnelError(f"no connection to the funnel now ({self._trouble}): try again")
-        self._statistics.append(asyncio.get_running_loop().create_future())
-        self._wire.send(wire.frame([wire.STATS]))
-        return self._statistics[-1]
+        self._asked[kind].append(asyncio.get_running_loop().create_future())
+        self._wire.send(wire.frame([kind]))
+        return self._asked[kind][-1]
+
+    def _told(self, kind: int, answer: object) -> None:
+        future = self._asked[kind].popleft()
+        if not future.done():
+            future.set_result(answer)
 
     async def run(self) -> None:
         """Keep a connection until cancelled, or until patience ends with mutations unanswered."""
@@ -225,8 +260,10 @@ class Link:
         self._trouble = opened.trouble
         if self._wire is opened:
             self._wire = None
-        while self._statistics:
-            self._statistics.popleft().set_exception(FunnelError("the connection to the funnel was lost: try again"))
+        for waiting in self._asked.values():
+            while waiting:
+                if not (future := waiting.popleft()).done():
+                    future.set_exception(FunnelError("the connection to the funnel was lost: try again"))
 
     def _check_patience(self) -> None:
         waited = time.monotonic() - self._progress_at
@@ -259,7 +296,7 @@ class Link:
             if not mutation.answer.done():
                 mutation.answer.set_exception(failure)
         self.settled += len(left)
-        self._on_settled(len(left))
+        self._owner.settled(len(left))
         if self._wire is not None:
             self._wire.abort()
 
@@ -275,8 +312,10 @@ class Link:
                 self._welcome(wire_, applied, dict(failures))
             case [wire.PONG]:
                 pass
-            case [wire.STATS, dict(counters)] if self._statistics:
-                self._statistics.popleft().set_result(counters)
+            case [wire.STATS, dict(counters)] if self._asked[wire.STATS]:
+                self._told(wire.STATS, counters)
+            case [wire.SLOTS, bytes(owned), dict(keys)] if self._asked[wire.SLOTS]:
+                self._told(wire.SLOTS, (owned, keys))
             case [wire.REFUSE, str(reason), bool(for_good)]:
                 wire_.trouble = f"{wire_.address}: {reason}"
                 if for_good:

@@ -23,14 +23,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+from pleinair.krablet.addresses import Address, parse_address
 from pleinair.krablet.connections import Session
 from pleinair.krablet.event_loops import run_event_loop
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address, parse_address
 from pleinair.krablet.funnel.batch import Run
 from pleinair.krablet.funnel.clients import ClientState
 from pleinair.krablet.funnel.errors import FunnelError, ProtocolError
 from pleinair.krablet.funnel.funnel import Funnel, FunnelSettings
+from pleinair.krablet.funnel.placement import PlacementDesk
+from pleinair.krablet.watching.prometheus import metrics_served
+from pleinair.krablet.watching.services import funnel_text
 from pleinair.records.errors import ConfigError, DatabaseError
 
 logger = logging.getLogger("pleinair.krablet.funnel.funnel")
@@ -53,6 +56,8 @@ class ServiceSettings:
     """Required away from this machine, unless `plaintext` is set."""
     plaintext: bool = False
     """Let tokens and rows travel unencrypted, for a network that is private."""
+    metrics: str | None = None
+    """`HOST:PORT` where /metrics is served to Prometheus."""
     drain_seconds: float = 30.0
     """How long SIGTERM waits for Postgres before it leaves the rest unanswered."""
 
@@ -72,9 +77,11 @@ def serve(
     settings: ServiceSettings,
     funnel_settings: FunnelSettings | None = None,
     on_ready: Callable[[str], None] = lambda address: None,
+    heal: Callable[[], object] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. `on_ready` is given the address, with the port that was chosen for port 0.
 
+    `heal` is called when a client looks for a slot: it brings in those whose mover is gone.
     Raises DatabaseError if Postgres cannot be reached at first or refuses the funnel itself.
     """
     sized = funnel_settings or FunnelSettings()
@@ -84,10 +91,15 @@ def serve(
             f"give at least {wire.MAX_FRAME_MUTATIONS} and {wire.MAX_FRAME_BYTES}"
         )
     funnel = Funnel(database, sized)
+    desk = PlacementDesk(Session(database) if isinstance(database, str) else database.fresh(5.0), heal)
     try:
-        run_event_loop(_Service(funnel, settings).run(on_ready))
+        with metrics_served(settings.metrics, lambda: funnel_text(funnel.stats().as_dict())) as url:
+            if url is not None:
+                logger.info("metrics: %s", url)
+            run_event_loop(_Service(funnel, settings, desk).run(on_ready))
     finally:
         drained = funnel.close(0)
+        desk.close()
     if funnel.failure is not None:
         raise DatabaseError(f"the funnel ended: {funnel.failure}") from funnel.failure
     if not drained:
@@ -95,8 +107,9 @@ def serve(
 
 
 class _Service:
-    def __init__(self, funnel: Funnel, settings: ServiceSettings) -> None:
+    def __init__(self, funnel: Funnel, settings: ServiceSettings, desk: PlacementDesk) -> None:
         self.funnel = funnel
+        self.desk = desk
         self.token = (settings.token or "").encode()
         self.connections: set[_Connection] = set()
         self.waiting: deque[_Connection] = deque()
@@ -234,6 +247,8 @@ class _Connection(asyncio.Protocol):
             self._mutate(self._client, message, num_bytes)
         elif kind == wire.PING:
             self.write(wire.frame([wire.PONG]))
+        elif kind == wire.SLOTS:
+            self._service.desk.ask(lambda placement: self.write(wire.frame([wire.SLOTS, *placement])))
         elif kind == wire.STATS:
             self.write(wire.frame([wire.STATS, self._service.funnel.stats().as_dict()]))
         else:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pleinair.krablet.funnel.batch import Run
     from pleinair.krablet.funnel.ledger import Flush
 
+LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SAMPLES = 4096
 _WINDOW_FLUSHES = 512
 
@@ -35,6 +38,12 @@ class FunnelStats:
     latency_p50_ms: float
     """From arrival to commit, of the latest runs of mutations."""
     latency_p99_ms: float
+    latency_buckets: dict[str, int]
+    """Runs by the seconds from arrival to commit, up to and with each bound, as Prometheus counts them."""
+    latency_seconds: float
+    """The sum of these latencies."""
+    held_back_seconds: float
+    """How long the buffer was so full that somebody had to wait."""
     buffered: int
     """Mutations in the buffer or in a flush now."""
     buffered_bytes: int
@@ -64,6 +73,10 @@ class Counters:
     fenced: int = 0
     outages: int = 0
     last_outage: str = ""
+    held_back_seconds: float = 0.0
+    latency_seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+    """Runs by the first of the bounds that is not below their latency; the last beyond all."""
     began: float = field(default_factory=time.monotonic)
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW_FLUSHES))
@@ -77,7 +90,11 @@ class Counters:
         self.applied += settled - len(flush.failures)
         self.rows_written += sum(statement.num_rows for statement in flush.statements)
         self.recent.append((now, settled))
-        self.latencies.extend([now - run.arrived for run in runs])
+        latencies = [now - run.arrived for run in runs]
+        self.latencies.extend(latencies)
+        self.latency_seconds += sum(latencies)
+        for latency in latencies:
+            self.buckets[bisect_left(LATENCY_BOUNDS, latency)] += 1
 
     def note_outage(self, reason: str) -> None:
         self.outages += 1
@@ -100,6 +117,9 @@ class Counters:
             applied_per_second=settled / max(span, 1e-3),
             latency_p50_ms=_quantile(ordered, 0.50) * 1e3,
             latency_p99_ms=_quantile(ordered, 0.99) * 1e3,
+            latency_buckets=dict(zip([*map(str, LATENCY_BOUNDS), "+Inf"], accumulate(self.buckets), strict=True)),
+            latency_seconds=self.latency_seconds,
+            held_back_seconds=self.held_back_seconds,
             buffered=buffered[0],
             buffered_bytes=buffered[1],
             peak_buffered=peak[0],

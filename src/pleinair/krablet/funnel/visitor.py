@@ -9,8 +9,8 @@ import socket
 import ssl
 from typing import Any
 
+from pleinair.krablet.addresses import Address, parse_address
 from pleinair.krablet.funnel import wire
-from pleinair.krablet.funnel.addresses import Address, parse_address
 from pleinair.krablet.funnel.errors import FunnelError
 
 TIMEOUT_SECONDS = 10.0

@@ -9,10 +9,13 @@
                                                          <--  PONG
     STATS                                                -->
                                                          <--  STATS   counters
+    SLOTS                                                -->
+                                                         <--  SLOTS   slots here, key and its type by table
                                                          <--  REFUSE  reason, whether for good
 
 A run is [table, columns, values]: consecutive mutations of the same columns, their values row after row. ANSWER settles
-every mutation up to `through`: failures are pairs [number, reason], all others are applied and durable.
+every mutation up to `through`: failures are pairs [number, reason], all others are applied and durable. A mutation
+without a table was withdrawn (`packed_withdrawal`): it holds a number that must be settled, and fails.
 
 MessagePack, because it carries bytes and dates as they are and costs as little as anything (per mutation of a batch of
 64, both ends: MessagePack 0.10 us and 29 bytes, orjson 0.09 us and 43, json 0.97 us, struct in Python 0.55 us).
@@ -30,8 +33,8 @@ import msgpack
 
 from pleinair.krablet.funnel.errors import ProtocolError
 
-VERSION = 1
-HELLO, WELCOME, MUTATE, ANSWER, PING, PONG, STATS, REFUSE = range(8)
+VERSION = 2
+HELLO, WELCOME, MUTATE, ANSWER, PING, PONG, STATS, REFUSE, SLOTS = range(9)
 
 MAX_FRAME_BYTES = 2**20
 MAX_FRAME_MUTATIONS = 4096
@@ -67,6 +70,11 @@ def packed_row(values: Sequence[Any]) -> bytes:
 def packed_shape(table: str, columns: Sequence[str]) -> bytes:
     """What a run begins with."""
     return b"\x93" + _packed(table) + _packed(columns)  # an array of three
+
+
+def packed_withdrawal(slot: int) -> tuple[bytes, int, bytes]:
+    """Shape, width and row of a mutation that its client wants back, to send it to the slot's new shard."""
+    return packed_shape("", ["slot"]), 1, packed_row([slot])
 
 
 def mutate_frame(confirmed: int, first: int, runs: Iterable[tuple[bytes, int, Sequence[bytes]]]) -> bytes:

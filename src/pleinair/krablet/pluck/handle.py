@@ -85,7 +85,7 @@ class PluckProgress:
 
 @dataclass(frozen=True)
 class ErrorGroup:
-    """The rows that fail with one type of exception on one shard, with the latest of them."""
+    """The rows that fail with one type of exception, with the latest of them on one shard."""
 
     exception: str
     rows: int
@@ -178,6 +178,10 @@ class Handle:
 
     def _is_over(self, progress: PluckProgress, left_alone: bool) -> bool:
         """True when the job is done. Raises when it can no longer be, as when all workers started here ended."""
+        if progress.state == "done" and progress.reason is not None:
+            raise QueueError(
+                f"job {self.id} is not complete because {progress.reason}: start it again for what is left"
+            )
         if progress.state == "done":
             return True
         if progress.state in ("cancelled", "expired"):
@@ -208,7 +212,7 @@ class Handle:
             for session in self._shards.values()
             for group in session.run(lambda connection: _error_groups(connection, self.spec))
         ]
-        return sorted(found, key=lambda group: -group.rows)
+        return sorted(_by_exception(found), key=lambda group: -group.rows)
 
     def pause(self) -> None:
         """No further call begins, from about a second from now; calls in work end and are written."""
@@ -238,6 +242,15 @@ class Handle:
             self.processes.stop()
         for session in self._shards.values() if self._owned else ():
             session.close()
+
+
+def _by_exception(groups: Sequence[ErrorGroup]) -> list[ErrorGroup]:
+    """The groups of all shards together; the sample row is that of the first."""
+    together: dict[str, ErrorGroup] = {}
+    for group in groups:
+        first = together.get(group.exception, replace(group, rows=0, final=0))
+        together[group.exception] = replace(first, rows=first.rows + group.rows, final=first.final + group.final)
+    return list(together.values())
 
 
 def _counts(progress: PluckProgress) -> str:

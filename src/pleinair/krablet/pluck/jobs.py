@@ -19,11 +19,14 @@ from typing import Any
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.pluck.bounds import Range
 from pleinair.krablet.queries import query
+from pleinair.krablet.shards import slot_of
 from pleinair.records.errors import ConfigError, QueueError
 
 GIB = 1 << 30
 LEASE_SECONDS = 30.0
 """A worker that says nothing for so long is thought dead; a living one renews every third of it."""
+RETENTION_DAYS = 30
+"""How long a job that ended can still be asked, with its errors."""
 OPEN_STATES = ("running", "paused")
 FINAL_STATES = ("done", "cancelled")
 
@@ -138,6 +141,11 @@ class Batch:
     attempts: int
     lost: int
     expected: int
+    slots: str
+    """The slots whose keys it is for, as bits."""
+
+    def holds(self, key: str) -> bool:
+        return self.slots[slot_of(key)] == "1"
 
 
 def tables_exist(connection: Connection) -> bool:
@@ -157,7 +165,7 @@ def insert_job(connection: Connection, spec: JobSpec, signature: str, function: 
         connection.execute(
             query("pluck", "insert_job"),
             {"id": spec.id, "header": spec.header, "signature": signature, "function": function,
-             "errors_allowed": spec.max_errors},
+             "errors_allowed": spec.max_errors, "table": spec.table, "key": spec.key, "expires_at": spec.expires_at},
         )  # fmt: skip
         connection.execute(
             query("pluck", "insert_batches"),
@@ -168,6 +176,11 @@ def insert_job(connection: Connection, spec: JobSpec, signature: str, function: 
 
 def delete_job(connection: Connection, job: str) -> None:
     connection.execute(query("pluck", "delete_job"), {"id": job})
+
+
+def forget_jobs(connection: Connection) -> None:
+    """Delete the jobs that ended or expired RETENTION_DAYS ago."""
+    connection.execute(query("pluck", "forget_jobs"), {"days": RETENTION_DAYS})
 
 
 def set_state(

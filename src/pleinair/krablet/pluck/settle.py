@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -15,6 +15,7 @@ from pleinair.krablet.pluck.source import Source
 from pleinair.krablet.pluck.wire import Failure, Outcome, failure_of
 from pleinair.krablet.queries import query
 from pleinair.krablet.rows import Arrays
+from pleinair.krablet.shards import slot_of, slots_elsewhere
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,22 @@ def _tried_alone(
 
 def _settle(connection: Connection, spec: JobSpec, source: Source, call: Call, lease_seconds: float) -> bool:
     held = {"number": call.batch.number, "token": call.batch.token}
-    failed = {key: outcome for key, outcome in call.outcomes.items() if isinstance(outcome, Failure)}
-    done = len(call.outcomes) - len(failed)
     with connection.transaction():
+        if source.placed:  # before any row lock: a move takes this lock first, too
+            connection.execute(query("pluck", "keep_slots"))
         found = connection.execute(query("pluck", "hold_batch"), {**held, "after": call.after}).fetchone()
         if found is None:
             return False
-        if found == (False,):
+        if not found[0]:
             return True
-        _write(connection, spec, source, call.outcomes)
+        outcomes = (
+            _still_here(connection, replace(call.batch, slots=found[1]), call) if source.placed else call.outcomes
+        )
+        failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
+        done = len(outcomes) - len(failed)
+        _write(connection, spec, source, outcomes)
         if call.batch.single and done:
-            given = {"job": spec.id, "keys": list(call.outcomes)}
+            given = {"job": spec.id, "keys": list(outcomes)}
             connection.execute(query("pluck", "forget_errors"), given)
         if failed:
             _save_failures(connection, spec, failed)
@@ -84,6 +90,16 @@ def _settle(connection: Connection, spec: JobSpec, source: Source, call: Call, l
         }  # fmt: skip
         connection.execute(query("pluck", "advance_batch"), advance)
     return True
+
+
+def _still_here(connection: Connection, batch: Batch, call: Call) -> Mapping[str, Outcome]:
+    """Without the rows that moved away or here while they were worked on: other batches are for them."""
+    elsewhere = slots_elsewhere(connection)
+    return {
+        key: outcome
+        for key, outcome in call.outcomes.items()
+        if slot_of(key) not in elsewhere and (batch.single or batch.holds(key))
+    }
 
 
 def _save_failures(connection: Connection, spec: JobSpec, failed: Mapping[str, Failure]) -> None:

@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from pleinair.krablet.connections import Connection
+from pleinair.krablet.migrations import catalog_exists
 from pleinair.krablet.queries import comma_separated, condition, query
 from pleinair.records.errors import QueueError
 
@@ -38,6 +39,8 @@ class Source:
     reader: str | None = None
     as_text: bool = field(default=False)
     """Select JSON and UUID as text, which is how Arrow batches hold them."""
+    placed: bool = field(default=False)
+    """Its rows are on the shard that owns the slot of their key, and move with it."""
 
     @property
     def identifiers(self) -> dict[str, sql.Composable]:
@@ -100,10 +103,15 @@ def open_source(
         )
     if missing := [name for name in columns or () if name not in existing]:
         raise QueueError(f"table {table} has no column {missing[0]!r}: use some of {', '.join(existing)}")
-    chosen = {name: existing[name] for name in (columns or existing)}
-    source = Source(table, (found[1], found[2]), key, found[0], where, {key: existing[key], **chosen}, reader, as_text)
+    chosen = {key: existing[key], **{name: existing[name] for name in (columns or existing)}}
+    placed = catalog_exists(connection) and _is_placed(connection, table, key)
+    source = Source(table, (found[1], found[2]), key, found[0], where, chosen, reader, as_text, placed)
     check_condition(connection, source)
     return source
+
+
+def _is_placed(connection: Connection, table: str, key: str) -> bool:
+    return connection.execute(query("pluck", "is_placed"), {"table": table, "key": key}).fetchone() == (True,)
 
 
 def check_condition(connection: Connection, source: Source) -> None:

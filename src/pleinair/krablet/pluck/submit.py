@@ -99,6 +99,7 @@ class _Look:
 
 def _look(connection: Connection, rows: tuple[str, str, str], options: Options) -> _Look:
     ensure_catalog(connection)
+    jobs.forget_jobs(connection)
     table, key, where = rows
     source = open_source(
         connection, table, key, where, columns=options.columns, reader=options.reader, as_text=options.arrow

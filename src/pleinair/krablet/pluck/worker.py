@@ -102,8 +102,7 @@ class Worker:
         assert job is not None
         for session in self._shards.values():
             session.run(lambda connection: jobs.finish_job(connection, job))
-        states = [session.run(lambda connection: jobs.job_state(connection, job)) for session in self._shards.values()]
-        return all(state is None or state in FINAL_STATES for state in states)
+        return self._over(job)
 
     def _work_once(self) -> bool:
         """Do one batch of any shard; False when there is none. Shards take turns, from another start in each process."""
@@ -162,8 +161,14 @@ class Worker:
     def _note_end(self, shard: str, session: Session, spec: JobSpec) -> None:
         """Nothing is due: the job may have ended here, and then it never starts again."""
         session.run(lambda connection: jobs.finish_job(connection, spec.id))
-        if session.run(lambda connection: jobs.job_state(connection, spec.id)) in FINAL_STATES:
-            self._settings.ledger.add(spec.id, self._identities[shard], spec.expires_at)
+        if session.run(lambda connection: jobs.job_state(connection, spec.id)) in FINAL_STATES and self._over(spec.id):
+            for identity in self._identities.values():
+                self._settings.ledger.add(spec.id, identity, spec.expires_at)
+
+    def _over(self, job: str) -> bool:
+        """Whether the job ended on every shard; until then rows that move may let it run again where it ended."""
+        states = [session.run(lambda connection: jobs.job_state(connection, job)) for session in self._shards.values()]
+        return all(state is None or state in FINAL_STATES for state in states)
 
     def _claim_and_do(self, shard: str, session: Session, accepted: _Accepted) -> bool:
         """Do one batch of a job; False when there is none, or the function cannot be loaded here."""
@@ -219,11 +224,11 @@ class Worker:
             )
         )
         if len(keys) <= most:
-            return keys
+            return _held(keys, batch, source)
         kept = keys[: min(most, spec.target)]
         if not session.run(lambda connection: jobs.split_batch(connection, batch, kept[-1], len(kept))):
             raise _HandedBackError
-        return kept
+        return _held(kept, batch, source)
 
     def _outcomes(
         self, session: Session, accepted: _Accepted, batch: Batch, keys: list[str], watch: _Watch
@@ -236,6 +241,11 @@ class Worker:
 
     def _end(self) -> None:
         self._stopped = True
+
+
+def _held(keys: list[str], batch: Batch, source: Source) -> list[str]:
+    """The keys that this batch is for: rows that came with their slots have batches of their own."""
+    return [key for key in keys if batch.holds(key)] if source.placed and not batch.single else keys
 
 
 def source_of(connection: Connection, spec: JobSpec) -> Source:

@@ -43,7 +43,7 @@ class ShardQuery:
 
 
 class Wire:
-    """A connection in a read-only transaction; no wait outlives the run."""
+    """A connection in a read-only transaction of one snapshot; no wait outlives the run."""
 
     def __init__(self, connection: Connection, run: Run) -> None:
         self.connection = connection
@@ -55,7 +55,9 @@ class Wire:
     def begin(self) -> None:
         left = self._run.seconds_left
         milliseconds = 0 if left is None else max(1, int(left * 1000))
-        self._pg.send_query(b"BEGIN READ ONLY; SET LOCAL statement_timeout = %d" % milliseconds)
+        self._pg.send_query(
+            b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = %d" % milliseconds
+        )
         self._result()
 
     def commit(self) -> None:
@@ -197,15 +199,14 @@ def _explained(error: psycopg.Error, pool: ShardPool, run: Run) -> DatabaseError
     return ReadError(f"shard {pool.name} refuses the query: {reason}")
 
 
-def copy_batches(query: ShardQuery, fields: Sequence[Field], run: Run) -> Generator[pa.RecordBatch, None, None]:
+def copy_batches(wire: Wire, query: ShardQuery, fields: Sequence[Field]) -> Generator[pa.RecordBatch, None, None]:
     """The batches of a statement whose columns are known. Raises ReadError when the shard has other columns."""
     schema = arrow_schema(fields)
-    with reading(query.pool, run) as wire:
-        found = wire.describe(query.statement)
-        if found != list(fields):
-            raise ReadError(f"shard {query.pool.name} has other columns than the first: {_difference(found, fields)}")
-        for rows in wire.copied(query.statement):
-            yield decode_rows(rows, fields, schema)
+    found = wire.describe(query.statement)
+    if found != list(fields):
+        raise ReadError(f"shard {query.pool.name} has other columns than the first: {_difference(found, fields)}")
+    for rows in wire.copied(query.statement):
+        yield decode_rows(rows, fields, schema)
 
 
 def _difference(found: Sequence[Field], expected: Sequence[Field]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
@@ -20,8 +21,9 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from pleinair.krablet.reading.copy_binary import Field
-from pleinair.krablet.reading.copy_stream import ShardQuery, copy_batches
+from pleinair.krablet.reading.copy_stream import ShardQuery, copy_batches, reading
 from pleinair.krablet.reading.limits import Run
+from pleinair.krablet.reading.ownership import PAUSE_SECONDS, Agreement, owned_here
 from pleinair.krablet.reading.requests import CancelledError
 
 QUEUE_BATCHES = 2
@@ -39,14 +41,20 @@ _Item: TypeAlias = Any  # a batch, the error that ended the thread, or _End
 class FanOut:
     """Running reads, ended by leaving the `with` block. `batches` for any order, `per_shard` for a merge, not both."""
 
-    def __init__(self, queries: Sequence[ShardQuery], fields: Sequence[Field], run: Run) -> None:
+    def __init__(
+        self, queries: Sequence[ShardQuery], fields: Sequence[Field], run: Run, agreement: Agreement | None = None
+    ) -> None:
+        """With an agreement, no shard gives rows before their snapshots fit together."""
+        self._agreement = agreement
         self._run = run
         self._fields = fields
         self._queues: list[queue.Queue[_Item]] = [queue.Queue(QUEUE_BATCHES) for _ in queries]
         self._arrived = threading.Semaphore(0)
         self._threads = [
-            threading.Thread(target=self._read, args=(query, out), name=f"read shard {query.pool.name}", daemon=True)
-            for query, out in zip(queries, self._queues, strict=True)
+            threading.Thread(
+                target=self._read, args=(place, query, out), name=f"read shard {query.pool.name}", daemon=True
+            )
+            for place, (query, out) in enumerate(zip(queries, self._queues, strict=True))
         ]
 
     def __enter__(self) -> FanOut:
@@ -91,16 +99,25 @@ class FanOut:
                 return
             yield _batch(item)
 
-    def _read(self, query: ShardQuery, out: queue.Queue[_Item]) -> None:
+    def _read(self, place: int, query: ShardQuery, out: queue.Queue[_Item]) -> None:
         last: _Item = _End()
         try:
-            with closing(copy_batches(query, self._fields, self._run)) as batches:
-                for batch in batches:
-                    self._put(out, batch, patient=False)
+            while not self._copied(place, query, out):
+                time.sleep(PAUSE_SECONDS)
         except BaseException as error:
             last = error
         # Only now, with the connection given up, may this wait for as long as the reader takes.
         self._put(out, last, patient=True)
+
+    def _copied(self, place: int, query: ShardQuery, out: queue.Queue[_Item]) -> bool:
+        """False if this snapshot does not fit to those of the other shards."""
+        with reading(query.pool, self._run) as wire:
+            if self._agreement is not None and not self._agreement.reached(place, owned_here(wire)):
+                return False
+            with closing(copy_batches(wire, query, self._fields)) as batches:
+                for batch in batches:
+                    self._put(out, batch, patient=False)
+        return True
 
     def _put(self, out: queue.Queue[_Item], item: _Item, *, patient: bool) -> None:
         while True:

@@ -50,6 +50,10 @@ class Run:
     def seconds_left(self) -> float | None:
         return None if self.limits.seconds is None else self.started + self.limits.seconds - time.monotonic()
 
+    def again(self) -> Run:
+        """The same read tried once more: its clock goes on."""
+        return Run(self.limits, self.gone, self.started)
+
     def check(self) -> None:
         if self.stop.is_set():
             raise CancelledError("the read was closed")

@@ -14,15 +14,16 @@ import select
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Protocol
 
 import psycopg
 from psycopg import conninfo
 
+from pleinair.krablet.closing import Closing
 from pleinair.krablet.connections import Connection, UnreachableError, describe, open_connection
 from pleinair.krablet.reading.limits import Run
 from pleinair.krablet.reading.requests import ReadError
+from pleinair.krablet.shards import TRANSIT_SECONDS
 from pleinair.records.errors import ConfigError, DatabaseError
 
 CANCEL_SECONDS = 2.0
@@ -142,33 +143,39 @@ def _speaks(connection: Connection) -> bool:
     return bool(poll.poll(0))
 
 
-class ReadPools:
+class ReadPools(Closing):
     """The pools of all shards; a context manager that closes them.
 
     `size` bounds the reads that run at once, and so the connections to each shard (while a read is being planned there
     may be one more). A read that finds no place waits `wait_seconds`.
     """
 
-    def __init__(self, shards: Sequence[Shard | str], *, size: int = 8, wait_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard | str],
+        *,
+        size: int = 8,
+        wait_seconds: float = 30.0,
+        whole: bool = False,
+        moving_seconds: float = TRANSIT_SECONDS,
+    ) -> None:
+        """`whole` says that a single shard must own every slot, too; several of a warehouse always must together.
+
+        `moving_seconds` is how long a read waits for slots that are between two shards.
+        """
         if not shards:
             raise ConfigError("no shard is given: give the DSN of at least one Postgres")
         if size < 1:
             raise ConfigError(f"the pool size is {size}: give at least 1 connection to each shard")
         self.size = size
         self.wait_seconds = wait_seconds
+        self.checked = whole or len(shards) > 1
+        self.moving_seconds = moving_seconds
         self.shards = tuple(
             ShardPool(str(place), shard, size) if isinstance(shard, str) else ShardPool(shard.name, shard.dsn, size)
             for place, shard in enumerate(shards)
         )
         self._places = threading.Semaphore(size)
-
-    def __enter__(self) -> ReadPools:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         for pool in self.shards:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
@@ -29,6 +29,10 @@ class ReadError(DatabaseError):
 
 class LimitError(ReadError):
     """A read came to a limit of rows, bytes or time."""
+
+
+class MovingError(ReadError):
+    """The shards that were asked do not hold every slot once: slots are moving, or a shard was not asked."""
 
 
 class CancelledError(ReadError):
@@ -77,15 +81,15 @@ class ScanRequest:
     """Rows of one table, or with `aggregate` one row per group."""
 
     table: str
-    columns: tuple[str, ...] | None = None
-    """None: all columns. Not with `aggregate`."""
+    columns: Sequence[str] | None = None
+    """None: all columns. Not with `aggregate`. Kept as a tuple, as are the others."""
     where: str = "TRUE"
-    order_by: tuple[str, ...] = ()
+    order_by: str | Sequence[str] = ()
     """Columns, or with `aggregate` names of the result, each with ASC, DESC, NULLS FIRST, NULLS LAST."""
     limit: int | None = None
     aggregate: Mapping[str, str] = field(default_factory=dict)
     """Name in the result -> what is computed: {"pictures": "count(*)", "longest": "max(length)"}."""
-    group_by: tuple[str, ...] = ()
+    group_by: str | Sequence[str] = ()
     params: Any = None
     """A sequence or a mapping of values for the placeholders in `where`."""
 

@@ -12,27 +12,37 @@ read at slightly different moments: no snapshot spans them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pleinair.krablet.closing import Closing
 from pleinair.krablet.reading.aggregates import Groups
 from pleinair.krablet.reading.copy_binary import arrow_schema
 from pleinair.krablet.reading.copy_stream import BATCH_ROWS, ShardQuery, Wire, reading
 from pleinair.krablet.reading.fan_out import FanOut
 from pleinair.krablet.reading.limits import Run
 from pleinair.krablet.reading.merge import merged, sorted_table
+from pleinair.krablet.reading.ownership import PAUSE_SECONDS, Agreement, SlotPlaces, every_slot_once, holds_keys
 from pleinair.krablet.reading.pools import ReadPools
-from pleinair.krablet.reading.requests import GetRequest, ReadError, ScanRequest, SqlRequest
-from pleinair.krablet.reading.scan_plan import GetPlan, ScanPlan, TableInfo, plan_get, plan_scan, plan_sql, table_info
+from pleinair.krablet.reading.requests import GetRequest, MovingError, ReadError, ScanRequest, SqlRequest
+from pleinair.krablet.reading.scan_plan import (
+    GetPlan,
+    ScanPlan,
+    TableInfo,
+    plan_get,
+    plan_keys,
+    plan_scan,
+    plan_sql,
+    table_info,
+)
 
-ShardOf = Callable[[Any], int]
 
-
-class BatchStream:
+class BatchStream(Closing):
     """Arrow batches of one schema. Closing it, or leaving its `with` block, ends the queries on all shards."""
 
     def __init__(self, schema: pa.Schema, batches: Generator[pa.RecordBatch, None, None], run: Run) -> None:
@@ -45,12 +55,6 @@ class BatchStream:
 
     def __next__(self) -> pa.RecordBatch:
         return next(self._batches)
-
-    def __enter__(self) -> BatchStream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         self.run.stop.set()
@@ -77,18 +81,35 @@ def sql(pools: ReadPools, request: SqlRequest, run: Run | None = None) -> BatchS
     return _stream(pools, plan, run)
 
 
-def get(pools: ReadPools, request: GetRequest, shard_of: ShardOf | None = None, run: Run | None = None) -> pa.Table:
+def get(pools: ReadPools, request: GetRequest, run: Run | None = None, *, places: SlotPlaces | None = None) -> pa.Table:
     """The rows with these keys in the order asked; a key that does not exist gives no row, one asked twice gives two.
 
-    `shard_of` names the shard of a key by its place, and no other is asked; without it every shard is asked for all.
+    Each key is asked for on the shard that owns its slot, also while slots move; servers that are no shards of one
+    warehouse are all asked for all. `places` remembers the slots from one call to the next.
     """
-    run = Run() if run is None else run
-    with _planning(pools, run) as wire:
-        plan = plan_get(wire, request, _routed(request.keys, shard_of, len(pools.shards)))
-    queries = [ShardQuery(pools.shards[place], statement) for place, statement in plan.statements.items()]
-    with pools.admitted(run), FanOut(queries, plan.fields, run) as fan:
-        found = pa.Table.from_batches(list(run.counted(fan.batches())), arrow_schema(plan.fields))
-    return _in_order_asked(found, plan, request)
+    run, places = run or Run(), places or SlotPlaces()
+    deadline = time.monotonic() + pools.moving_seconds
+    while True:
+        with pools.admitted(run):
+            with reading(pools.shards[0], run) as wire:
+                info = table_info(wire, request.table)
+                routed = places.route(pools, plan_keys(info, request), run)
+                plan = plan_get(wire, request, info, routed)
+            try:
+                return _in_order_asked(_got(pools, plan, routed, run.again()), plan, request)
+            except MovingError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(PAUSE_SECONDS)
+            places.learn(pools, run)
+
+
+def _got(pools: ReadPools, plan: GetPlan, routed: Mapping[int, list[Any]], run: Run) -> pa.Table:
+    asked = list(plan.statements)
+    queries = [ShardQuery(pools.shards[place], plan.statements[place]) for place in asked]
+    judge = holds_keys({number: routed.get(place, ()) for number, place in enumerate(asked)})
+    with FanOut(queries, plan.fields, run, Agreement(len(asked), judge, run, 0.0)) as fan:
+        return pa.Table.from_batches(list(run.counted(fan.batches())), arrow_schema(plan.fields))
 
 
 def describe_table(pools: ReadPools, table: str) -> TableInfo:
@@ -101,15 +122,6 @@ def describe_table(pools: ReadPools, table: str) -> TableInfo:
 def _planning(pools: ReadPools, run: Run) -> Iterator[Wire]:
     with pools.admitted(run), reading(pools.shards[0], run) as wire:
         yield wire
-
-
-def _routed(keys: tuple[Any, ...], shard_of: ShardOf | None, num_shards: int) -> dict[int, list[Any]]:
-    if shard_of is None:
-        return {place: list(keys) for place in range(num_shards)}
-    routed: dict[int, list[Any]] = {}
-    for key in dict.fromkeys(keys):
-        routed.setdefault(shard_of(key), []).append(key)
-    return routed
 
 
 def _in_order_asked(found: pa.Table, plan: GetPlan, request: GetRequest) -> pa.Table:
@@ -132,7 +144,8 @@ def _stream(pools: ReadPools, plan: ScanPlan, run: Run) -> BatchStream:
 
 def _batches(pools: ReadPools, plan: ScanPlan, run: Run) -> Generator[pa.RecordBatch, None, None]:
     queries = [ShardQuery(pool, plan.statement) for pool in pools.shards]
-    with pools.admitted(run), FanOut(queries, plan.fields, run) as fan:
+    together = Agreement(len(queries), every_slot_once, run, pools.moving_seconds) if pools.checked else None
+    with pools.admitted(run), FanOut(queries, plan.fields, run, together) as fan:
         if plan.aggregates:
             batches = _aggregated(fan, plan, run)
         elif plan.orders:

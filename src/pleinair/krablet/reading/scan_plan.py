@@ -217,12 +217,17 @@ class GetPlan:
     fields: tuple[Field, ...]
 
 
-def plan_get(wire: Wire, request: GetRequest, routed: dict[int, list[Any]]) -> GetPlan:
-    """`routed` holds the keys by shard. Raises ReadError for an unknown column or keys that do not fit."""
-    info = table_info(wire, request.table)
+def plan_keys(info: TableInfo, request: GetRequest) -> list[Any]:
+    """The keys as the column prints them. Raises ReadError for too many, and for keys that do not fit."""
     key = info.comparable(info.key.name, "get by")
     if len(request.keys) > MAX_KEYS:
         raise ReadError(f"{len(request.keys):,} keys are asked for at once: ask for at most {MAX_KEYS:,}")
+    return _uniform(key, request.keys)
+
+
+def plan_get(wire: Wire, request: GetRequest, info: TableInfo, routed: dict[int, list[Any]]) -> GetPlan:
+    """`routed` holds the keys, as `plan_keys` gives them, by shard. Raises ReadError for an unknown column."""
+    key = info.key
     wanted = [key.name, *[info.column(name).name for name in request.columns or info.columns if name != key.name]]
     statements = {}
     for place, values in (routed or {0: []}).items():
@@ -230,7 +235,7 @@ def plan_get(wire: Wire, request: GetRequest, routed: dict[int, list[Any]]) -> G
             columns=comma_separated([info.selected(name) for name in wanted]),
             table=sql.Identifier(request.table),
             key=info.qualified(key.name),
-            keys=sql.SQL("{}::{}[]").format(sql.Literal(_uniform(key, values)), sql.SQL(key.type)),
+            keys=sql.SQL("{}::{}[]").format(sql.Literal(values), sql.SQL(key.type)),
         )
         statements[place] = _rendered(wire.connection, statement)
     fields = tuple(wire.describe(next(iter(statements.values()))))

@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import flight
 
+from pleinair.krablet.addresses import Address
+from pleinair.krablet.closing import Closing
 from pleinair.krablet.connections import UnreachableError
 from pleinair.krablet.reading.requests import (
     CancelledError,
@@ -32,7 +33,6 @@ from pleinair.krablet.reading.requests import (
 )
 from pleinair.records.errors import ConfigError, DatabaseError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KINDS: dict[str, type[DatabaseError]] = {
     "limit": LimitError,
     "cancelled": CancelledError,
@@ -44,7 +44,7 @@ _TAGGED = re.compile(r"\[(" + "|".join(_KINDS) + r")\] (.*)", re.DOTALL)
 _TAIL = re.compile(r"(\. Detail: |\. gRPC client debug context: |\. Client context: ).*", re.DOTALL)
 
 
-class Reading:
+class Reading(Closing):
     """A running read: an iterator of Arrow batches, and an Arrow stream for any library that takes one.
 
     `to_table` and `to_reader` serve pandas, polars and DuckDB. Leaving a `with` block, or `close`, ends the queries.
@@ -66,14 +66,6 @@ class Reading:
         except pa.ArrowException as error:
             raise _ours(error, self._address) from error
 
-    def __enter__(self) -> Reading:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the read, on the shards too. Does nothing after the last batch."""
         self._reader.cancel()
@@ -90,21 +82,13 @@ class Reading:
         return self.to_reader().__arrow_c_stream__(requested_schema)
 
 
-class Client:
+class Client(Closing):
     """A connection to the read service, made by `connect`; any thread may call, and it is a context manager."""
 
     def __init__(self, client: flight.FlightClient, address: str, options: flight.FlightCallOptions) -> None:
         self._client = client
         self._address = address
         self._options = options
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._client.close()
@@ -122,18 +106,11 @@ class Client:
         params: Any = None,
     ) -> Reading:
         """The rows of all shards that match, or aggregates of them; the arguments are those of ScanRequest."""
-        return self._start(
-            ScanRequest(
-                table=table,
-                where=where,
-                columns=None if columns is None else tuple(columns),
-                order_by=(order_by,) if isinstance(order_by, str) else tuple(order_by),
-                limit=limit,
-                aggregate=dict(aggregate or {}),
-                group_by=(group_by,) if isinstance(group_by, str) else tuple(group_by),
-                params=params,
-            )
-        )
+        request = ScanRequest(
+            table=table, where=where, columns=columns, order_by=order_by, limit=limit, aggregate=aggregate or {},
+            group_by=group_by, params=params,
+        )  # fmt: skip
+        return self._start(request)
 
     def get(self, table: str, keys: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows with these keys in the order asked; a key that does not exist gives no row."""
@@ -187,7 +164,7 @@ def connect(address: str, *, token: str | None = None, tls_roots: Path | None = 
         raise ConfigError(
             f"{address!r} is not an address of a read service: write grpc+tls://host:port or grpc://host:port"
         )
-    if token is not None and parts.scheme == "grpc" and parts.hostname not in LOOPBACK and not insecure:
+    if token is not None and parts.scheme == "grpc" and not Address(parts.hostname).is_local and not insecure:
         raise ConfigError(f"the token would be sent to {address} in the clear: use grpc+tls://, or say insecure")
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
     try:

@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import flight
 
+from pleinair.krablet.addresses import Address
 from pleinair.krablet.connections import UnreachableError
 from pleinair.krablet.reading.catalog_list import list_tables
 from pleinair.krablet.reading.limits import Limits, Run
+from pleinair.krablet.reading.ownership import SlotPlaces
 from pleinair.krablet.reading.pools import ReadPools
 from pleinair.krablet.reading.reader import require_readers
 from pleinair.krablet.reading.requests import (
     CancelledError,
-    GetRequest,
     LimitError,
     ReadError,
     Request,
@@ -43,10 +44,6 @@ from pleinair.krablet.rpc.stats import ServiceStats
 from pleinair.krablet.rpc.tokens import RequireToken, TokenFile
 from pleinair.records.errors import ConfigError, DatabaseError, PleinairError
 
-ShardOfKey = Callable[[str, Any], int]
-"""(table, key) -> the place of the shard that has it."""
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SERVICE_LIMITS = Limits(rows=100_000_000, bytes=64 * 2**30, seconds=600.0)
 STOP_SECONDS = 3.0
 _LONGEST_MESSAGE = 4000  # gRPC sends errors in trailers, which hold 8 kB
@@ -70,33 +67,34 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("one of TLS certificate and key is given: give both, or neither")
-        if self.host not in LOOPBACK and not self.insecure and not (self.token_file and self.tls_key):
+        if not self.address.is_local and not self.insecure and not (self.token_file and self.tls_key):
             raise ConfigError(
                 f"the service would listen on {self.host} without {'TLS' if self.token_file else 'tokens'}: give "
                 "--token-file, --tls-cert and --tls-key, listen on 127.0.0.1, or say --insecure"
             )
 
     @property
+    def address(self) -> Address:
+        return Address(self.host, self.port)
+
+    @property
     def location(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"grpc{'+tls' if self.tls_key else ''}://{host}:{self.port}"
+        """As Flight writes it."""
+        return f"grpc{'+tls' if self.tls_key else ''}://{self.address}"
 
 
 class ReadService(flight.FlightServerBase):  # type: ignore[misc]
     """A running service; it listens once it is made. `close` drains it.
 
-    `shard_of` routes reads by key; without it a key is looked for on every shard. Raises ReadError when a login of the
-    pools is more than a reader, unless `trusted`.
+    Raises ReadError when a login of the pools is more than a reader, unless `trusted`.
     """
 
-    def __init__(
-        self, pools: ReadPools, config: ServiceConfig, *, shard_of: ShardOfKey | None = None, trusted: bool = False
-    ) -> None:
+    def __init__(self, pools: ReadPools, config: ServiceConfig, *, trusted: bool = False) -> None:
         if not trusted:
             require_readers(pools)
         self.config = config
         self._pools = pools
-        self._shard_of = shard_of
+        self._places = SlotPlaces()
         self.stats = ServiceStats(pools)
         self._draining = False
         try:
@@ -109,9 +107,7 @@ class ReadService(flight.FlightServerBase):  # type: ignore[misc]
     @property
     def address(self) -> str:
         """What a client connects to."""
-        scheme = "grpc+tls" if self.config.tls_key else "grpc"
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        return f"{scheme}://{host}:{self.port}"
+        return replace(self.config, port=self.port).location
 
     def close(self) -> bool:
         """Refuse new reads, let running ones end for `drain_seconds`, then end them. Call it from one thread.
@@ -171,12 +167,8 @@ class ReadService(flight.FlightServerBase):  # type: ignore[misc]
             return scan(self._pools, request, run)
         if isinstance(request, SqlRequest):
             return sql(self._pools, request, run)
-        table = get(self._pools, request, self._routing(request), run)
+        table = get(self._pools, request, run, places=self._places)
         return BatchStream(table.schema, (batch for batch in table.to_batches()), run)
-
-    def _routing(self, request: GetRequest) -> Callable[[Any], int] | None:
-        shard_of = self._shard_of
-        return None if shard_of is None else lambda key: shard_of(request.table, key)
 
     def _served(self, stream: BatchStream) -> Iterator[pa.RecordBatch]:
         with _explained(), closing(stream), self.stats.counting(stream.run) as count:

@@ -6,6 +6,11 @@ SELECT set_config('synchronous_commit', 'on', TRUE) WHERE current_setting('synch
 -- One declared table with its rules; served by the primary key.
 SELECT key, columns, merge FROM pleinair.tables WHERE name = %(name)s;
 
+-- name: table_keys
+-- The key of every declared table and its type: clients place rows by it.
+SELECT name, key, (SELECT declared ->> 1 FROM jsonb_array_elements(columns) AS declared WHERE declared ->> 0 = key)
+FROM pleinair.tables;
+
 -- name: claim_clients
 -- A client program begins: its row is made, or taken over from an earlier program, whose mutations are refused from then
 -- on. Served by the primary key.

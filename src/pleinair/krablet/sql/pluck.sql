@@ -57,8 +57,11 @@ WHERE (matches AND matching %% {stride} = 0) OR place %% {scan} = 0 OR is_last
 ORDER BY numbered.bound;
 
 -- name: insert_job
-INSERT INTO pleinair.pluck_jobs (id, header, signature, function, state, errors_allowed)
-VALUES (%(id)s, %(header)s, %(signature)s, %(function)s, 'preparing', %(errors_allowed)s);
+INSERT INTO pleinair.pluck_jobs (id, header, signature, function, state, errors_allowed, table_name, key, expires_at)
+VALUES (
+    %(id)s, %(header)s, %(signature)s, %(function)s, 'preparing', %(errors_allowed)s, %(table)s, %(key)s,
+    to_timestamp(%(expires_at)s)
+);
 
 -- name: insert_batches
 INSERT INTO pleinair.pluck_batches (job, after, up_to, expected)
@@ -94,6 +97,7 @@ WITH due AS MATERIALIZED (
     WHERE job = %(job)s AND finished_at IS NULL
       AND (leased_until IS NULL OR leased_until <= now())
       AND (not_before IS NULL OR not_before <= now())
+      AND (slots IS NULL OR slots & (SELECT owned FROM pleinair.here) = slots)
       AND EXISTS (SELECT FROM pleinair.pluck_jobs WHERE id = %(job)s AND state = 'running')
     ORDER BY tried_at NULLS FIRST, number
     LIMIT 1
@@ -106,7 +110,7 @@ SET tried_at = now(),
     token = nextval('pleinair.pluck_tokens'),
     worker = %(worker)s
 WHERE number = ANY (ARRAY(SELECT number FROM due))
-RETURNING number, token, after, up_to, single, attempts, lost, expected;
+RETURNING number, token, after, up_to, single, attempts, lost, expected, (coalesce(slots, ~ (0::bit(1024))) & ~ without)::text;
 
 -- name: matching_keys
 -- The keys of a range that match, in key order; the key's index serves. The key is qualified because `{key}::text` is
@@ -125,15 +129,16 @@ WHERE {key} = ANY (%(keys)s::text[]::{key_type}[]) AND ({where}
 WITH kept AS (
     UPDATE pleinair.pluck_batches SET up_to = %(cut)s, expected = %(kept)s
     WHERE number = %(number)s AND token = %(token)s AND finished_at IS NULL
-    RETURNING job
+    RETURNING job, slots, without
 )
-INSERT INTO pleinair.pluck_batches (job, after, up_to, expected)
-SELECT job, %(cut)s, %(up_to)s, %(rest)s FROM kept;
+INSERT INTO pleinair.pluck_batches (job, after, up_to, expected, slots, without)
+SELECT job, %(cut)s, %(up_to)s, %(rest)s, slots, without FROM kept;
 
 -- name: hold_batch
 -- Locks a batch whose token still holds; false when what is to be settled was settled before, by a commit whose answer
--- was lost.
-SELECT after IS NOT DISTINCT FROM %(after)s FROM pleinair.pluck_batches
+-- was lost. With it the slots that the batch is for now.
+SELECT after IS NOT DISTINCT FROM %(after)s, (coalesce(slots, ~ (0::bit(1024))) & ~ without)::text
+FROM pleinair.pluck_batches
 WHERE number = %(number)s AND token = %(token)s AND finished_at IS NULL
 FOR UPDATE;
 
@@ -213,7 +218,8 @@ SELECT worker, reason FROM pleinair.pluck_refusals WHERE job = %(job)s ORDER BY 
 
 -- name: progress
 -- One shard's part of a job: rows done, failed for good, waiting for another try, and the estimate of those to come.
-SELECT job.state, job.reason,
+SELECT job.state,
+       coalesce(job.reason, CASE WHEN job.incomplete THEN 'rows moved to a shard that joined after it began' END),
        coalesce(sum(batch.done), 0)::bigint,
        (SELECT count(*) FROM pleinair.pluck_errors AS failure WHERE failure.job = job.id AND failure.final),
        (SELECT count(*) FROM pleinair.pluck_errors AS failure WHERE failure.job = job.id AND NOT failure.final),
@@ -236,3 +242,111 @@ ORDER BY exception, failed_at DESC;
 
 -- name: sample_row
 SELECT {columns} FROM {table} WHERE {key} = %(key)s::text::{key_type};
+
+-- name: leaving_batches
+-- What is still to do of slots that leave, for jobs over tables that are placed by the job's key.
+SELECT job, after, up_to, single, attempts, not_before, part.slots::text
+FROM pleinair.pluck_batches
+CROSS JOIN LATERAL (
+    SELECT %(slots)s::bit(1024) & CASE
+        WHEN single THEN set_bit(0::bit(1024), pleinair.slot_of(up_to), 1)
+        ELSE coalesce(pluck_batches.slots, ~ (0::bit(1024))) & ~ without
+    END AS slots
+) AS part
+WHERE finished_at IS NULL AND part.slots <> 0::bit(1024) AND job IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+)
+AND job IN (SELECT id FROM pleinair.pluck_jobs WHERE state IN ('preparing', 'running', 'paused'));
+
+-- name: job_states
+-- The jobs over tables that are placed by the job's key.
+SELECT id, state FROM pleinair.pluck_jobs WHERE id IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+);
+
+-- name: leave_out
+-- What is done of slots that come is not done again by ranges that are open here.
+UPDATE pleinair.pluck_batches SET without = without | %(slots)s::bit(1024)
+WHERE job = ANY (%(jobs)s::uuid[]) AND finished_at IS NULL AND NOT single;
+
+-- name: leaving_errors
+SELECT job, key, exception, message, traceback, attempts, final, failed_at
+FROM pleinair.pluck_errors
+WHERE get_bit(%(slots)s::bit(1024), pleinair.slot_of(key)) = 1 AND job IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+);
+
+-- name: forget_errors_that_left
+DELETE FROM pleinair.pluck_errors
+WHERE job = ANY (%(jobs)s::uuid[]) AND get_bit(%(slots)s::bit(1024), pleinair.slot_of(key)) = 1 AND job IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+);
+
+-- name: trim_batches
+UPDATE pleinair.pluck_batches SET slots = slots & ~ (%(slots)s::bit(1024))
+WHERE job = ANY (%(jobs)s::uuid[]) AND finished_at IS NULL AND slots & %(slots)s::bit(1024) <> 0::bit(1024);
+
+-- name: forget_batches_that_left
+DELETE FROM pleinair.pluck_batches
+WHERE job = ANY (%(jobs)s::uuid[]) AND finished_at IS NULL AND job IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+)
+  AND (slots = 0::bit(1024) OR (single AND get_bit(%(slots)s::bit(1024), pleinair.slot_of(up_to)) = 1));
+
+-- name: note_incomplete
+UPDATE pleinair.pluck_jobs SET incomplete = TRUE WHERE id = ANY (%(jobs)s::uuid[]);
+
+-- name: known_jobs
+SELECT id FROM pleinair.pluck_jobs WHERE id = ANY (%(jobs)s::uuid[]);
+
+-- name: receive_batch
+INSERT INTO pleinair.pluck_batches (job, after, up_to, single, attempts, not_before, slots, expected)
+VALUES (%s, %s, %s, %s, %s, %s, %s::bit(1024), 0);
+
+-- name: receive_error
+INSERT INTO pleinair.pluck_errors (job, key, exception, message, traceback, attempts, final, failed_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING;
+
+-- name: reopen_job
+UPDATE pleinair.pluck_jobs SET state = %(state)s, finished_at = NULL WHERE id = %(job)s AND state = 'done';
+
+-- name: forget_received_batches
+DELETE FROM pleinair.pluck_batches
+WHERE slots & %(slots)s::bit(1024) <> 0::bit(1024) AND finished_at IS NULL AND job IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+);
+
+-- name: forget_received_errors
+DELETE FROM pleinair.pluck_errors
+WHERE get_bit(%(slots)s::bit(1024), pleinair.slot_of(key)) = 1 AND job IN (
+    SELECT id FROM pleinair.pluck_jobs
+    JOIN unnest(%(tables)s::text[], %(keys)s::text[]) AS placed (name, key)
+        ON to_regclass(table_name) = to_regclass(quote_ident(placed.name)) AND pluck_jobs.key = placed.key
+);
+
+-- name: is_placed
+-- Whether rows of a table are on the shard that owns the slot of this column.
+SELECT EXISTS (
+    SELECT FROM pleinair.tables WHERE to_regclass(quote_ident(name)) = to_regclass(%(table)s) AND key = %(key)s
+);
+
+-- name: keep_slots
+-- Lets no slot leave until the transaction ends.
+SELECT pg_advisory_xact_lock_shared(hashtext('pleinair.slots'));
+
+-- name: forget_jobs
+-- Jobs that ended, or expired, long ago.
+DELETE FROM pleinair.pluck_jobs
+WHERE greatest(finished_at, expires_at) < now() - make_interval(days => %(days)s);

@@ -19,10 +19,3 @@ WITH held AS MATERIALIZED (
 UPDATE {table} SET {assignments}
 FROM (SELECT {values} FROM unnest({arrays}) AS given ({names})) AS new ({columns})
 WHERE {table}.{key} = new.{key} AND {table}.{key} = ANY (ARRAY(SELECT {key} FROM held));
-
--- name: read_rows
--- What matches a condition, for a server-side cursor.
-SELECT {columns} FROM {table} WHERE ({where}) {order};
-
--- name: count_rows
-SELECT count(*) FROM {table} WHERE ({where});

@@ -31,6 +31,15 @@ SELECT {columns} FROM {table} WHERE (
 -- Rows by key; the primary key serves.
 SELECT {columns} FROM {table} WHERE {key} = ANY ({keys});
 
+-- name: may_read_here
+-- Whether this server is a shard, and whether this role may see what it owns; served by the system catalogs.
+SELECT count(*) > 0, coalesce(bool_and(has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'SELECT')), FALSE)
+FROM pg_class WHERE relname = 'here' AND relnamespace = to_regnamespace('pleinair');
+
+-- name: owned_here
+-- Which warehouse this server is of, and the slots it owns, as 1024 bits; one row.
+SELECT database::text, owned::text FROM pleinair.here;
+
 -- name: explain
 -- The plan of a statement, which is not run.
 EXPLAIN (FORMAT JSON, COSTS OFF) {statement};

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from pleinair.krablet.addresses import parse_address
 from pleinair.krablet.watching.gauges import StageGauge, StageWork, Watched
 from pleinair.krablet.watching.shard_status import ShardStatus
+from pleinair.records.errors import ConfigError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Sample = tuple[Mapping[str, object], float]
@@ -19,19 +23,19 @@ def metrics_text(watched: Watched, shards: Iterable[ShardStatus]) -> str:
 
 
 def _stage_families(watched: Watched) -> Iterator[str]:
-    yield _family("stage_depth_rows", "Rows a stage still has to do, by state.", _depths(watched.gauges))
+    yield family("stage_depth_rows", "Rows a stage still has to do, by state.", _depths(watched.gauges))
     for name, told, of_gauge in _STAGE_GAUGES:
-        yield _family(f"stage_{name}", told, [(_labels(gauge), of_gauge(gauge)) for gauge in watched.gauges])
+        yield family(f"stage_{name}", told, [(_labels(gauge), of_gauge(gauge)) for gauge in watched.gauges])
     for name, told, of_work in _STAGE_WORK:
-        yield _family(f"stage_{name}", told, [(_of(label), of_work(work)) for label, work in watched.work.items()])
-    yield _family("stage_eta_seconds", "Depth over the rate of five minutes.", _etas(watched))
-    yield _family("workers", "Workers seen in the last seconds.", [({}, len(watched.workers))])
+        yield family(f"stage_{name}", told, [(_of(label), of_work(work)) for label, work in watched.work.items()])
+    yield family("stage_eta_seconds", "Depth over the rate of five minutes.", _etas(watched))
+    yield family("workers", "Workers seen in the last seconds.", [({}, len(watched.workers))])
 
 
 def _shard_families(shards: Sequence[ShardStatus]) -> Iterator[str]:
     for name, told, of_shard in _SHARD_GAUGES:
         known = [(shard, of_shard(shard)) for shard in shards]
-        yield _family(f"shard_{name}", told, [({"shard": s.number}, value) for s, value in known if value is not None])
+        yield family(f"shard_{name}", told, [({"shard": s.number}, value) for s, value in known if value is not None])
 
 
 _STAGE_GAUGES: list[tuple[str, str, Callable[[StageGauge], float]]] = [
@@ -75,9 +79,9 @@ def _of(label: str) -> dict[str, object]:
     return {"table": table, "stage": stage}
 
 
-def _family(name: str, told: str, samples: Iterable[Sample]) -> str:
-    """One metric. All are gauges: what is counted is counted in Postgres, over a window."""
-    lines = [f"# HELP pleinair_{name} {told}", f"# TYPE pleinair_{name} gauge"]
+def family(name: str, told: str, samples: Iterable[Sample], kind: str = "gauge") -> str:
+    """One metric. What stages do is a gauge: it is counted in Postgres, over a window."""
+    lines = [f"# HELP pleinair_{name} {told}", f"# TYPE pleinair_{name} {kind}"]
     lines += [f"pleinair_{name}{_label_text(labels)} {float(value):.10g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
 
@@ -85,6 +89,24 @@ def _family(name: str, told: str, samples: Iterable[Sample]) -> str:
 def _label_text(labels: Mapping[str, object]) -> str:
     # Names of tables and stages are [a-z0-9_]: nothing to escape.
     return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}" if labels else ""
+
+
+@contextmanager
+def metrics_served(listen: str | None, text: Callable[[], str]) -> Iterator[str | None]:
+    """Serve /metrics on HOST:PORT inside the block, which is given its URL; nothing without an address."""
+    if listen is None:
+        yield None
+        return
+    address = parse_address(listen)
+    try:
+        server = serve_metrics(address.host, address.port, text)
+    except OSError as error:
+        raise ConfigError(f"metrics cannot be served on {listen}: {error}; give another HOST:PORT") from error
+    try:
+        yield f"http://{replace(address, port=server.server_port)}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def serve_metrics(host: str, port: int, text: Callable[[], str]) -> ThreadingHTTPServer:

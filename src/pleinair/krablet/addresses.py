@@ -1,4 +1,4 @@
-"""Where a funnel listens: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`."""
+"""Where a service listens: `HOST:PORT`, `[IPV6]:PORT` or, for a funnel, `unix:/path`."""
 
 from __future__ import annotations
 
