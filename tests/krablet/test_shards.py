@@ -6,7 +6,6 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from itertools import chain
 
 import pyarrow as pa
@@ -16,26 +15,9 @@ from pleinair import krablet
 from pleinair.krablet import Settled, moves
 from pleinair.krablet.shards import NUM_SLOTS, slot_of
 from pleinair.records.errors import BusyError, ConfigError, QueueError
-from tests.krablet.conftest import COLUMNS, Pictures
+from tests.krablet.conftest import Pictures, pictures_in
 
 YES = {"contains_text": True}
-
-
-@pytest.fixture
-def three(postgres: krablet.Database) -> Iterator[list[str]]:
-    """DSNs of three empty databases, which play three servers."""
-    names = [f"shard_{uuid.uuid4().hex[:12]}" for _ in range(3)]
-    with postgres.connection() as connection:
-        for name in names:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        yield [postgres.dsn.replace("/postgres?", f"/{name}?") for name in names]
-        for name in names:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def pictures_in(database: krablet.Database) -> Pictures:
-    table = database.table("images", key="image_name", columns=COLUMNS)
-    return Pictures(database, table, table.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"]))
 
 
 def keys_on(database: krablet.Database) -> list[list[str]]:
