@@ -14,12 +14,13 @@ from psycopg.types.json import Jsonb
 
 from pleinair.krablet.column_types import ColumnType, column_type
 from pleinair.krablet.connections import Connection, explained, open_connection
+from pleinair.krablet.declarations import create_stage, in_short_transaction
 from pleinair.krablet.merge_rules import check_rules
 from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import checked_name, query
 from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
 from pleinair.krablet.shards import STALE_MAP, Cursor, Shards, StaleMapError, require_keys
-from pleinair.krablet.stages import STATE_COLUMNS, Stage, create_stage
+from pleinair.krablet.stages import STATE_COLUMNS, Stage
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
@@ -259,24 +260,28 @@ def create_table(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Create the table on one server or add what it lacks; all declared columns with types, and rules. Raises QueueError."""
     _check_declaration(name, key, columns)
-    wanted, merge = {column: column_type(sql_type).name for column, sql_type in columns.items()}, merge or {}
-    check_rules(name, key, wanted, merge)
+    wanted = {column: column_type(sql_type).name for column, sql_type in columns.items()}
+    check_rules(name, key, wanted, merge or {})
     ensure_catalog(connection)
-    with connection.transaction():
-        connection.execute(query("catalog", "lock_schema"))
-        if not column_types(connection, name):
-            statement = query("catalog", "create_table").format(
-                table=sql.Identifier(name), key=sql.Identifier(key), type=sql.SQL(wanted[key])
-            )
-            connection.execute(statement)
-        _check_key(connection, name, key)
-        _add_columns(connection, name, wanted)
-        saved = connection.execute(query("catalog", "load_table"), {"name": name}).fetchone()
-        _, earlier, earlier_rules = saved or (key, {}, {})
-        declared = {**dict(earlier), **wanted}
-        rules = _merged_rules(name, dict(earlier), earlier_rules, merge)
-        given = {"name": name, "key": key, "columns": Jsonb(list(declared.items())), "merge": Jsonb(rules)}
-        connection.execute(query("catalog", "save_table"), given)
+    return in_short_transaction(connection, name, lambda: _declare(connection, name, key, wanted, merge or {}))
+
+
+def _declare(
+    connection: Connection, name: str, key: str, wanted: dict[str, str], merge: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    if not column_types(connection, name):
+        statement = query("catalog", "create_table").format(
+            table=sql.Identifier(name), key=sql.Identifier(key), type=sql.SQL(wanted[key])
+        )
+        connection.execute(statement)
+    _check_key(connection, name, key)
+    _add_columns(connection, name, wanted)
+    saved = connection.execute(query("catalog", "load_table"), {"name": name}).fetchone()
+    _, earlier, earlier_rules = saved or (key, {}, {})
+    declared = {**dict(earlier), **wanted}
+    rules = _merged_rules(name, dict(earlier), earlier_rules, merge)
+    given = {"name": name, "key": key, "columns": Jsonb(list(declared.items())), "merge": Jsonb(rules)}
+    connection.execute(query("catalog", "save_table"), given)
     return declared, rules
 
 
