@@ -150,7 +150,7 @@ def kill_when_it_appears(run: subprocess.Popen[bytes], word: str, ready: Path | 
 def test_a_run_that_is_killed_everywhere_ends_as_an_undisturbed_one(drawings: Path, calm: Path, home: Path) -> None:
     rough = home
     run = start(drawings, rough)
-    kill_when_it_appears(run, "krablet.worker_process")
+    kill_when_it_appears(run, "krablet.workers.process")
     kill_when_it_appears(run, "main train", ready=rough / "runs/demo/checkpoints/step-*")
     kill_when_it_appears(run, "main train", ready=rough / "runs/demo/checkpoints/step-*")
     run.send_signal(signal.SIGKILL)

@@ -1,6 +1,6 @@
 """`python -m benchmarks.krablet [NAME ...]`: the benchmarks of the warehouse; writes results.json beside this file.
 
-Names: claim, peers, latency, faults; all by default. A figure that is measured again replaces the old one.
+Names: claim, peers, latency, faults, shards, sizing; all by default. A figure that is measured again replaces the old one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.krablet import claim, faults, latency, peers_drain
+from benchmarks.krablet import claim, faults, latency, peers_drain, shards, sizing
 from benchmarks.krablet.rounds import commit, machine, temporary_server
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -26,6 +26,8 @@ def main() -> None:
         "peers": lambda database: peers_drain.measure(database, args.rounds, 2 * args.rows),
         "latency": latency.measure,
         "faults": faults.measure,
+        "shards": lambda database: shards.measure(database, args.rounds),
+        "sizing": sizing.measure,
     }
     old = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     for name in args.names or benchmarks:

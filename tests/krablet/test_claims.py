@@ -10,7 +10,7 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import Settled
-from pleinair.krablet.claims import settle_and_claim, settlement
+from pleinair.krablet.claims import renew_lease, settle_and_claim, settlement
 from pleinair.krablet.connections import open_connection
 from pleinair.records.errors import QueueError
 from tests.krablet.conftest import Pictures, on_one_shard_and_on_three
@@ -189,6 +189,24 @@ def test_releasing_gives_rows_back_at_once_as_if_never_tried(pictures: Pictures)
     again = pictures.ocr.claim()
     assert sorted(again.keys) == names
     assert again.attempts == [1, 1, 1]
+
+
+def test_a_row_whose_lease_is_renewed_while_it_is_completed_is_completed_all_the_same(pictures: Pictures) -> None:
+    pictures.add_together(4)
+    claim = pictures.ocr.claim(4)
+    settled: list[Settled] = []
+    completing = threading.Thread(target=lambda: settled.append(pictures.ocr.complete(claim, [YES] * 4)))
+    with open_connection(pictures.last_shard.dsn) as heart:
+        with heart.transaction():
+            renew_lease(heart, pictures.ocr, claim)
+            completing.start()
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            while heart.execute(waiting).fetchone() == (0,):
+                assert completing.is_alive()
+                time.sleep(0.01)
+        completing.join()
+    assert settled == [Settled(completed=4)]
+    assert set(pictures.results().values()) == {True}
 
 
 def test_the_heartbeat_moves_the_lease_and_not_the_time_of_the_attempt(pictures: Pictures) -> None:

@@ -140,7 +140,10 @@ def settlement(stage: Stage, claim: Claim, results: Sequence[Outcome]) -> Settle
             f"stage {stage.label} got {len(results)} results for {len(claim)} rows: "
             "return one dict (or exception) per row, in order"
         )
-    outcomes = [_complete_result(stage, key, result) for key, result in zip(claim.keys, results, strict=True)]
+    outcomes = [
+        result if type(result) is dict and result.keys() == stage.written else _complete_result(stage, key, result)
+        for key, result in zip(claim.keys, results, strict=True)
+    ]
     try:
         return Settlement(stage, claim, outcomes, _encoded(stage, claim, outcomes))
     except QueueError as error:
@@ -158,11 +161,12 @@ def _complete_result(stage: Stage, key: object, result: Outcome) -> Outcome:
 
 
 def _encoded(stage: Stage, claim: Claim, outcomes: Sequence[Outcome]) -> Arrays | None:
-    results = [(key, row) for key, row in zip(claim.keys, outcomes, strict=True) if not isinstance(row, Exception)]
-    if not results:
+    places = [place for place, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
+    if not places:
         return None
-    keys, rows = zip(*results, strict=True)
-    return stage.table.arrays_of(keys, {name: [row[name] for row in rows] for name in stage.writes})
+    keys = claim.keys if len(places) == len(claim) else [claim.keys[place] for place in places]
+    values = {name: [outcomes[place][name] for place in places] for name in stage.writes}  # type: ignore[index]
+    return stage.table.arrays_of(keys, values)
 
 
 def exchange(
@@ -201,12 +205,17 @@ def _settle_part(shard: Shard, part: Settlement) -> Settled:
 def settle(shards: Shards, settling: Settlement) -> Settled:
     """Settle a claim wherever its rows are now."""
     settled = exchange(shards[settling.claim.shard], settling)[0]
-    return settled if settled.lost == 0 else settle_moved(shards, settling, settled)
+    return settled if settled.lost == 0 else settle_again(shards, settling, settled)
 
 
-def settle_moved(shards: Shards, settling: Settlement, settled: Settled) -> Settled:
-    """What a settlement comes to when rows it did not find have moved to other shards with their claims."""
-    for number, places in moved_from(shards, settling.claim).items():
+def settle_again(shards: Shards, settling: Settlement, settled: Settled) -> Settled:
+    """What a settlement comes to when the rows it did not find are looked for once more, where they are now.
+
+    They may have moved to another shard with their claims, or been renewed while they were settled. Rows that are
+    settled already hold no token, so nothing is written twice.
+    """
+    shards.settled()
+    for number, places in shards.route(settling.claim.keys).items():
         there = exchange(shards[number], settling.at(places))[0]
         found = there.completed + there.failed
         settled = Settled(settled.completed + there.completed, settled.failed + there.failed, settled.lost - found)
@@ -260,14 +269,18 @@ def _send_settlement(
     connection: Connection, settling: Settlement
 ) -> tuple[psycopg.Cursor[Any] | None, psycopg.Cursor[Any] | None]:
     stage, token, arrays = settling.stage, settling.claim.token, settling.arrays
-    pairs = zip(settling.claim.keys, settling.outcomes, strict=True)
-    failures = [(key, describe_error(outcome)) for key, outcome in pairs if isinstance(outcome, Exception)]
+    failures = [] if arrays and len(arrays) == len(settling.claim) else _failures(settling)
     if arrays and failures:
         hold_rows(connection, stage, settling.claim)
     return (
         complete_rows(connection, stage, token, arrays) if arrays else None,
         fail_rows(connection, stage, token, failures) if failures else None,
     )
+
+
+def _failures(settling: Settlement) -> list[tuple[Any, str]]:
+    pairs = zip(settling.claim.keys, settling.outcomes, strict=True)
+    return [(key, describe_error(outcome)) for key, outcome in pairs if isinstance(outcome, Exception)]
 
 
 def _read_settlement(completion: psycopg.Cursor[Any] | None, failure: psycopg.Cursor[Any] | None, held: int) -> Settled:
@@ -306,13 +319,14 @@ def _read_claim(stage: Stage, found: list[tuple[Any, ...]]) -> Claim | None:
     if not found:
         return None
     columns = stage.given_columns
+    *_, last = by_column = list(zip(*found, strict=True))
     return Claim(
-        token=found[0][0],
+        token=by_column[-2][0],
         shard=0,
-        keys=[row[3] for row in found],
-        rows=[dict(zip(columns, row[3:], strict=True)) for row in found],
-        attempts=[row[1] for row in found],
-        last_key=found[0][2],
+        keys=list(by_column[0]),
+        rows=[dict(zip(columns, row, strict=False)) for row in found],
+        attempts=list(by_column[-3]),
+        last_key=last[0],
     )
 
 

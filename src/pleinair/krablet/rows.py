@@ -14,6 +14,7 @@ from typing import Any
 
 from psycopg import sql
 
+from pleinair.krablet.array_literals import array_literal
 from pleinair.krablet.column_types import ColumnType, encode_column
 from pleinair.krablet.queries import comma_separated
 from pleinair.records.errors import QueueError
@@ -29,9 +30,12 @@ class Arrays:
     types: tuple[ColumnType, ...]
     values: tuple[list[object], ...]
 
+    def __len__(self) -> int:
+        return len(self.values[0])
+
     def at(self, places: Sequence[int]) -> Arrays:
         """The rows at these places."""
-        if len(places) == len(self.values[0]):
+        if len(places) == len(self):
             return self
         return replace(self, values=tuple([values[place] for place in places] for values in self.values))
 
@@ -60,8 +64,9 @@ class Arrays:
         )
 
     @property
-    def parameters(self) -> dict[str, object]:
-        return {f"given_{place}": values for place, values in enumerate(self.values)}
+    def parameters(self) -> dict[str, str]:
+        columns = enumerate(zip(self.values, self.types, strict=True))
+        return {f"given_{place}": array_literal(values, type_.transport) for place, (values, type_) in columns}
 
     def assignments(self, source: str) -> sql.Composed:
         """`column = source.column` for every column but the key."""

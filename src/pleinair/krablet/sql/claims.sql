@@ -2,10 +2,12 @@
 -- Takes rows that never failed, in key order from where the worker's sweep stands, and stamps them with one lease and one
 -- token; served by <table>_<stage>_ready. Neither index of the stage holds a column that is written here, so the update
 -- stays on its page where there is room, and dead entries before the sweep are never met again.
--- LIMIT is a literal and the update goes through key = ANY(ARRAY(..)): with LIMIT $1 or a join, a generic plan hashes the whole table.
+-- LIMIT is a literal and the update goes through ctid = ANY(ARRAY(..)): with LIMIT $1 or a join, a generic plan hashes the whole table.
+-- A locked row stays where it is, so its ctid finds it again for less than its key. One that was changed between this
+-- statement's snapshot and the lock is not found: it stays as it is, for the next claim.
 -- A row whose worker died twice while holding it is claimed alone, so that a row that kills its worker takes no other row with it.
 WITH due AS MATERIALIZED (
-    SELECT {key}, {token} IS NOT NULL AND {attempts} >= 2 AS suspect
+    SELECT ctid AS row, {key}, {token} IS NOT NULL AND {attempts} >= 2 AS suspect
     FROM {table}
     WHERE ({ready})
       AND {not_before} IS NULL
@@ -16,14 +18,14 @@ WITH due AS MATERIALIZED (
     LIMIT {batch}
     FOR NO KEY UPDATE SKIP LOCKED
 ), placed AS (
-    SELECT {key}, suspect, row_number() OVER () AS place, first_value(suspect) OVER () AS first_is_suspect FROM due
+    SELECT row, {key}, suspect, row_number() OVER () AS place, first_value(suspect) OVER () AS first_is_suspect FROM due
 )
 {lease}
 
 -- name: claim_again
 -- Takes rows that failed and whose delay is over, the longest over first; served by <table>_<stage>_again.
 WITH due AS MATERIALIZED (
-    SELECT {key}, {token} IS NOT NULL AND {attempts} >= 2 AS suspect
+    SELECT ctid AS row, {key}, {token} IS NOT NULL AND {attempts} >= 2 AS suspect
     FROM {table}
     WHERE ({ready})
       AND {not_before} <= now()
@@ -33,12 +35,12 @@ WITH due AS MATERIALIZED (
     LIMIT {batch}
     FOR NO KEY UPDATE SKIP LOCKED
 ), placed AS (
-    SELECT {key}, suspect, row_number() OVER () AS place, first_value(suspect) OVER () AS first_is_suspect FROM due
+    SELECT row, {key}, suspect, row_number() OVER () AS place, first_value(suspect) OVER () AS first_is_suspect FROM due
 )
 {lease}
 
 -- name: lease_placed
--- The second half of both claims; the primary key serves. A worker that died may have been killed by the row: its lease
+-- The second half of both claims, by ctid. A worker that died may have been killed by the row: its lease
 -- lasts as long as the delay after a failure, at least, for a worker that dies cannot charge that delay itself.
 UPDATE {table}
 SET {tried_at} = now(),
@@ -49,8 +51,8 @@ SET {tried_at} = now(),
         CASE WHEN {token} IS NOT NULL THEN pleinair.retry_delay({attempts} + 1) END
     ),
     {token} = (SELECT nextval('pleinair.claim_tokens'))
-WHERE {key} = ANY (ARRAY(SELECT {key} FROM placed WHERE place = 1 OR NOT (suspect OR first_is_suspect)))
-RETURNING {token}, {attempts}, (SELECT {key} FROM placed ORDER BY place DESC LIMIT 1), {columns};
+WHERE ctid = ANY (ARRAY(SELECT row FROM placed WHERE place = 1 OR NOT (suspect OR first_is_suspect)))
+RETURNING {columns}, {attempts}, {token}, (SELECT {key} FROM placed ORDER BY place DESC LIMIT 1);
 
 -- name: key_bounds
 -- Keys that split the table evenly, as the planner's statistics know them; none before the first ANALYZE.
@@ -68,10 +70,11 @@ SELECT count(*) FROM (
 
 -- name: complete_rows
 -- Writes results where the token still holds; the primary key serves. Rows are locked in key order first, as every writer
--- does, so that two writers never deadlock: the update alone locks them in whatever order its plan finds them.
+-- does, so that two writers never deadlock: the update alone locks them in whatever order its plan finds them. Then they
+-- are found by ctid; a row whose lease was renewed between snapshot and lock is not, and is asked for once more.
 -- A result that leaves its row ready counts as a failed attempt, or the row would be claimed again at once, for ever.
 WITH held AS MATERIALIZED (
-    SELECT {key} FROM {table}
+    SELECT ctid AS row FROM {table}
     WHERE {key} = ANY (%(given_0)s::{key_type}[]) AND {token} = %(token)s
     ORDER BY {key} FOR NO KEY UPDATE
 )
@@ -86,7 +89,7 @@ SET {results},
         FROM (SELECT ({ready}) AS still_ready FROM (SELECT {written}) AS written) AS outcome
     )
 FROM (SELECT {values} FROM unnest({arrays}) AS given ({names})) AS result ({names})
-WHERE {table}.{key} = result."given 0" AND {table}.{key} = ANY (ARRAY(SELECT {key} FROM held))
+WHERE {table}.{key} = result."given 0" AND {table}.ctid = ANY (ARRAY(SELECT row FROM held))
 RETURNING {table}.{error} IS NULL;
 
 -- name: fail_rows

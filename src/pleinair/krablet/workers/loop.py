@@ -27,7 +27,7 @@ from pleinair.krablet.claims import (
     on_holders,
     release_rows,
     renew_lease,
-    settle_moved,
+    settle_again,
     settlement,
     sweep_from_anywhere,
 )
@@ -246,7 +246,7 @@ class _Worker:
 
     def _noted(self, settling: Settlement, settled: Settled) -> Settled:
         if settled.lost:
-            settled = settle_moved(self._shards, settling, settled)
+            settled = settle_again(self._shards, settling, settled)
         self._log.add(settling.stage, settled)
         self._on_settled(settling.stage, settled)
         return settled
