@@ -1,6 +1,7 @@
 """`python -m benchmarks.krablet [NAME ...]`: the benchmarks of the warehouse; writes results.json beside this file.
 
-Names: claim, peers, latency, faults, shards, sizing; all by default. A figure that is measured again replaces the old one.
+Names: claim, peers, latency, faults, shards, sizing, workers; all by default. A figure that is measured again replaces
+the old one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.krablet import claim, faults, latency, peers_drain, shards, sizing
+from benchmarks.krablet import claim, faults, latency, peers_drain, shards, sizing, workers
 from benchmarks.krablet.rounds import commit, machine, temporary_server
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -28,6 +29,7 @@ def main() -> None:
         "faults": faults.measure,
         "shards": lambda database: shards.measure(database, args.rounds),
         "sizing": sizing.measure,
+        "workers": workers.measure,
     }
     old = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     for name in args.names or benchmarks:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 
 def has_odd_number(rows, sleep_seconds=0.0):
@@ -26,3 +28,35 @@ def refuse(rows, poison):
     if any(row["image_name"] == poison for row in rows):
         raise ValueError(f"cannot read {poison}")
     return has_odd_number(rows)
+
+
+async def has_odd_number_later(rows, sleep_seconds=0.0):
+    await asyncio.sleep(sleep_seconds * len(rows))
+    return has_odd_number(rows)
+
+
+def crash_or_swallow_memory_on(rows, crash, swallow, most_mb=4000):
+    hoard = []
+    while any(row["image_name"] == swallow for row in rows) and len(hoard) < most_mb // 10:
+        hoard.append(b"x" * 10_000_000)
+        time.sleep(0.002)
+    return kill_the_worker_on(rows, crash)
+
+
+class Leaky:
+    """Keeps 20 MB of every batch it has seen."""
+
+    def __init__(self):
+        self.kept = []
+
+    def __call__(self, rows):
+        self.kept.append(b"x" * 20_000_000)
+        return has_odd_number(rows)
+
+
+class NeedsWeights:
+    def __init__(self, path):
+        Path(path).read_bytes()
+
+    def __call__(self, rows):
+        return has_odd_number(rows)

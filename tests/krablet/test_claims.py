@@ -200,7 +200,9 @@ def test_a_row_whose_lease_is_renewed_while_it_is_completed_is_completed_all_the
         with heart.transaction():
             renew_lease(heart, pictures.ocr, claim)
             completing.start()
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
             while heart.execute(waiting).fetchone() == (0,):
                 assert completing.is_alive()
                 time.sleep(0.01)
@@ -217,6 +219,29 @@ def test_the_heartbeat_moves_the_lease_and_not_the_time_of_the_attempt(pictures:
     after = pictures.sql("SELECT ocr_tried_at, ocr_leased_until FROM images")[0]
     assert after[0] == before[0]
     assert after[1] > before[1]
+
+
+def test_the_heartbeat_does_not_shorten_the_lease_of_a_row_that_may_kill_its_worker(pictures: Pictures) -> None:
+    pictures.add(1)
+    for _ in range(6):
+        assert pictures.ocr.claim() is not None
+        pictures.expire_leases()
+    stage = pictures.table.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"], lease_seconds=1)
+    claim = stage.claim()
+    assert stage.renew(claim) == 1
+    [(left,)] = pictures.sql("SELECT extract(epoch FROM ocr_leased_until - now())::float8 FROM images")
+    assert left > 30
+
+
+def test_a_row_that_is_tried_once_more_is_still_listed_as_stuck(pictures: Pictures) -> None:
+    pictures.add(1)
+    for _ in range(4):
+        pictures.ocr.fail(pictures.ocr.claim(), ValueError("bad"))
+        pictures.end_delays()
+    assert pictures.ocr.claim() is not None
+    [stuck] = pictures.ocr.stuck(attempts=4)
+    assert (stuck.attempts, pictures.ocr.depth().stuck) == (5, 1)
+    assert pictures.ocr.stuck(attempts=5) == []
 
 
 def test_a_row_whose_worker_died_twice_is_claimed_alone(pictures: Pictures) -> None:

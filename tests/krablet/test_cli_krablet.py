@@ -16,6 +16,7 @@ from pleinair.cli.sql import register_sql
 from pleinair.krablet.postgres.embedded import running
 from pleinair.krablet.reading.requests import ReadError
 from pleinair.krablet.watching.dag import draw
+from pleinair.records.errors import ConfigError
 from tests.krablet.conftest import Pictures
 
 
@@ -85,6 +86,17 @@ def test_status_shows_every_stage_with_its_rows(pictures: Pictures, capsys: pyte
     header, _, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["stage", "ready", "leased", "done", "failed", "attempts", "rows/s", "oldest", "try"]
     assert row.split()[:6] == ["images.ocr", "4", "0", "1", "1", "1"]
+
+
+def test_worker_does_stages_with_functions_that_are_named(
+    pictures: Pictures, functions_on_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures.add(20)
+    words = ["krablet", "worker", f"images.ocr={functions_on_path}:has_odd_number_later", "--slots", "4"]
+    assert pleinair(*words, "--processes", "1", "--batch", "2", "--dsn", pictures.database.dsn) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["images.ocr", "20", "0", "0"]
+    with pytest.raises(ConfigError, match=r"'images.ocr' does not say .*: write TABLE.STAGE=MODULE:FUNCTION"):
+        pleinair("krablet", "worker", "images.ocr", "--dsn", pictures.database.dsn)
 
 
 def test_stuck_lists_failing_rows_with_their_errors_and_can_let_them_be_tried_again(

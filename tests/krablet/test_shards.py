@@ -201,16 +201,16 @@ def test_slots_move_to_and_fro_while_writers_and_workers_go_on(three: list[str])
                     table.upsert({"image_name": name, "length": number} for name in some)
                     written.update(dict.fromkeys(some, number))
 
-        def work() -> None:
+        def work(slots: int) -> None:
             with krablet.connect(three[0]) as another:
                 [ocr] = another.declared_stages()
-                krablet.work(ocr, lambda rows: [YES] * len(rows), idle="wait", stop=stop.is_set)
+                krablet.work(ocr, lambda rows: [YES] * len(rows), slots=slots, idle="wait", stop=stop.is_set)
 
         threads = [
             guarded(lambda: write(1, names[:200])),
             guarded(lambda: write(2, names[200:])),
-            guarded(work),
-            guarded(work),
+            guarded(lambda: work(1)),
+            guarded(lambda: work(5)),
         ]
         for thread in threads:
             thread.start()

@@ -15,7 +15,7 @@ import pytest
 from pleinair import krablet
 from pleinair.krablet import Progress
 from pleinair.krablet.postgres.embedded import running
-from pleinair.records.errors import ConfigError, DatabaseError
+from pleinair.records.errors import ConfigError, DatabaseError, PleinairError
 from tests.krablet.conftest import COLUMNS, Pictures
 
 AUDIT = """
@@ -59,8 +59,9 @@ def test_processes_drain_two_stages_and_report_progress(pictures: Pictures, func
     assert krablet.run_workers(pictures.database.dsn, [pictures.ocr.spec("none:here")]).seconds < 1
 
 
+@pytest.mark.parametrize(("function", "slots"), [("has_odd_number", 1), ("has_odd_number_later", 6)])
 def test_workers_killed_at_random_moments_lose_nothing_and_double_nothing(
-    pictures: Pictures, functions_on_path: str
+    pictures: Pictures, functions_on_path: str, function: str, slots: int
 ) -> None:
     names = pictures.add(400)
     pictures.sql(AUDIT)
@@ -76,7 +77,8 @@ def test_workers_killed_at_random_moments_lose_nothing_and_double_nothing(
 
     summary = krablet.run_workers(
         pictures.database.dsn,
-        [stage.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.005)],
+        [stage.spec(f"{functions_on_path}:{function}", sleep_seconds=0.005 * slots)],
+        slots=slots,
         on_progress=kill_now_and_then,
         interval_seconds=0.05,
         give_up_after=20,
@@ -104,6 +106,63 @@ def test_a_row_that_kills_its_worker_is_isolated_and_reported_as_stuck(
     assert summary.deaths == 3
 
 
+def test_a_row_that_crashes_and_one_that_swallows_all_memory_take_no_row_of_other_slots_with_them(
+    pictures: Pictures, functions_on_path: str
+) -> None:
+    names = pictures.add(40)
+    stage = with_lease(pictures, 0.5)
+    summary = krablet.run_workers(
+        pictures.database.dsn,
+        [stage.spec(f"{functions_on_path}:crash_or_swallow_memory_on", crash=names[3], swallow=names[21])],
+        processes=1,
+        slots=3,
+        memory_mb=300,
+        interval_seconds=0.1,
+        give_up_after=3,
+    )
+    assert pictures.results() == {**expected(names), names[3]: None, names[21]: None}
+    assert {row.key for row in summary.stuck["images.ocr"]} == {names[3], names[21]}
+    assert 4 <= summary.deaths <= 8
+    assert summary.retired == 0
+
+
+def test_a_worker_that_leaks_is_replaced_between_batches(pictures: Pictures, functions_on_path: str) -> None:
+    names = pictures.add(96)
+    summary = krablet.run_workers(
+        pictures.database.dsn,
+        [pictures.ocr.spec(f"{functions_on_path}:Leaky")],
+        processes=1,
+        memory_mb=200,
+        interval_seconds=0.1,
+    )
+    assert pictures.results() == expected(names)
+    assert (summary.deaths, summary.failed) == (0, {"images.ocr": 0})
+    assert 1 <= summary.retired <= 6
+
+
+def test_a_ceiling_below_what_a_worker_needs_ends_the_run_with_a_sentence(
+    pictures: Pictures, functions_on_path: str
+) -> None:
+    pictures.add(1)
+    spec = pictures.ocr.spec(f"{functions_on_path}:has_odd_number")
+    for too_low in (12, 30):
+        with pytest.raises(
+            PleinairError, match=f"memory_mb is {too_low} and a worker has [0-9]+ MiB before its first batch: give more"
+        ):
+            krablet.run_workers(pictures.database.dsn, [spec], memory_mb=too_low)
+    with pytest.raises(ConfigError, match="memory_mb is 0: give a positive number of MiB"):
+        krablet.run_workers(pictures.database.dsn, [spec], memory_mb=0)
+
+
+def test_an_actor_that_cannot_be_built_ends_the_run_with_a_sentence(pictures: Pictures, functions_on_path: str) -> None:
+    pictures.add(4)
+    with pytest.raises(DatabaseError, match=r"NeedsWeights of stage images.ocr cannot be built \(FileNotFoundError"):
+        krablet.run_workers(
+            pictures.database.dsn, [pictures.ocr.spec(f"{functions_on_path}:NeedsWeights", path="/no/weights")]
+        )
+    assert pictures.sql("SELECT max(ocr_attempts), count(ocr_tried_at) FROM images") == [(0, 0)]
+
+
 def test_a_row_that_keeps_failing_ends_as_stuck_and_the_next_run_tries_it_again(
     pictures: Pictures, functions_on_path: str
 ) -> None:
@@ -124,6 +183,8 @@ def test_a_function_that_cannot_be_imported_ends_the_run_with_a_sentence(picture
         krablet.run_workers(pictures.database.dsn, [pictures.ocr.spec("no_such_module:f")])
     with pytest.raises(ConfigError, match="processes is 0"):
         krablet.run_workers(pictures.database.dsn, [], processes=0)
+    with pytest.raises(ConfigError, match="slots is 0"):
+        krablet.run_workers(pictures.database.dsn, [], slots=0)
 
 
 def test_workers_that_only_die_end_the_run_with_a_sentence(pictures: Pictures, functions_on_path: str) -> None:
@@ -199,12 +260,15 @@ def test_ctrl_c_ends_the_run_and_gives_the_rows_in_work_back(pictures: Pictures)
     assert (depth.leased, depth.waiting) == (0, 0)
 
 
-def test_a_run_goes_on_after_postgres_was_killed_under_it(stopped_server: Path, functions_on_path: str) -> None:
+@pytest.mark.parametrize(("function", "slots"), [("has_odd_number", 1), ("has_odd_number_later", 5)])
+def test_a_run_goes_on_after_postgres_was_killed_under_it(
+    stopped_server: Path, functions_on_path: str, function: str, slots: int
+) -> None:
     with krablet.connect(directory=stopped_server) as database:
         table = database.table("images", key="image_name", columns=COLUMNS)
         stage = table.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"], batch=8, lease_seconds=2)
         names = [f"picture-{number:05d}" for number in range(300)]
-        table.upsert({"image_name": name} for name in names)
+        table.upsert({"image_name": name, "contains_text": None} for name in names)
         killed: list[int] = []
 
         def kill_postgres_once(progress: Progress) -> None:
@@ -216,7 +280,8 @@ def test_a_run_goes_on_after_postgres_was_killed_under_it(stopped_server: Path, 
 
         summary = krablet.run_workers(
             database,
-            [stage.spec(f"{functions_on_path}:has_odd_number", sleep_seconds=0.005)],
+            [stage.spec(f"{functions_on_path}:{function}", sleep_seconds=0.005 * slots)],
+            slots=slots,
             on_progress=kill_postgres_once,
             interval_seconds=0.1,
         )

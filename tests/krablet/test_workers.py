@@ -11,7 +11,7 @@ import pytest
 
 from pleinair import krablet
 from pleinair.krablet import Settled
-from pleinair.krablet.workers.loop import outcomes_of
+from pleinair.krablet.workers.functions import outcomes_of
 from pleinair.records.errors import QueueError
 from tests.krablet.conftest import Pictures
 

@@ -16,7 +16,7 @@ WIDEST_CELL = 60
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the noun `krablet` and its verbs."""
-    from pleinair.cli import funnel, pluck, rpc, shards, watch
+    from pleinair.cli import funnel, pluck, rpc, shards, watch, worker
 
     noun = subparsers.add_parser("krablet", help="the warehouse that is the queue: start, stop, look")
     verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -47,6 +47,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     shards.register(verbs)
     watch.register(verbs)
     pluck.register(verbs)
+    worker.register(verbs)
 
 
 def add_directory(parser: argparse.ArgumentParser) -> None:

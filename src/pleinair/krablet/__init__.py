@@ -15,7 +15,8 @@ from pleinair.krablet.database import Database, connect
 from pleinair.krablet.stages import Depth, ErrorGroup, Stage, StageControl, StageSpec, StageStats, StuckRow
 from pleinair.krablet.tables import Table
 from pleinair.krablet.workers.loop import work
-from pleinair.krablet.workers.supervisor import Progress, RunSummary, StageProgress, run_workers
+from pleinair.krablet.workers.progress import Progress, RunSummary, StageProgress
+from pleinair.krablet.workers.supervisor import run_workers
 
 __all__ = [
     "Claim",

@@ -385,3 +385,10 @@ def renew_lease(connection: Connection, stage: Stage, claim: Claim) -> int:
 def release_rows(connection: Connection, stage: Stage, claim: Claim) -> int:
     statement = query("claims", "release_rows").format(**stage.identifiers)
     return connection.execute(statement, {"keys": claim.keys, "token": claim.token}).rowcount
+
+
+def held_by_dead(connection: Connection, stage: Stage, claim: Claim) -> bool:
+    """Whether the worker that held the first row of a claim before died or hung."""
+    statement = query("claims", "held_by_dead").format(**stage.identifiers)
+    found = connection.execute(statement, {"key": claim.keys[0], "token": claim.token}).fetchone()
+    return found == (True,)

@@ -141,9 +141,10 @@ class StageStats:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage with the function that does it, for worker processes: importable as "module:function".
+    """A stage with what does it, for worker processes: importable as "module:function" or "module:Class".
 
-    The function is called as `function(batch, **arguments)`; `arguments` must survive JSON.
+    A function, which may be async, is called as `function(batch, **arguments)`; a class is built once in each process as
+    `Class(**arguments)` and its instance called with batches. `arguments` must survive JSON.
     """
 
     table: str
@@ -151,6 +152,8 @@ class StageSpec:
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     batch: int | None = None
+    slots: int | None = None
+    """Batches of this stage in work at once in each process; None: it shares the slots of the run."""
 
 
 class Stage:
@@ -196,9 +199,9 @@ class Stage:
         """The stage's name among all stages: "table.stage"."""
         return f"{self.table.name}.{self.name}"
 
-    def spec(self, function: str, *, batch: int | None = None, **arguments: Any) -> StageSpec:
-        """This stage done by `function` ("module:function"), called as `function(batch, **arguments)`."""
-        return StageSpec(self.table.name, self.name, function, arguments, batch)
+    def spec(self, function: str, *, batch: int | None = None, slots: int | None = None, **arguments: Any) -> StageSpec:
+        """This stage done by "module:function", called as `function(batch, **arguments)`, or by "module:Class"."""
+        return StageSpec(self.table.name, self.name, function, arguments, batch, slots)
 
     @cached_property
     def identifiers(self) -> dict[str, sql.Composable]:

@@ -108,9 +108,10 @@ FROM unnest(%(keys)s::{key_type}[], %(errors)s::text[]) AS failure (key, error)
 WHERE {table}.{key} = failure.key AND {table}.{key} = ANY (ARRAY(SELECT {key} FROM held));
 
 -- name: renew_lease
--- The heartbeat: moves the lease, never tried_at; the primary key serves.
+-- The heartbeat: moves the lease, never tried_at; the primary key serves. The longer lease of a row that may have killed
+-- its worker is not made shorter, or the row would be back, first of all, the moment it has killed the next.
 UPDATE {table}
-SET {leased_until} = now() + make_interval(secs => %(lease_seconds)s)
+SET {leased_until} = greatest({leased_until}, now() + make_interval(secs => %(lease_seconds)s))
 WHERE {key} = ANY (ARRAY(
     SELECT {key} FROM {table}
     WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR NO KEY UPDATE
@@ -124,6 +125,10 @@ WHERE {key} = ANY (ARRAY(
     SELECT {key} FROM {table}
     WHERE {key} = ANY (%(keys)s::{key_type}[]) AND {token} = %(token)s ORDER BY {key} FOR NO KEY UPDATE
 ));
+
+-- name: held_by_dead
+-- Whether the worker that held a row before died or hung, as the claim noted; the primary key serves.
+SELECT {error} LIKE 'LeaseExpired:%%' FROM {table} WHERE {key} = %(key)s AND {token} = %(token)s;
 
 -- name: stage_depth
 -- What a stage still has to do, by state; served by <table>_<stage>_ready and _again, and proportional to the rows in them.
@@ -148,7 +153,8 @@ FROM (
 ) AS judged;
 
 -- name: stuck_rows
--- The rows that keep failing, worst first; served by <table>_<stage>_ready and _again.
+-- The rows that keep failing, worst first; served by <table>_<stage>_ready and _again. A row that is being tried once more
+-- has failed one time less than it was tried; stage_depth counts it alike.
 SELECT {key}::text, {attempts}, {error}, {tried_at}, {not_before}
 FROM (
     SELECT {key}, {attempts}, {error}, {tried_at}, {leased_until}, {not_before}
@@ -157,7 +163,8 @@ FROM (
     SELECT {key}, {attempts}, {error}, {tried_at}, {leased_until}, {not_before}
     FROM {table} WHERE ({ready}) AND {not_before} IS NOT NULL
 ) AS pending
-WHERE {attempts} >= %(attempts)s AND ({leased_until} IS NULL OR {leased_until} <= now())
+WHERE {attempts} > %(attempts)s
+   OR {attempts} = %(attempts)s AND ({leased_until} IS NULL OR {leased_until} <= now())
 ORDER BY {attempts} DESC, {tried_at}
 LIMIT {limit};
 

@@ -1,62 +1,59 @@
 """A worker: claims rows, calls a function on them, writes what it returns, until there is no more or it is stopped.
 
-    claim ---> function(batch) ---> settle this claim and take the next: one round trip, one commit
-                    |  raises: the batch is halved until the failing row is alone
-                    |  SIGTERM: the claim is given back untried
+    claim ---> slots: function(part), function(part) ... ---> settle what ended and claim for the free slots:
+                    |  raises: the part is halved             one round trip, one commit
+                    |          until the failing row is alone
+                    |  SIGTERM: the rows are given back untried
 
-Meanwhile a thread with a connection of its own, the heartbeat, renews the lease every third of it.
+One thread talks to the database for all slots: a thousand of them cost one connection per shard, and the more of them
+end while a commit is on its way, the more the next one settles. Meanwhile another thread, the heartbeat, renews the
+leases of all rows in work every third of them. With one slot the function runs in the thread that claims.
 """
 
 from __future__ import annotations
 
-import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 from pleinair.krablet.claims import (
     Claim,
     Outcome,
     Settled,
     Settlement,
-    Sweep,
     allowed_rows,
     exchange,
+    held_by_dead,
     on_holders,
     release_rows,
-    renew_lease,
     settle_again,
     settlement,
-    sweep_from_anywhere,
 )
-from pleinair.krablet.shards import Shard, Shards
+from pleinair.krablet.shards import Shard
 from pleinair.krablet.stages import Stage
 from pleinair.krablet.watching.work_log import WorkLog
+from pleinair.krablet.workers.functions import Work
+from pleinair.krablet.workers.heartbeat import Heartbeat
+from pleinair.krablet.workers.parts import Part, by_claim, joined, split
 from pleinair.krablet.workers.sigterm import on_sigterm
-from pleinair.records.errors import DatabaseError, QueueError
-
-Row = dict[str, object]
-Function = Callable[[list[Row]], Sequence[Outcome]]
-"""Gets rows, returns for each, in order, the columns to write or the exception that says why it failed."""
+from pleinair.krablet.workers.slots import Slots, Stopped
+from pleinair.krablet.workers.turns import Post, Turns
+from pleinair.records.errors import ConfigError, DatabaseError, QueueError
 
 PATIENCE_SECONDS = 60.0
-_EMPTY_SECONDS = 0.2
+LARGEST_CLAIM_ROWS = 512
+"""Rows that one claim takes for several slots: beyond this, more rows a claim make none of them cheaper."""
 _COVER_SECONDS = 5.0
-_LIMITED_PAUSE_SECONDS = 0.05
-_FIRST_TOLD_SECONDS, _TOLD_SECONDS = 0.5, 5.0
-_LONGEST_PAUSE_SECONDS = 1.0
-
-
-class Stopped(BaseException):
-    """Raised inside a worker function by SIGTERM. Not an Exception: a function that catches those must not keep it."""
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 
 
 def work(
     stages: Stage | Sequence[Stage],
-    functions: Function | Mapping[str, Function],
+    functions: Work | Mapping[str, Work],
     *,
+    slots: int = 1,
+    own_slots: Mapping[str, int] | None = None,
     stop: Callable[[], bool] = lambda: False,
     idle: str = "exit",
     on_settled: Callable[[Stage, Settled], None] = lambda stage, settled: None,
@@ -65,19 +62,26 @@ def work(
 ) -> Settled:
     """Be a worker of these stages; what was done in all.
 
-    `functions` is one function for all stages or one per stage, by its name
-    or "table.stage"; `batches` overrides batch sizes likewise.
+    `functions` is one for all stages or one per stage, by its name or "table.stage": a function, an async function, or
+    an actor, a class whose instances are called; it is built once, here. A function may raise or return exceptions in
+    place of results: those rows fail, wait, and are tried again; it must bear being called again with part of a batch.
+
+    `slots` batches are in work at once, for functions that wait: sync ones in threads, async ones on one event loop.
+    `own_slots` gives a stage slots of its own, `batches` a batch size of its own, by name likewise.
+
     With idle="exit" it returns when no row is claimable now, with idle="wait" it looks again, at most a second later,
-    until `stop()` is true. A function may raise or return exceptions in place of results: those rows fail, wait, and
-    are tried again; it must bear being called again with part of a batch. SIGTERM (in the main thread) gives the rows
-    in work back and returns. A lost server is waited for `patience_seconds`, then DatabaseError.
+    until `stop()` is true. SIGTERM (in the main thread) gives the rows in work back and returns: what runs in the main
+    thread is interrupted, async functions are cancelled, and what runs in other threads is left to itself. A lost
+    server is waited for `patience_seconds`, then DatabaseError.
     """
     if idle not in ("exit", "wait"):
         raise QueueError(f"idle is {idle!r}: use 'exit' or 'wait'")
     listed = [stages] if isinstance(stages, Stage) else list(stages)
     named = {stage.label: _function_of(stage, functions) for stage in listed}
-    sizes = {stage.label: _batch_of(stage, batches or {}) for stage in listed}
-    worker = _Worker(listed, named, sizes, on_settled, patience_seconds)
+    sizes = {stage.label: _named(stage, batches or {}, stage.batch) for stage in listed}
+    own = {stage.label: number for stage in listed if (number := _named(stage, own_slots or {}, 0))}
+    _check_slots(slots, own_slots or {})
+    worker = _Worker(listed, Slots(named, slots, own), sizes, on_settled, patience_seconds)
     try:
         with on_sigterm(worker.end):
             return worker.run(stop, wait=idle == "wait")
@@ -85,7 +89,7 @@ def work(
         worker.close()
 
 
-def _function_of(stage: Stage, functions: Function | Mapping[str, Function]) -> Function:
+def _function_of(stage: Stage, functions: Work | Mapping[str, Work]) -> Work:
     if not isinstance(functions, Mapping):
         return functions
     for name in (stage.label, stage.name):
@@ -94,127 +98,75 @@ def _function_of(stage: Stage, functions: Function | Mapping[str, Function]) -> 
     raise QueueError(f"stage {stage.label} has no function: give functions[{stage.name!r}]")
 
 
-def _batch_of(stage: Stage, batches: Mapping[str, int]) -> int:
-    return batches.get(stage.label, batches.get(stage.name, stage.batch))
+def _named(stage: Stage, numbers: Mapping[str, int], default: int) -> int:
+    return numbers.get(stage.label, numbers.get(stage.name, default))
 
 
-def outcomes_of(function: Function, rows: list[Row]) -> list[Outcome]:
-    """Call `function`; when it raises, halve the batch until the failing row is alone, so that it fails alone."""
-    try:
-        results = list(function(rows))
-        if len(results) != len(rows):
-            raise QueueError(
-                f"the function returned {len(results)} results for {len(rows)} rows: "
-                "return one dict (or exception) per row, in order"
-            )
-        return results
-    except Exception as error:
-        if len(rows) == 1:
-            return [error]
-        half = len(rows) // 2
-        return outcomes_of(function, rows[:half]) + outcomes_of(function, rows[half:])
-
-
-@dataclass(eq=False)
-class _Post:
-    """Where a worker may claim: one stage on one shard, and how far its walk there has come."""
-
-    stage: Stage
-    shard: Shard
-    sweep: Sweep
-    empty_until: float = 0.0
-
-
-class _Turns:
-    """Which post to claim at next: in turn, those found empty a moment ago only when nothing else is left."""
-
-    def __init__(self) -> None:
-        self._posts: list[_Post] = []
-        self._unconfirmed: list[_Post] = []
-        self._last: _Post | None = None
-
-    def cover(self, stages: Sequence[Stage], shards: Shards) -> None:
-        """Have one post for every stage on every shard; those there already stay as they are."""
-        there = {(post.stage.label, post.shard.number): post for post in self._posts if post.shard in shards.all}
-        wanted = [(stage, shard) for shard in _from_anywhere(shards.all) for stage in stages]
-        self._posts = [
-            there.get((stage.label, shard.number)) or _Post(stage, shard, sweep_from_anywhere(shard, stage))
-            for stage, shard in wanted
-        ]
-        self.ask_again()
-
-    def next(self) -> _Post:
-        start = self._posts.index(self._last) + 1 if self._last in self._posts else 0
-        order = self._posts[start:] + self._posts[:start]
-        likely = [post for post in order if post.empty_until <= time.monotonic()]
-        unconfirmed = [post for post in order if post in self._unconfirmed]
-        self._last = (likely or unconfirmed or order)[0]
-        return self._last
-
-    def found_rows(self, post: _Post) -> None:
-        post.empty_until = 0.0
-        self.ask_again()
-
-    def found_none(self, post: _Post) -> None:
-        post.empty_until = time.monotonic() + _EMPTY_SECONDS
-        if post in self._unconfirmed:
-            self._unconfirmed.remove(post)
-
-    def all_empty(self) -> bool:
-        """True when every post was asked since the last row was found: that row may have made others ready."""
-        return not self._unconfirmed
-
-    def ask_again(self) -> None:
-        self._unconfirmed = list(self._posts)
-
-
-def _from_anywhere(shards: Sequence[Shard]) -> Sequence[Shard]:
-    """The shards from a random one on, so that workers spread over them."""
-    start = random.randrange(len(shards))
-    return [*shards[start:], *shards[:start]]
+def _check_slots(slots: int, own: Mapping[str, int]) -> None:
+    for name, number in {"slots": slots, **{f"slots of {stage}": number for stage, number in own.items()}}.items():
+        if number < 1:
+            raise ConfigError(f"{name} is {number}: give 1 or more")
 
 
 class _Worker:
     def __init__(
         self,
         stages: Sequence[Stage],
-        functions: Mapping[str, Function],
+        slots: Slots,
         batches: Mapping[str, int],
         on_settled: Callable[[Stage, Settled], None],
         patience_seconds: float,
     ) -> None:
         self._stages = stages
-        self._functions = functions
+        self._slots = slots
         self._batches = batches
         self._on_settled = on_settled
         self._shards = stages[0].shards.fresh(patience_seconds)
+        self._turns = Turns(slots.has_room)
+        self._held: set[Part] = set()
+        self._ended: dict[Part, list[Outcome]] = {}
+        self._done = Settled()
         self._log = WorkLog(stages)
         interval = min(stage.lease_seconds for stage in stages) / 3
-        self._heartbeat = _Heartbeat(stages[0].shards.fresh(0.0), interval, self._log)
-        self._turns = _Turns()
+        self._heartbeat = Heartbeat(stages[0].shards.fresh(0.0), interval, self._log, lambda: tuple(self._held))
         self._covered_at = 0.0
         self._stopped = False
-        self._in_function = False
 
     def run(self, stop: Callable[[], bool], *, wait: bool) -> Settled:
-        done, settling, pause = Settled(), None, 0.05
+        """Work until stopped, or out of rows; nothing is held when it returns or raises."""
+        try:
+            self._work(stop, wait)
+            self._settle_until_idle()
+        except Stopped:
+            pass
+        except BaseException:
+            with suppress(DatabaseError):
+                self._give_back()
+            raise
+        self._give_back()
+        return self._done
+
+    def _work(self, stop: Callable[[], bool], wait: bool) -> None:
+        pause = _SHORTEST_PAUSE_SECONDS
         while not (self._stopped or stop()):
             self._cover()
-            post = self._turns.next()
-            done, claim, more = self._take(done, settling, post)
-            settling = None
+            if (post := self._turns.next()) is None:
+                self._collect(_SHORTEST_PAUSE_SECONDS)
+                continue
+            claim, more = self._take(post)
             if claim is not None:
                 self._turns.found_rows(post)
-                settling, pause = self._process(post, claim), 0.05
+                self._begin(post.stage, claim)
+                pause = _SHORTEST_PAUSE_SECONDS
             elif not more:
                 self._turns.found_none(post)
                 if self._turns.all_empty():
-                    if not wait:
-                        break
+                    if not (wait or self._held):
+                        return
                     self._pause(pause, stop)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                     self._turns.ask_again()
-        return done if settling is None else done + self._settle(settling)
+            self._collect()
 
     def _cover(self) -> None:
         """Look now and then for shards that joined or left, and for limits that people set."""
@@ -226,110 +178,116 @@ class _Worker:
             self._turns.cover(self._stages, self._shards)
             self._covered_at = time.monotonic()
 
-    def _take(self, done: Settled, settling: Settlement | None, post: _Post) -> tuple[Settled, Claim | None, bool]:
-        """Settle and ask once; the last value is False when the post has nothing claimable."""
-        ask, together = post.sweep.ask(), settling is not None and settling.claim.shard == post.shard.number
-        if settling is not None and not together:
-            done += self._settle(settling)
-        batch = allowed_rows(post.shard, post.stage, self._batches[post.stage.label])
-        if batch == 0:
-            done += Settled() if settling is None or not together else self._settle(settling)
-            time.sleep(_LIMITED_PAUSE_SECONDS)
-            return done, None, True
-        settled, claim = exchange(post.shard, settling if together else None, post.stage, batch, ask)
-        if settling is not None and together:
-            done += self._noted(settling, settled)
-        return done, claim, post.sweep.took(ask, claim)
+    def _take(self, post: Post) -> tuple[Claim | None, bool]:
+        """Settle what ended and ask once; the last value is False when the post has nothing claimable."""
+        ask, settling = post.sweep.ask(), self._settle_others(post.shard)
+        rows = allowed_rows(post.shard, post.stage, self._wanted_rows(post.stage))
+        if rows == 0:
+            if settling is not None:
+                self._settle(settling)
+            self._collect(_SHORTEST_PAUSE_SECONDS)
+            return None, True
+        settled, claim = exchange(post.shard, settling, post.stage, rows, ask)
+        if settling is not None:
+            self._note(settling, settled)
+        return claim, post.sweep.took(ask, claim)
 
-    def _settle(self, settling: Settlement) -> Settled:
-        return self._noted(settling, exchange(self._shards[settling.claim.shard], settling)[0])
+    def _wanted_rows(self, stage: Stage) -> int:
+        """A batch for every free slot, rounded down to a power of two of them: every number of rows is a plan of its own."""
+        batch = self._batches[stage.label]
+        slots = min(self._slots.room(stage), max(1, LARGEST_CLAIM_ROWS // batch))
+        return int(batch * 2 ** (slots.bit_length() - 1))
 
-    def _noted(self, settling: Settlement, settled: Settled) -> Settled:
+    def _begin(self, stage: Stage, claim: Claim) -> None:
+        parts = split(stage, claim, self._batches[stage.label])
+        self._held.update(parts)
+        alone = self._may_kill(stage, claim)
+        if alone:
+            self._settle_until_idle()
+        if not self._stopped:
+            self._slots.start(parts)
+        if alone:
+            self._settle_until_idle()
+
+    def _may_kill(self, stage: Stage, claim: Claim) -> bool:
+        """Whether it is a row whose worker died twice: nothing may run beside it, or it would die with it."""
+        if self._slots.count == 1 or len(claim) > 1 or claim.attempts[0] <= 2:
+            return False
+        return self._shards[claim.shard].session.run(partial(held_by_dead, stage=stage, claim=claim))
+
+    def _settle_until_idle(self) -> None:
+        """Wait for the slots and settle what they end; after SIGTERM only what has ended."""
+        while True:
+            self._collect(0.0 if self._stopped or self._slots.idle else _SHORTEST_PAUSE_SECONDS)
+            for settling in self._settlements():
+                self._settle(settling)
+            if self._stopped or self._slots.idle:
+                return
+
+    def _collect(self, wait_seconds: float = 0.0) -> bool:
+        """Note which parts ended; whether any did."""
+        ended = self._slots.finished(wait_seconds)
+        self._ended.update(ended)
+        return bool(ended)
+
+    def _settlements(self) -> list[Settlement]:
+        """What ended, by claim, no longer held from now on."""
+        ended, self._ended = self._ended, {}
+        if ended:
+            self._turns.ask_again()
+        self._held.difference_update(ended)
+        return [
+            settlement(whole.stage, whole.claim, [outcome for part in parts for outcome in ended[part]])
+            for parts in by_claim(ended)
+            for whole in [joined(parts)]
+        ]
+
+    def _settle_others(self, shard: Shard) -> Settlement | None:
+        """Settle what ended; all but the last claim of `shard`, which is to be settled with the next."""
+        here = None
+        for settling in self._settlements():
+            if settling.claim.shard != shard.number:
+                self._settle(settling)
+                continue
+            if here is not None:
+                self._settle(here)
+            here = settling
+        return here
+
+    def _settle(self, settling: Settlement) -> None:
+        self._note(settling, exchange(self._shards[settling.claim.shard], settling)[0])
+
+    def _note(self, settling: Settlement, settled: Settled) -> None:
         if settled.lost:
             settled = settle_again(self._shards, settling, settled)
         self._log.add(settling.stage, settled)
         self._on_settled(settling.stage, settled)
-        return settled
-
-    def _process(self, post: _Post, claim: Claim) -> Settlement | None:
-        """Call the function under a heartbeat. None when SIGTERM came: the rows are given back."""
-        stage = post.stage
-        try:
-            with self._heartbeat.holding(stage, claim):
-                return settlement(stage, claim, self._call(self._functions[stage.label], claim.rows))
-        except Stopped:
-            on_holders(self._shards, stage, claim, release_rows)
-            return None
-        except BaseException:
-            with suppress(DatabaseError):
-                on_holders(self._shards, stage, claim, release_rows)
-            raise
-
-    def _call(self, function: Function, rows: list[Row]) -> list[Outcome]:
-        self._in_function = True
-        try:
-            if self._stopped:
-                raise Stopped
-            return outcomes_of(function, rows)
-        finally:
-            self._in_function = False
+        self._done += settled
 
     def _pause(self, seconds: float, stop: Callable[[], bool]) -> None:
+        """Wait, but not beyond the end of a part: it may have made rows ready."""
         until = time.monotonic() + seconds
         while not (self._stopped or stop()) and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.05))
+            if self._collect(min(left, _SHORTEST_PAUSE_SECONDS)):
+                return
+
+    def _give_back(self) -> None:
+        """Rows still in work, to be claimed by others at once."""
+        if self._held:
+            self._slots.cancel()
+        for parts in by_claim(self._held):
+            whole = joined(parts)
+            on_holders(self._shards, whole.stage, whole.claim, release_rows)
+        self._held.clear()
 
     def end(self) -> None:
-        """Stop after what is in work; the function is interrupted and its rows are given back."""
+        """Stop at once: what runs is interrupted where that can be, and its rows are given back."""
         self._stopped = True
-        # Only the function is interrupted: a statement on its way to the server is let finish.
-        if self._in_function:
-            self._in_function = False
-            raise Stopped
+        self._slots.interrupt()
 
     def close(self) -> None:
-        self._heartbeat.close()
-        self._shards.close()
-
-
-class _Heartbeat:
-    """A thread that renews the lease of the claim in work and says what was done; it needs the GIL now and then."""
-
-    def __init__(self, shards: Shards, interval_seconds: float, log: WorkLog) -> None:
-        self._shards = shards
-        self._interval_seconds = interval_seconds
-        self._log = log
-        self._held: tuple[Stage, Claim] | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pleinair-heartbeat", daemon=True)
-        self._thread.start()
-
-    @contextmanager
-    def holding(self, stage: Stage, claim: Claim) -> Iterator[None]:
-        self._held = (stage, claim)
         try:
-            yield
+            self._slots.close()
         finally:
-            self._held = None
-
-    def _beat(self) -> None:
-        renew_at, tell_at = self._interval_seconds, _FIRST_TOLD_SECONDS
-        began = time.monotonic()
-        # Postgres away now: the next beat tries again, and the claiming session reports it if it stays away.
-        while not self._closing.wait(max(0.0, began + min(renew_at, tell_at) - time.monotonic())):
-            if (now := time.monotonic() - began) >= renew_at:
-                renew_at = now + self._interval_seconds
-                if (held := self._held) is not None:
-                    with suppress(DatabaseError):
-                        on_holders(self._shards, *held, renew_lease)
-            if now >= tell_at:
-                tell_at = now + _TOLD_SECONDS
-                with suppress(DatabaseError):
-                    self._shards.catalog.run(self._log.write)
-        with suppress(DatabaseError):
-            self._shards.catalog.run(self._log.close)
-        self._shards.close()
-
-    def close(self) -> None:
-        self._closing.set()
-        self._thread.join(timeout=15.0)
+            self._heartbeat.close()
+            self._shards.close()

@@ -27,7 +27,9 @@ from pleinair.krablet.places import opener
 from pleinair.krablet.shards import Shards
 from pleinair.krablet.stages import Stage, StageSpec
 from pleinair.krablet.tables import load_stage, load_table
-from pleinair.krablet.workers.loop import Function, work
+from pleinair.krablet.workers.functions import Work
+from pleinair.krablet.workers.loop import work
+from pleinair.krablet.workers.memory import Ceiling, be_the_first_to_go
 from pleinair.records.errors import PleinairError, QueueError
 
 ORPHAN_GRACE_SECONDS = 5.0
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     link = socket.socket(fileno=int(arguments[0]))
     # Ctrl-C reaches the whole foreground group; the supervisor decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    be_the_first_to_go()
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # an outage is ours to report, once, if it lasts
     with link, link.makefile("r", encoding="utf-8") as lines:
         job = json.loads(lines.readline())
@@ -67,25 +70,31 @@ def run_job(job: Mapping[str, Any], link: socket.socket) -> None:
         stages = [load_stage(load_table(shards, spec.table), spec.stage) for spec in specs]
     finally:
         shards.close()
+    ceiling = None if job["memory_mb"] is None else Ceiling(job["memory_mb"], lambda: _tell(link, {"ready": True}))
     work(
         stages,
         {f"{spec.table}.{spec.stage}": load_function(spec) for spec in specs},
+        slots=job["slots"],
+        own_slots={f"{spec.table}.{spec.stage}": spec.slots for spec in specs if spec.slots is not None},
+        stop=ceiling or (lambda: False),
         idle="wait",
         batches={f"{spec.table}.{spec.stage}": spec.batch for spec in specs if spec.batch is not None},
         on_settled=partial(_report, link),
         patience_seconds=job["patience_seconds"],
     )
+    if ceiling is not None and ceiling.reached:
+        _tell(link, {"retired": True})
 
 
-def load_function(spec: StageSpec) -> Function:
-    """The function a stage names, with its arguments bound. Raises QueueError if it cannot be imported."""
+def load_function(spec: StageSpec) -> Work:
+    """The function or actor a stage names, with its arguments bound. Raises QueueError if it cannot be imported."""
     module_name, _, name = spec.function.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        function: Work = getattr(importlib.import_module(module_name), name)
+    except Exception as error:
         raise QueueError(
             f"the function {spec.function!r} of stage {spec.table}.{spec.stage} cannot be imported ({error}): "
-            "give it as 'module:function'"
+            "give it as 'module:function' or 'module:Class'"
         ) from error
     return partial(function, **spec.arguments) if spec.arguments else function
 
