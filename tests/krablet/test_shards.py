@@ -148,6 +148,19 @@ def test_a_writer_with_an_old_map_is_refused_and_finds_the_new_place(three: list
             assert sorted(chain(*keys_on(database))) == sorted([*names, *(f"late-{number}" for number in range(50))])
 
 
+def test_a_writer_refused_while_its_statement_is_prepared_goes_on(three: list[str]) -> None:
+    """What follows a refusal in its pipeline is skipped, and the driver takes it for prepared all the same."""
+    with krablet.connect(three[:1]) as old:
+        pictures = pictures_in(old)
+        for number in range(5):
+            pictures.add(1, start=number)
+        with krablet.connect(three) as database:
+            moves.rebalance(database.shards)
+        pictures.add(50)
+        pictures.add(50, start=50)
+        assert pictures.table.count() == 100
+
+
 @pytest.mark.parametrize("step", ["_watch", "_copy", "_catch_up", "_switch", "_arrive"])
 def test_a_move_that_is_interrupted_anywhere_loses_and_doubles_nothing(
     three: list[str], step: str, monkeypatch: pytest.MonkeyPatch

@@ -114,3 +114,7 @@ FROM pleinair.stages WHERE table_name = %(table)s AND name = %(name)s;
 -- name: list_stages
 -- Every declared stage in the order of declaration.
 SELECT table_name, name FROM pleinair.stages ORDER BY place;
+
+-- name: backend_is_active
+-- Whether a connection's statement is under way; one that waits for its client is not.
+SELECT state = 'active' FROM pg_stat_activity WHERE pid = %(pid)s;
