@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,8 +22,10 @@ from pleinair import krablet
 from pleinair.krablet import Progress, Settled
 from pleinair.krablet.claims import settle_and_claim, settlement
 from pleinair.krablet.connections import open_connection
+from pleinair.krablet.postgres.accounts import account_for, give_to
 from pleinair.krablet.workers import line_watch
-from tests.krablet.conftest import Pictures, on_one_shard_and_on_three
+from pleinair.records.errors import DatabaseError
+from tests.krablet.conftest import Pictures, on_one_shard_and_on_three, pictures_in, three_databases
 from tests.krablet.drills import (
     Line,
     Worker,
@@ -215,6 +220,61 @@ def test_a_mover_killed_again_and_again_under_load(pictures: Pictures) -> None:
             names += pictures.add(20, start=len(names))
         wait_until(lambda: stage.depth().pending == 0 and not pictures.database.shards.in_transit())
     pictures.database.shards.reload()
+    assert_all_written_once(pictures, names)
+
+
+@pytest.fixture
+def small_disk(postgres: krablet.Database) -> Iterator[Path]:
+    """A file system of 24 MB that the server may use."""
+    directory = Path(tempfile.mkdtemp(prefix="pleinair-test-"))
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0777", "tmpfs", str(directory)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        directory.rmdir()
+        pytest.skip("only root may mount the small file system that is filled")
+    try:
+        directory.chmod(0o777)
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+        directory.rmdir()
+
+
+@pytest.fixture
+def one_of_three_on_a_small_disk(postgres: krablet.Database, small_disk: Path) -> Iterator[Pictures]:
+    """A warehouse whose last shard keeps its tables there."""
+    space = small_disk / "space"
+    space.mkdir(mode=0o777)
+    give_to(account_for(postgres_data(postgres)), space)
+    with three_databases(postgres) as dsns, postgres.connection() as connection:
+        last = urlsplit(dsns[2]).path.removeprefix("/")
+        connection.execute(f"CREATE TABLESPACE small LOCATION '{space}'".encode())
+        connection.execute(f'ALTER DATABASE "{last}" SET TABLESPACE small'.encode())
+        with krablet.connect(dsns) as database:
+            yield pictures_in(database)
+        connection.execute(f'ALTER DATABASE "{last}" SET TABLESPACE pg_default'.encode())
+        connection.execute("DROP TABLESPACE small")
+
+
+def postgres_data(database: krablet.Database) -> Path:
+    assert database.directory is not None
+    return database.directory / "data"
+
+
+def test_a_full_disk_on_one_shard_is_told_and_waited_for(
+    one_of_three_on_a_small_disk: Pictures, small_disk: Path
+) -> None:
+    pictures = one_of_three_on_a_small_disk
+    audited(pictures, lease_seconds=1.0)
+    names, ballast = pictures.add(300), small_disk / "ballast"
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(DatabaseError, match="the disk of Postgres is full .*free space and run this again"):
+        pictures.table.update({"image_name": name, "path": random.randbytes(50_000).hex()} for name in names)
+    with working([Worker(pictures.database.dsn), Worker(pictures.database.dsn)]):
+        time.sleep(1.0)
+        ballast.unlink()
+        wait_until(lambda: done(pictures) == len(names))
     assert_all_written_once(pictures, names)
 
 
