@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -246,17 +245,17 @@ def small_disk(postgres: krablet.Database) -> Iterator[Path]:
 
 @pytest.fixture
 def one_of_three_on_a_small_disk(postgres: krablet.Database, small_disk: Path) -> Iterator[Pictures]:
-    """A warehouse whose last shard keeps its tables there."""
+    """A warehouse whose last shard keeps its table there."""
     space = small_disk / "space"
     space.mkdir(mode=0o777)
     give_to(account_for(postgres_data(postgres)), space)
-    with three_databases(postgres) as dsns, postgres.connection() as connection:
-        last = urlsplit(dsns[2]).path.removeprefix("/")
+    with postgres.connection() as connection:
         connection.execute(f"CREATE TABLESPACE small LOCATION '{space}'".encode())
-        connection.execute(f'ALTER DATABASE "{last}" SET TABLESPACE small'.encode())
-        with krablet.connect(dsns) as database:
-            yield pictures_in(database)
-        connection.execute(f'ALTER DATABASE "{last}" SET TABLESPACE pg_default'.encode())
+        with three_databases(postgres) as dsns, krablet.connect(dsns) as database:
+            pictures = pictures_in(database)
+            with open_connection(pictures.last_shard.dsn) as last:
+                last.execute("ALTER TABLE images SET TABLESPACE small")
+            yield pictures
         connection.execute("DROP TABLESPACE small")
 
 
