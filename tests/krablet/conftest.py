@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from pleinair.krablet import Stage, Table
 from pleinair.krablet.connections import Connection
 from pleinair.krablet.pluck.signing import write_keys
 from pleinair.krablet.postgres.embedded import stop_server
+from pleinair.krablet.shards import Shard
 from tests.krablet.pluck_jobs_of_tests import Numbers
 
 COLUMNS = {"image_name": "text", "path": "text", "contains_text": "boolean", "length": "bigint"}
@@ -31,16 +34,30 @@ class Pictures:
     ocr: Stage
 
     def add(self, count: int, start: int = 0) -> list[str]:
-        names = [f"picture-{number:05d}" for number in range(start, start + count)]
+        return self.upsert([f"picture-{number:05d}" for number in range(start, start + count)])
+
+    def add_together(self, count: int, start: int = 0) -> list[str]:
+        """Rows that one claim can take: all on the last shard."""
+        names = (f"picture-{number:05d}" for number in itertools.count(start))
+        of_shard = (name for name in names if self.database.shards.of(name) == self.last_shard)
+        return self.upsert(list(islice(of_shard, count)))
+
+    def upsert(self, names: list[str]) -> list[str]:
         self.table.upsert({"image_name": name, "path": f"/pictures/{name}.png"} for name in names)
         return names
 
+    @property
+    def last_shard(self) -> Shard:
+        return self.database.shards.all[-1]
+
     def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        """Run a statement on every shard; the rows of all."""
+
         def execute(connection: Connection) -> list[tuple[object, ...]]:
             cursor = connection.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
 
-        return self.database.session.run(execute)
+        return list(chain(*self.database.shards.each(execute)))
 
     def expire_leases(self) -> None:
         self.sql("UPDATE images SET ocr_leased_until = now() - interval '1 s' WHERE ocr_leased_until IS NOT NULL")
@@ -52,11 +69,58 @@ class Pictures:
         return dict(self.sql("SELECT image_name, contains_text FROM images"))  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def pictures(database: krablet.Database) -> Pictures:
+def pictures_in(database: krablet.Database) -> Pictures:
     table = database.table("images", key="image_name", columns=COLUMNS)
     ocr = table.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"], batch=8, lease_seconds=60)
     return Pictures(database, table, ocr)
+
+
+on_one_shard_and_on_three = pytest.mark.parametrize(
+    "pictures", [1, 3], indirect=True, ids=["one-shard", "three-shards"]
+)
+"""The contract: what a test says of a warehouse holds whether it is one server or several."""
+
+
+@pytest.fixture
+def pictures(request: pytest.FixtureRequest) -> Iterator[Pictures]:
+    """An empty table of pictures, on one shard unless the test says `on_one_shard_and_on_three`."""
+    if getattr(request, "param", 1) == 1:
+        yield pictures_in(request.getfixturevalue("database"))
+    else:
+        with closing(krablet.connect(request.getfixturevalue("spread_warehouse"))) as database:
+            yield pictures_in(database)
+            database.shards.each(_empty)
+
+
+@pytest.fixture(scope="session")
+def spread_warehouse(postgres: krablet.Database) -> Iterator[list[str]]:
+    """DSNs of a warehouse of three shards; every test leaves it empty, as making one takes half a second."""
+    with three_databases(postgres) as dsns:
+        krablet.connect(dsns).close()
+        yield dsns
+
+
+@pytest.fixture
+def three(postgres: krablet.Database) -> Iterator[list[str]]:
+    """DSNs of three empty databases, which play three servers."""
+    with three_databases(postgres) as dsns:
+        yield dsns
+
+
+@contextmanager
+def three_databases(postgres: krablet.Database) -> Iterator[list[str]]:
+    names = [f"shard_{uuid.uuid4().hex[:12]}" for _ in range(3)]
+    with postgres.connection() as connection:
+        for name in names:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        yield [postgres.dsn.replace("/postgres?", f"/{name}?") for name in names]
+        for name in names:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _empty(connection: Connection) -> None:
+    connection.execute("DROP TABLE IF EXISTS images CASCADE")
+    connection.execute("TRUNCATE pleinair.tables, pleinair.stages, pleinair.workers, pleinair.work_log")
 
 
 @pytest.fixture

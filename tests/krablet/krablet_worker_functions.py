@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -61,3 +62,14 @@ class NeedsWeights:
 
     def __call__(self, rows):
         return has_odd_number(rows)
+
+
+def number_each(rows, sleep_seconds=0.0):
+    time.sleep(sleep_seconds * len(rows))
+    return [{"length": random.getrandbits(60)} for _ in rows]
+
+
+def number_by_the_clock(rows, sleep_seconds=0.0):
+    """Results that say when this process believes it is: seconds, and six digits of chance."""
+    time.sleep(sleep_seconds * len(rows))
+    return [{"length": int(time.time()) * 1_000_000 + random.randrange(1_000_000)} for _ in rows]

@@ -6,7 +6,6 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from itertools import chain
 
 import pyarrow as pa
@@ -16,26 +15,9 @@ from pleinair import krablet
 from pleinair.krablet import Settled, moves
 from pleinair.krablet.shards import NUM_SLOTS, slot_of
 from pleinair.records.errors import BusyError, ConfigError, QueueError
-from tests.krablet.conftest import COLUMNS, Pictures
+from tests.krablet.conftest import Pictures, pictures_in
 
 YES = {"contains_text": True}
-
-
-@pytest.fixture
-def three(postgres: krablet.Database) -> Iterator[list[str]]:
-    """DSNs of three empty databases, which play three servers."""
-    names = [f"shard_{uuid.uuid4().hex[:12]}" for _ in range(3)]
-    with postgres.connection() as connection:
-        for name in names:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        yield [postgres.dsn.replace("/postgres?", f"/{name}?") for name in names]
-        for name in names:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def pictures_in(database: krablet.Database) -> Pictures:
-    table = database.table("images", key="image_name", columns=COLUMNS)
-    return Pictures(database, table, table.stage("ocr", ready="contains_text IS NULL", writes=["contains_text"]))
 
 
 def keys_on(database: krablet.Database) -> list[list[str]]:
@@ -176,6 +158,19 @@ def test_a_writer_with_an_old_map_is_refused_and_finds_the_new_place(three: list
             pictures.table.upsert({"image_name": f"late-{number}"} for number in range(50))
             assert database.declared_table("images").count("path = '/new'") == 50
             assert sorted(chain(*keys_on(database))) == sorted([*names, *(f"late-{number}" for number in range(50))])
+
+
+def test_a_writer_refused_while_its_statement_is_prepared_goes_on(three: list[str]) -> None:
+    """What follows a refusal in its pipeline is skipped, and the driver takes it for prepared all the same."""
+    with krablet.connect(three[:1]) as old:
+        pictures = pictures_in(old)
+        for number in range(5):
+            pictures.add(1, start=number)
+        with krablet.connect(three) as database:
+            moves.rebalance(database.shards)
+        pictures.add(50)
+        pictures.add(50, start=50)
+        assert pictures.table.count() == 100
 
 
 @pytest.mark.parametrize("step", ["_watch", "_copy", "_catch_up", "_switch", "_arrive"])

@@ -20,7 +20,7 @@ from pleinair.krablet.watching.gauges import Watcher
 from pleinair.krablet.watching.prometheus import metrics_text, serve_metrics
 from pleinair.krablet.watching.shard_status import shard_statuses
 from pleinair.records.errors import QueueError
-from tests.krablet.conftest import Pictures
+from tests.krablet.conftest import Pictures, on_one_shard_and_on_three
 
 YES = {"contains_text": True}
 
@@ -32,8 +32,9 @@ def command(*arguments: str) -> int:
     return int(args.run(args))
 
 
+@on_one_shard_and_on_three
 def test_a_paused_stage_gives_no_rows_until_it_goes_on(pictures: Pictures) -> None:
-    pictures.add(4)
+    pictures.add_together(4)
     held = pictures.ocr.claim(2)
     pictures.ocr.pause()
     assert pictures.ocr.control() == StageControl(paused=True, rows_per_second=None)
@@ -50,6 +51,7 @@ def test_declaring_a_stage_again_leaves_it_paused(pictures: Pictures) -> None:
     assert pictures.ocr.claim() is None
 
 
+@on_one_shard_and_on_three
 def test_a_limited_stage_never_goes_faster_over_all_its_workers(pictures: Pictures) -> None:
     pictures.add(60)
     pictures.ocr.limit(40)
@@ -74,13 +76,14 @@ def test_a_limit_that_is_no_rate_is_refused(pictures: Pictures, rate: float) -> 
         pictures.ocr.limit(rate)
 
 
+@on_one_shard_and_on_three
 def test_errors_are_grouped_by_exception_with_the_most_tried_row_as_sample(pictures: Pictures) -> None:
-    names = pictures.add(5)
-    claim = pictures.ocr.claim()
-    pictures.ocr.complete(claim, [ValueError("a"), ValueError("b"), KeyError("c"), YES, YES])
+    names = pictures.add(12)
+    for claim in iter(pictures.ocr.claim, None):
+        pictures.ocr.fail(claim, [KeyError("c") if key == names[2] else ValueError(key) for key in claim.keys])
     pictures.sql("UPDATE images SET ocr_attempts = 7 WHERE image_name = %s", names[1])
     assert pictures.ocr.errors() == [
-        ErrorGroup("ValueError", 2, 1, 7, names[1], "ValueError: b"),
+        ErrorGroup("ValueError", 11, 1, 7, names[1], f"ValueError: {names[1]}"),
         ErrorGroup("KeyError", 1, 1, 1, names[2], "KeyError: 'c'"),
     ]
 

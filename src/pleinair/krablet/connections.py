@@ -10,15 +10,19 @@ makes the second completion a no-op), and so are upserts.
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import conninfo, errors
 
+from pleinair.krablet.queries import query
 from pleinair.records.errors import ConfigError, DatabaseError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -31,6 +35,8 @@ _OUTAGES = (
     errors.CannotConnectNow,
     errors.TooManyConnections,
     errors.DiskFull,
+    # A statement refused in a pipeline takes what follows it along, but the driver counts that as prepared from then on.
+    errors.InvalidSqlStatementName,
 )
 # A failed connection carries no SQLSTATE, only text; what is not among these may pass (starting up, refused, too many).
 _CORRECT = "correct the DSN"
@@ -49,6 +55,15 @@ _PERMANENT = {
     "not permitted": _CORRECT,
 }
 """What may be read in the message, and what to do about it; the first that fits counts."""
+
+_LINE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""A server that vanished is noticed after half a minute, not after the two hours that are usual; a DSN may say otherwise."""
 
 
 class UnreachableError(DatabaseError):
@@ -75,9 +90,10 @@ def parse(dsn: str) -> dict[str, Any]:
 
 def open_connection(dsn: str, application: str = "pleinair") -> Connection:
     """A connection in autocommit mode. Raises UnreachableError or DatabaseError, without the password."""
-    where = describe(dsn)
+    where, said = describe(dsn), parse(dsn)
+    unsaid = {name: value for name, value in _LINE.items() if name not in said}
     try:
-        return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=application)
+        return psycopg.connect(conninfo.make_conninfo(dsn, application_name=application, **unsaid), autocommit=True)
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
         for phrase, remedy in _PERMANENT.items():
@@ -104,6 +120,16 @@ def not_allowed(error: psycopg.Error, dsn: str) -> DatabaseError:
     )
 
 
+def _is_served(dsn: str, connection: Connection) -> bool:
+    """Whether the server works for a connection right now, as another one is told."""
+    try:
+        with closing(open_connection(dsn, "pleinair line check")) as another:
+            found = another.execute(query("catalog", "backend_is_active"), {"pid": connection.info.backend_pid})
+            return found.fetchone() == (True,)
+    except (psycopg.Error, DatabaseError):
+        return False
+
+
 def _is_outage(error: psycopg.Error, connection: Connection) -> bool:
     return isinstance(error, _OUTAGES) or connection.broken or connection.closed
 
@@ -127,6 +153,7 @@ class Session:
         self._revive = revive
         self._application = application
         self._connection: Connection | None = None
+        self._asked_at: float | None = None
         self._lock = threading.RLock()
 
     def fresh(self, patience_seconds: float) -> Session:
@@ -152,13 +179,30 @@ class Session:
 
     def _attempt(self, action: Callable[[Connection], Result]) -> Result:
         connection = self._connected()
+        self._asked_at = time.monotonic()
         try:
             return action(connection)
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except (psycopg.OperationalError, psycopg.InterfaceError, errors.InvalidSqlStatementName) as error:
             if not _is_outage(error, connection):
                 raise
             self.close()
             raise UnreachableError(str(explained(error, self.dsn))) from error
+        finally:
+            self._asked_at = None
+
+    def check_line(self, quiet_seconds: float) -> None:
+        """End an action that has got no answer for so long, unless the server says that it is still at it.
+
+        For another thread to call. The kernel notices a server that vanished; it does not notice a proxy or a firewall
+        in between that keeps the connection open and forwards nothing.
+        """
+        asked_at, connection = self._asked_at, self._connection
+        if asked_at is None or connection is None or time.monotonic() - asked_at < quiet_seconds:
+            return
+        if not _is_served(self.dsn, connection) and self._asked_at == asked_at:
+            # The action's thread then finds its connection lost, and tries again as after any loss.
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:

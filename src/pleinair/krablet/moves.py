@@ -22,13 +22,13 @@ import psycopg
 from psycopg import sql
 
 from pleinair.krablet.connections import Connection, Session, open_connection
+from pleinair.krablet.declarations import create_stage
 from pleinair.krablet.migrations import ensure_catalog
 from pleinair.krablet.moving_jobs import carry_jobs, forget_received
 from pleinair.krablet.places import public_place
 from pleinair.krablet.queries import comma_separated, query
 from pleinair.krablet.roles import create_role, list_roles
 from pleinair.krablet.shards import NUM_SLOTS, Shard, Shards, slot_bits
-from pleinair.krablet.stages import create_stage
 from pleinair.krablet.tables import Table, column_types, create_table, declared_stages, load_table, table_names
 from pleinair.records.errors import BusyError, ConfigError, DatabaseError
 

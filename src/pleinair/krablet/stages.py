@@ -38,9 +38,8 @@ from pleinair.krablet.claims import (
     settle,
     settlement,
 )
-from pleinair.krablet.connections import Connection, not_allowed
+from pleinair.krablet.connections import Connection
 from pleinair.krablet.queries import checked_name, condition, query
-from pleinair.krablet.roles import grant_roles
 from pleinair.krablet.shards import NUM_SLOTS
 from pleinair.records.errors import QueueError
 
@@ -359,86 +358,6 @@ def _check_stage(stage: Stage) -> None:
         raise QueueError(f"{where} has batch {stage.batch}: give 1 or more rows")
     if stage.lease_seconds <= 0:
         raise QueueError(f"{where} has lease_seconds {stage.lease_seconds}: give a positive number of seconds")
-
-
-def create_stage(connection: Connection, stage: Stage) -> None:
-    """Create the state columns and the two indexes, or change what differs; save the declaration."""
-    try:
-        with connection.transaction():
-            connection.execute(query("catalog", "lock_schema"))
-            saved = _saved(connection, stage)
-            _add_state_columns(connection, stage)
-            _create_indexes(connection, stage, saved)
-            if saved != (declaration := _declaration(stage)):
-                connection.execute(query("catalog", "save_stage"), declaration)
-                grant_roles(connection)
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise not_allowed(error, connection.info.dsn) from error
-    except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError) as error:
-        order = "" if stage.order is None else f" and order = {stage.order!r}"
-        raise QueueError(
-            f"stage {stage.label} cannot use ready = {stage.ready!r}{order}: {str(error).splitlines()[0]}; "
-            "write immutable SQL over the columns of the table"
-        ) from error
-
-
-def _saved(connection: Connection, stage: Stage) -> dict[str, object] | None:
-    """How the stage is declared now, as `_declaration` says it."""
-    named: dict[str, object] = {"table": stage.table.name, "name": stage.name}
-    found = connection.execute(query("catalog", "load_stage"), named).fetchone()
-    if found is None:
-        return None
-    return named | dict(zip(("ready", "writes", "reads", "batch", "lease_seconds", "ordering"), found, strict=True))
-
-
-def _declaration(stage: Stage) -> dict[str, object]:
-    return {
-        "table": stage.table.name,
-        "name": stage.name,
-        "ready": stage.ready,
-        "writes": list(stage.writes),
-        "reads": None if stage.reads is None else list(stage.reads),
-        "batch": stage.batch,
-        "lease_seconds": stage.lease_seconds,
-        "ordering": stage.order,
-    }
-
-
-def _add_state_columns(connection: Connection, stage: Stage) -> None:
-    existing: dict[str, str] = dict(
-        connection.execute(query("catalog", "column_types"), {"table": stage.table.name}).fetchall()
-    )
-    for state, sql_type in STATE_COLUMNS.items():
-        if f"{stage.name}_{state}" not in existing:
-            statement = query("catalog", "add_column").format(
-                table=stage.identifiers["table"], column=stage.identifiers[state], type=sql.SQL(sql_type)
-            )
-            connection.execute(statement)
-
-
-def _create_indexes(connection: Connection, stage: Stage, saved: Mapping[str, object] | None) -> None:
-    names = {kind: f"{stage.table.name}_{stage.name}_{kind}" for kind in ("ready", "again")}
-    there = [
-        connection.execute(query("catalog", "index_exists"), {"index": index}).fetchone() == (True,)
-        for index in names.values()
-    ]
-    if saved is not None and (saved["ready"], saved["ordering"]) == (stage.ready, stage.order) and all(there):
-        return
-    # Without parameters the text goes as it is, so conditions are not to have their % doubled.
-    raw = {
-        **stage.identifiers,
-        "ready": sql.SQL(stage.ready),
-        "order": _raw_ordering(stage),
-        "concurrently": sql.SQL(""),
-    }
-    for kind, name in names.items():
-        connection.execute(query("catalog", "drop_index").format(index=sql.Identifier(name)))
-        connection.execute(query("catalog", f"create_{kind}_index").format(**raw, index=sql.Identifier(name)))
-
-
-def _raw_ordering(stage: Stage) -> sql.Composable:
-    key = sql.Identifier(stage.table.key)
-    return key if stage.order is None else sql.SQL("({}), {}").format(sql.SQL(stage.order), key)
 
 
 def stage_depth(connection: Connection, stage: Stage, give_up_after: int) -> Depth:

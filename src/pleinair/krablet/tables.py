@@ -14,13 +14,14 @@ from psycopg.types.json import Jsonb
 
 from pleinair.krablet.column_types import ColumnType, column_type
 from pleinair.krablet.connections import Connection, not_allowed
+from pleinair.krablet.declarations import create_stage, in_short_transaction
 from pleinair.krablet.merge_rules import check_rules
 from pleinair.krablet.migrations import catalog_exists, ensure_catalog
 from pleinair.krablet.queries import checked_name, query
 from pleinair.krablet.roles import grant_roles
 from pleinair.krablet.rows import Arrays, as_arrays, encoded, grouped_by_columns, merged_by_key, slices
 from pleinair.krablet.shards import STALE_MAP, Cursor, Shards, StaleMapError, require_keys
-from pleinair.krablet.stages import Stage, create_stage
+from pleinair.krablet.stages import Stage
 from pleinair.records.errors import QueueError
 
 if TYPE_CHECKING:
@@ -253,17 +254,21 @@ def create_table(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Create the table on one server or add what it lacks; all declared columns with types, and rules. Raises QueueError."""
     _check_declaration(name, key, columns)
-    wanted, merge = {column: column_type(sql_type).name for column, sql_type in columns.items()}, merge or {}
-    check_rules(name, key, wanted, merge)
+    wanted = {column: column_type(sql_type).name for column, sql_type in columns.items()}
+    check_rules(name, key, wanted, merge or {})
     ensure_catalog(connection)
     try:
-        with connection.transaction():
-            connection.execute(query("catalog", "lock_schema"))
-            connection.execute(query("catalog", "leave_our_schema"))
-            _create_missing(connection, name, key, wanted)
-            return _save(connection, name, key, wanted, merge)
+        return in_short_transaction(connection, name, lambda: _declare(connection, name, key, wanted, merge or {}))
     except psycopg.errors.InsufficientPrivilege as error:
         raise not_allowed(error, connection.info.dsn) from error
+
+
+def _declare(
+    connection: Connection, name: str, key: str, wanted: dict[str, str], merge: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    connection.execute(query("catalog", "leave_our_schema"))
+    _create_missing(connection, name, key, wanted)
+    return _save(connection, name, key, wanted, merge)
 
 
 def _create_missing(connection: Connection, name: str, key: str, wanted: Mapping[str, str]) -> None:

@@ -60,11 +60,40 @@ SELECT key, columns, merge FROM pleinair.tables WHERE name = %(name)s;
 -- name: list_tables
 SELECT name FROM pleinair.tables ORDER BY declared_at, name;
 
--- name: index_exists
-SELECT to_regclass(%(index)s) IS NOT NULL;
+-- name: wait_briefly_for_locks
+-- Until the transaction ends: whoever waits for a table's lock makes everybody after it wait as well. Less than the second
+-- after which Postgres looks for deadlocks, so that an index build that waits for us is not what it ends.
+SELECT set_config('lock_timeout', '200ms', TRUE);
+
+-- name: index_is_valid
+-- Whether an index is there and whole; one whose concurrent build was killed is there and not valid.
+SELECT coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%(index)s)), FALSE);
+
+-- name: table_bytes
+SELECT coalesce(pg_table_size(to_regclass(%(table)s)), 0);
+
+-- name: try_builder_lock
+-- Of this session, not of a transaction: a concurrent build cannot run in one.
+SELECT pg_try_advisory_lock(hashtext('pleinair.indexes'), hashtext(%(table)s));
+
+-- name: free_builder_lock
+SELECT pg_advisory_unlock(hashtext('pleinair.indexes'), hashtext(%(table)s));
+
+-- name: notice_dead_client
+-- Ends a statement whose client is gone, on systems that can tell; an index build would go on for hours.
+SELECT set_config('client_connection_check_interval', '1s', FALSE);
+
+-- name: create_empty_copy
+CREATE TEMPORARY TABLE {copy} (LIKE {table}) ON COMMIT DROP;
 
 -- name: drop_index
 DROP INDEX IF EXISTS {index};
+
+-- name: drop_index_beside_writers
+DROP INDEX CONCURRENTLY IF EXISTS {index};
+
+-- name: rename_index
+ALTER INDEX {index} RENAME TO {name};
 
 -- name: create_ready_index
 -- The queue: the rows a stage still has to do and that never failed, in the order they are taken. A claim costs the same
@@ -90,3 +119,7 @@ FROM pleinair.stages WHERE table_name = %(table)s AND name = %(name)s;
 -- name: list_stages
 -- Every declared stage in the order of declaration.
 SELECT table_name, name FROM pleinair.stages ORDER BY place;
+
+-- name: backend_is_active
+-- Whether a connection's statement is under way; one that waits for its client is not.
+SELECT state = 'active' FROM pg_stat_activity WHERE pid = %(pid)s;

@@ -36,6 +36,7 @@ from pleinair.krablet.stages import Stage
 from pleinair.krablet.watching.work_log import WorkLog
 from pleinair.krablet.workers.functions import Work
 from pleinair.krablet.workers.heartbeat import Heartbeat
+from pleinair.krablet.workers.line_watch import LineWatch
 from pleinair.krablet.workers.parts import Part, by_claim, joined, split
 from pleinair.krablet.workers.sigterm import on_sigterm
 from pleinair.krablet.workers.slots import Slots, Stopped
@@ -129,7 +130,10 @@ class _Worker:
         self._done = Settled()
         self._log = WorkLog(stages)
         interval = min(stage.lease_seconds for stage in stages) / 3
-        self._heartbeat = Heartbeat(stages[0].shards.fresh(0.0), interval, self._log, lambda: tuple(self._held))
+        beating = stages[0].shards.fresh(0.0)
+        self._heartbeat = Heartbeat(beating, interval, self._log, lambda: tuple(self._held))
+        all_shards = {id(shards): shards for shards in (self._shards, beating, *(stage.shards for stage in stages))}
+        self._line_watch = LineWatch(lambda: [shard.session for shards in all_shards.values() for shard in shards])
         self._covered_at = 0.0
         self._stopped = False
 
@@ -288,5 +292,6 @@ class _Worker:
         try:
             self._slots.close()
         finally:
+            self._line_watch.close()
             self._heartbeat.close()
             self._shards.close()
