@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 import urllib.request
 from collections.abc import Iterator
@@ -256,8 +257,10 @@ def test_tables_that_lay_among_the_catalogs_move_out_with_their_rows_and_indexes
 
 def test_this_tests_secrets_would_be_seen(server: SecureServer) -> None:
     """What the tests above look for is where they look, if it is put there."""
-    with subprocess.Popen(["sleep", "5"], env={**os.environ, "WORD": PASSWORD}) as sleeping:
-        assert "canary" in seen_of_process(sleeping.pid)
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, "WORD": PASSWORD}) as sleeping:
+        while "sleep" not in (seen := seen_of_process(sleeping.pid)):
+            time.sleep(0.01)  # it is not yet what it will be
+        assert "canary" in seen
         sleeping.kill()
     with psycopg.connect(server.admin, application_name=PASSWORD):
         assert "canary" in seen_in_the_database(server.admin)

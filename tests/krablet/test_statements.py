@@ -33,6 +33,8 @@ UTILITY = re.compile(r"(CREATE|ALTER|DROP|COPY|LOCK|GRANT|REVOKE|TRUNCATE|EXPLAI
 """What Postgres has no plan for and does not prepare; the tests of its callers run it."""
 PARTS = {"lease_placed"}
 """Prepared inside the statements that hold them."""
+UNFORMATTED = {("roles", "declared_stages"), ("roles", "search_path")}
+"""Sent as they are: their braces are Postgres's."""
 GIVEN = {
     "columns": "image_name, length",
     "values": 'given."given 0"::text, given."given 1"::bigint',
@@ -120,6 +122,10 @@ def composed(stage: Stage, file: str, name: str) -> str:
     text["column"] = {"rule_union": "tags", "rule_json_merge": "details"}.get(name, "length")
     if name.endswith("_text"):
         text["column"] = "path"
+    if (file, name) in UNFORMATTED:
+        return _sections(file)[name]
+    if name == "complete_and_claim":
+        text.update(complete=composed(stage, file, "complete_rows"), claim=composed(stage, file, "claim_fresh"))
     if "{lease}" in (body := _sections(file)[name]):
         text["lease"] = sql.SQL(_sections("claims")["lease_placed"]).format(**as_sql(text)).as_string()
     statement = sql.SQL(body).format(**as_sql(text)).as_string()
@@ -131,10 +137,10 @@ def as_sql(text: dict[str, str]) -> dict[str, sql.Composable]:
 
 
 def prepare(connection: Connection, statement: str) -> int:
-    """Prepare a statement as `tried`; the number of its parameters."""
-    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+    """Prepare a statement as `tried`; the number of its parameters, by name or by place."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement))) or ["s"] * statement.count("%s")
     for place, name in enumerate(names, start=1):
-        statement = statement.replace(f"%({name})s", f"${place}")
+        statement = statement.replace("%s" if name == "s" else f"%({name})s", f"${place}", 1 if name == "s" else -1)
     connection.execute(f"PREPARE tried AS {statement.replace('%%', '%')}".encode())
     return len(names)
 
@@ -150,14 +156,15 @@ def test_every_named_query_is_prepared(filled: Filled, query: tuple[str, str]) -
 def test_the_wheel_is_the_newest_version_there_is(filled: Filled, request: pytest.FixtureRequest) -> None:
     with filled.database.connection() as connection:
         version = connection.info.server_version // 10000
-    assert version == 18 if "wheel" in request.node.name else version >= binaries.OLDEST_VERSION
+    assert version == 18 if request.node.callspec.params["filled"] == "wheel" else version >= binaries.OLDEST_VERSION
 
 
 HOT = {
     "claim_fresh": ("_ready", "Tid Scan"),
     "claim_again": ("_again", "Tid Scan"),
     "hold_rows": ("images_pkey",),
-    "complete_rows": ("images_pkey",),
+    "complete_rows": ("images_pkey", "Tid Scan"),
+    "complete_and_claim": ("images_pkey", "_ready", "Tid Scan"),
     "fail_rows": ("images_pkey",),
     "renew_lease": ("images_pkey",),
     "release_rows": ("images_pkey",),
