@@ -30,6 +30,7 @@ from pleinair.curation.sources.shards import (
     shard_source_name,
 )
 from pleinair.curation.sources.svg import looks_like_svg, rasterise
+from pleinair.curation.sources.urls import LIST_SUFFIXES, UrlSource, lists_urls
 from pleinair.records.errors import SourceError
 
 __all__ = [
@@ -68,8 +69,12 @@ def find_source(
         return _folder_source(path, style)
     if not path.exists():
         raise SourceError(f"no source {path_or_name!r}: give `drawings`, a folder, a .parquet file or a .tar shard")
+    if path.suffix == ".parquet" and lists_urls(path):
+        return UrlSource([path], style)
     if path.suffix in SHARD_ROWS:
         return ShardSource([path], shard_source_name(path.resolve()), style)
+    if path.suffix in LIST_SUFFIXES:
+        return UrlSource([path], style)
     raise SourceError(
         f"{path} is not a source: give `drawings`, a folder, a .parquet file or an uncompressed .tar shard"
     )
@@ -79,6 +84,8 @@ def _folder_source(folder: Path, style: str | None) -> Source:
     """A folder of shards when it holds shards and nothing says otherwise, else a folder of pictures."""
     for suffix in SHARD_ROWS:
         if shards := sorted(folder.glob(f"*{suffix}")):
+            if suffix == ".parquet" and lists_urls(shards[0]):
+                return UrlSource(shards, style, shard_source_name(folder.resolve()))
             return ShardSource(shards, shard_source_name(folder.resolve()), style)
     return FolderSource(folder, style)
 

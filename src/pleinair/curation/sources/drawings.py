@@ -198,6 +198,7 @@ class DrawingsSource:
     """Lists the drawings, fetching the packages they come from on first use."""
 
     name = "drawings"
+    notes: Sequence[str] = ()
 
     def __init__(
         self,
