@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pleinair.curation import Ingested
     from pleinair.curation.sources import FetchProgress
 
+_MOST_NOTES = 20
+
 
 def register(verbs: Any) -> None:
     """Add the verb `ingest`."""
@@ -46,6 +48,10 @@ def ingest(options: argparse.Namespace) -> int:
         f"{options.source}: {done.num_listed} pictures listed, {done.num_new} new, {done.num_changed} changed",
         flush=True,
     )
+    for note in done.notes[:_MOST_NOTES]:
+        print(f"note: {note}", file=sys.stderr)
+    if len(done.notes) > _MOST_NOTES:
+        print(f"note: and {len(done.notes) - _MOST_NOTES} more of these", file=sys.stderr)
     return 0
 
 

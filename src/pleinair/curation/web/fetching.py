@@ -48,6 +48,7 @@ def fetch_picture(url: str, cache: Path, policy: FetchPolicy) -> WebPicture:
 
     Raises SourceError for what may pass (no answer, a busy host), ConfigError when the policy names no contact.
     """
+    _ = policy.user_agent  # raises before anybody is asked
     said: list[Consent] = []
     try:
         answer = _followed(url, policy, lambda hop: _polite_hop(hop, cache / "web", policy, said))
