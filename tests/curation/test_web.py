@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import itertools
 import socket
 import threading
 import time
@@ -245,9 +246,7 @@ def test_robots_txt_is_asked_once_and_obeyed(site: Site, tmp_path: Path) -> None
         ("/.well-known/tdmrep.json", b"[{", "tdmrep.json: JSONDecodeError"),
     ],
 )
-def test_a_reserved_picture_is_never_asked_for(
-    site: Site, tmp_path: Path, path: str, text: bytes, signal: str
-) -> None:
+def test_a_reserved_picture_is_never_asked_for(site: Site, tmp_path: Path, path: str, text: bytes, signal: str) -> None:
     site.routes[path] = answer(body=text)
     found = fetched(site, "/a.png", tmp_path)
     assert found.data is None
@@ -377,7 +376,7 @@ def test_a_crawl_delay_wins_over_a_shorter_one_of_ours(site: Site, tmp_path: Pat
     for _ in range(3):
         assert fetched(site, "/a.png", tmp_path, per_host=1).data == png()
     moments = [moment for moment, path in zip(site.times, site.log, strict=True) if path == "/a.png"]
-    assert min(later - earlier for earlier, later in zip(moments, moments[1:], strict=False)) >= 0.4
+    assert min(later - earlier for earlier, later in itertools.pairwise(moments)) >= 0.4
 
 
 def test_no_more_requests_at_a_time_than_a_host_has_slots(tmp_path: Path) -> None:
@@ -409,7 +408,9 @@ def test_a_pause_of_one_host_is_not_anothers(tmp_path: Path) -> None:
 
 
 def test_urls_are_normalised_and_names_in_other_scripts_become_ascii() -> None:
-    assert parse_url("https://B\u00fccher.Example./a b".replace(" ", "%20")).url == "https://xn--bcher-kva.example/a%20b"
+    assert (
+        parse_url("https://B\u00fccher.Example./a b".replace(" ", "%20")).url == "https://xn--bcher-kva.example/a%20b"
+    )
     assert parse_url("http://a.example:80?x=\u00e4#f").url == "http://a.example/?x=%C3%A4"
     with pytest.raises(ImageError, match="cannot be read"):
         parse_url("http://[::1")
