@@ -3,92 +3,23 @@
 from __future__ import annotations
 
 import http.server
-import io
 import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from pleinair.curation.web import FetchPolicy, WebPicture, fetch_picture
 from pleinair.curation.web.addresses import parse_url, why_not
 from pleinair.curation.web.consent import consent_of_licence
 from pleinair.curation.web.turns import hold_back, turn
 from pleinair.records.errors import ConfigError, ImageError, SourceError
-
-Route = Callable[[http.server.BaseHTTPRequestHandler], None]
-
-
-def png(colour: str = "red") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (80, 80), colour).save(out, "PNG")
-    return out.getvalue()
-
-
-class Site:
-    """A real HTTP server: routes by path, every request logged with its moment and its headers."""
-
-    def __init__(self, address: str = "127.0.0.1") -> None:
-        self.routes: dict[str, Route] = {}
-        self.log: list[str] = []
-        self.times: list[float] = []
-        self.agents: set[str] = set()
-        self.hosts: set[str] = set()
-        site = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                site.log.append(self.path)
-                site.times.append(time.monotonic())
-                site.agents.add(self.headers["User-Agent"])
-                site.hosts.add(self.headers["Host"])
-                site.routes.get(self.path, answer(404))(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer((address, 0), Handler)
-        self.port = self.server.server_address[1]
-        self.url = f"http://{address}:{self.port}"
-        self.policy = FetchPolicy(
-            contact="mailto:test@lab.example",
-            allow_networks=("127.0.0.1/32",),
-            allow_ports=(self.port,),
-            delay_seconds=0.0,
-            attempts=1,
-            max_seconds=5.0,
-        )
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-    @property
-    def asked(self) -> list[str]:
-        """Paths asked for, the files of the site's rules left out."""
-        rules = ("/robots.txt", "/ai.txt", "/.well-known/tdmrep.json")
-        return [path for path in self.log if path not in rules]
-
-
-def answer(status: int = 200, body: bytes | None = None, **headers: str) -> Route:
-    def route(handler: http.server.BaseHTTPRequestHandler) -> None:
-        data = (png() if status == 200 else b"") if body is None else body
-        handler.send_response(status)
-        for name, value in {"Content_Length": str(len(data)), **headers}.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    return route
+from tests.curation.web_site import Route, Site, answer, png
 
 
 @pytest.fixture
@@ -107,7 +38,7 @@ def test_a_picture_is_fetched_under_our_name_and_nobody_having_spoken_is_no_cons
     found = fetched(site, "/a.png", tmp_path)
     assert (found.data, found.drop, found.consent.decision) == (png(), "", "unknown")
     (agent,) = site.agents
-    assert agent.startswith("pleinair/")
+    assert agent.startswith("pleinair (")
     assert "mailto:test@lab.example" in agent
     assert site.hosts == {f"127.0.0.1:{site.port}"}
 

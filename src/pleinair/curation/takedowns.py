@@ -33,7 +33,7 @@ from pleinair.krablet import Database, Table
 from pleinair.records.errors import ConfigError, ImageError, SourceError
 
 KIND = "takedown"
-NEAR_BITS = 10
+NEAR_BITS = 14
 """Default radius of the perceptual hash, of 144 bits; docs/curation-sources.md has the measurement."""
 NEAR_COLOUR = 9
 """Sum of differences of colour levels within which two pictures have the same colours."""
@@ -193,14 +193,24 @@ class Refusals:
 
     def of_looks(self, phash12: str, colour: str) -> str:
         """The verdict on how a picture looks: the nearest takedown within its radius and colours."""
-        if not self.looks:
+        apart = self._near(phash12, colour)
+        if not apart:
             return ""
+        bits, nearest = min(apart)
+        return f"{self.looks[nearest].drop}, {bits} of 144 bits apart"
+
+    def count_near(self, phash12: str, colour: str) -> int:
+        """How many takedowns a picture looks like."""
+        return len(self._near(phash12, colour))
+
+    def _near(self, phash12: str, colour: str) -> list[tuple[int, int]]:
+        """(bits apart, place in `looks`) of every takedown the picture looks like."""
+        if not self.looks:
+            return []
         apart = np.bitwise_count(self.phashes ^ _bits(phash12)).sum(axis=1, dtype=np.int64)
-        recoloured = np.abs(self.colours - _levels(colour)).sum(axis=1) > NEAR_COLOUR
-        radii = np.array([one.near for one in self.looks])
-        apart[recoloured | (apart > radii)] = 145
-        nearest = int(apart.argmin())
-        return f"{self.looks[nearest].drop}, {apart[nearest]} of 144 bits apart" if apart[nearest] < 145 else ""
+        within = apart <= np.array([one.near for one in self.looks])
+        within &= np.abs(self.colours - _levels(colour)).sum(axis=1) <= NEAR_COLOUR
+        return [(int(apart[place]), int(place)) for place in np.flatnonzero(within)]
 
 
 def _bits(phash: str) -> NDArray[np.uint8]:

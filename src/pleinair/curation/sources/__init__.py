@@ -175,7 +175,7 @@ def _open_entry(archive: Path, entry: str, uri: str) -> bytes:
     try:
         return _opened_zip(str(archive)).read(entry)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{uri} is not in {archive} ({error}): ingest its source again") from error
+        raise SourceError(f"{uri} is not in the cache {archive} ({error}): ingest its source again") from error
 
 
 @lru_cache(maxsize=32)

@@ -254,7 +254,10 @@ def _row(source: str, name: str, style: Style, concept: Concept, entry: str) -> 
 
 
 def read_concepts(tarball: Path, *, skin_tones: bool = False) -> list[Concept]:
-    """All base concepts of CLDR, in its order, or all their skin-tone variants. Raises SourceError when the tarball is not emojibase-data."""
+    """All base concepts of CLDR, in its order, or all their skin-tone variants.
+
+    Raises SourceError when the tarball is not emojibase-data.
+    """
     try:
         with tarfile.open(tarball) as file:
             data, messages = (json.load(_member(file, f"package/en/{name}.json")) for name in ("data", "messages"))

@@ -30,8 +30,8 @@ FACT_COLUMNS = (
     *("licence", "license", "author"),
 )
 _MAX_MEMBER_BYTES = 256 * 2**20
-# Pictures are compressed already: a row group that unpacks to hundreds of times its size is a bomb.
-_MAX_RATIO, _SMALL_GROUP_BYTES = 100, 64 * 2**20
+# Pictures are compressed already: a row group that unpacks to many times its size is a bomb.
+_MAX_RATIO, _SMALL_GROUP_BYTES = 16, 64 * 2**20
 _BLOCK_BYTES = 512  # of a tar
 
 

@@ -1,4 +1,4 @@
-"""Tux Paint's stamps: about 1,030 cut-out photographs and drawings, nearly all with an English sentence.
+"""Tux Paint's stamps: about 950 cut-out photographs and drawings, nearly all with an English sentence.
 
 The stamps are licensed under the GPL, version 2, whatever that means for a model trained on them: every row says so, and
 nothing lists them unless it is asked for by name.
@@ -24,8 +24,9 @@ def _unpack(package: Path) -> Iterator[tuple[Entry, bytes]]:
     files = {name.removeprefix(_ROOT): data for name, data in deb_files(package, wanted)}
     for name in sorted(files):
         stem, suffix = os.path.splitext(name)
-        # Pictures whose stem ends like this are parts of a stamp that is listed already.
-        if suffix in _PICTURES and not stem.endswith(("_mirror", "_flip", "_mirror_flip")):
+        is_part = stem.endswith(("_mirror", "_flip"))  # of a stamp that is listed already
+        is_twice = suffix == ".png" and f"{stem}.svg" in files  # the drawing is listed, not its rendering
+        if suffix in _PICTURES and not is_part and not is_twice:
             yield _entry(name, _sentence(files.get(stem + _WORDS, b""))), files[name]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from pleinair import __version__
 from pleinair.records.errors import ConfigError
 
 AGENT = "pleinair"
@@ -65,7 +64,7 @@ class FetchPolicy:
                 "fetch.contact is empty: pictures are fetched from the web only under a name; say who you are, "
                 "e.g. --set fetch.contact=mailto:you@your.lab"
             )
-        return f"{AGENT}/{__version__} (pictures for training; {self.contact}; opt out in robots.txt: {AGENT})"
+        return f"{AGENT} (pictures for training; {self.contact}; opt out in robots.txt: {AGENT})"
 
 
 def _checked_network(network: str) -> None:
