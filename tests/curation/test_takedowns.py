@@ -62,7 +62,7 @@ def test_a_picture_taken_down_leaves_store_and_row_and_does_not_come_back(
     assert len(stored(tmp_path)) == 3
 
     assert take_down(database, tmp_path, str(gone)) == 0
-    assert "is refused from now on; 2 pictures taken out" in capsys.readouterr().out
+    assert "is refused from now on; pictures taken out: 2" in capsys.readouterr().out
     assert stored(tmp_path) == {hashlib.sha256((folder / "stays.png").read_bytes()).hexdigest()}
     row = rows(database)["gone.png"]
     assert row["fetch_drop"].startswith("takedown: the owner asks (")

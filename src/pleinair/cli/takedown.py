@@ -42,7 +42,7 @@ def takedown_add(options: argparse.Namespace) -> int:
         write_snapshot(store, read_takedowns(db))
         num_rows = enforce(db, images, ObjectStore(store), EMPTIED)
     looks = f"and what looks like it within {added.near} bits " if added.near else ""
-    print(f"{added.takedown} {looks}is refused from now on; {num_rows} pictures taken out")
+    print(f"{added.takedown} {looks}is refused from now on; pictures taken out: {num_rows}")
     return 0
 
 
