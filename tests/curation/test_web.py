@@ -155,6 +155,12 @@ def test_redirects_are_followed_to_the_picture_but_not_for_ever(site: Site, tmp_
     assert site.log.count("/loop") == 6
 
 
+def test_a_redirect_that_opts_out_is_not_followed(site: Site, tmp_path: Path) -> None:
+    site.routes["/r"] = answer(302, Location="/a.png", X_Robots_Tag="noai")
+    assert fetched(site, "/r", tmp_path).drop.startswith("consent: it is marked noai")
+    assert site.asked == ["/r"]
+
+
 def test_robots_txt_is_asked_once_and_obeyed(site: Site, tmp_path: Path) -> None:
     site.routes["/robots.txt"] = answer(body=b"User-agent: pleinair\nDisallow: /private/\nAllow: /")
     for path in ("/private/a.png", "/private/b.png"):
@@ -239,6 +245,18 @@ def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
             handler.wfile.write(b"\x89PNG" * 2**14)
     except OSError:
         pass
+
+
+def ending(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"\x89PNG" * 75_000)
+
+
+def test_a_body_of_unsaid_length_is_kept_up_to_the_cap_and_no_byte_over_it(site: Site, tmp_path: Path) -> None:
+    site.routes["/x.png"] = ending
+    assert len(fetched(site, "/x.png", tmp_path, max_bytes=300_000).data or b"") == 300_000
+    assert "goes on after 299999 bytes" in fetched(site, "/x.png", tmp_path, max_bytes=299_999).drop
 
 
 def test_a_body_over_the_cap_is_left_whether_announced_or_not(site: Site, tmp_path: Path) -> None:
