@@ -98,6 +98,15 @@ def test_an_md5_of_a_picture_here_refuses_its_look_alikes_and_near_0_only_itself
     assert rows(database, "fetch_drop <> ''").keys() == {"a.png", "a-small.png"}
 
 
+def test_a_picture_taken_down_before_it_came_is_never_stored(database: Database, tmp_path: Path) -> None:
+    gone = save(tmp_path / "mine", "gone.png", photo(0))
+    add_takedown(database, images_table(database), str(gone), "known before")
+    ingest(database, find_source(str(tmp_path / "mine"), tmp_path / "cache"))
+    done = curate(database, cache=tmp_path / "cache", store=tmp_path / "store", processes=1)
+    assert (done.run.completed["images.fetch"], done.run.completed["images.probe"]) == (1, 0)
+    assert stored(tmp_path) == set()
+
+
 def test_fetching_everything_again_does_not_bring_a_picture_back(database: Database, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     gone = save(folder, "gone.png", photo(0))
