@@ -109,7 +109,7 @@ def test_urls_are_not_fetched_before_somebody_signs_for_it(
     where = ["--dsn", database.dsn, "--home", str(tmp_path)]
     assert main(["ingest", str(path), *where]) == 0
     assert main(["curate", "--processes", "1", *where]) == 1
-    assert "fetch.contact is empty" in capsys.readouterr().err
+    assert "pleinair: fetch.contact is empty" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"fetch\.allow_networks holds 'here'"):
         replace(site.policy, allow_networks=("here",))
     assert site.log == []

@@ -20,10 +20,12 @@ def register(verbs: Any) -> None:
     parser: argparse.ArgumentParser = verbs.add_parser(
         "ingest",
         help="list pictures into the warehouse",
-        description="List pictures into the warehouse: the drawing sets, or your own with .txt or .json captions.",
+        description="List pictures into the warehouse: packages of pictures, your own, or those behind a list of URLs.",
     )
     parser.add_argument(
-        "source", help="'drawings', a folder of pictures, a .parquet file, a WebDataset .tar, or a folder of those"
+        "source",
+        help="drawings, skin-tones, icons, openclipart, gcompris, cifar-10 or tuxpaint; a folder of pictures, a .parquet "
+        "file, a WebDataset .tar, a folder of those; or a list of URLs (.txt, .csv, .parquet)",
     )
     parser.add_argument(
         "--style",
