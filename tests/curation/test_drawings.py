@@ -179,7 +179,7 @@ def test_raster_sets_open_as_they_are(tmp_path: Path) -> None:
 
 def test_a_cache_that_lost_its_pictures_is_answered(tmp_path: Path) -> None:
     uri = next(iter(source(tmp_path).list())).uri
-    with pytest.raises(SourceError, match=r"zebra\.svg is not in the cache .*: ingest the drawings again"):
+    with pytest.raises(SourceError, match=r"zebra\.svg is not in the cache .*: ingest its source again"):
         open_image(uri.replace("apple", "zebra"), tmp_path)
     with pytest.raises(SourceError, match="cannot be read"):
         open_image(uri, tmp_path / "elsewhere")
@@ -322,3 +322,24 @@ def test_without_npm_the_wheel_is_used_and_without_that_the_extra_is_named(
         str(root / "bin" / "node"),
         str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"),
     ]
+
+
+def test_skin_tones_are_a_source_of_their_own_and_share_the_fate_of_what_they_vary(tmp_path: Path) -> None:
+    hand = {"label": "waving hand", "hexcode": "1F44B", "group": 1, "tags": ["hello"]}
+    hand["skins"] = [{"label": "waving hand: dark skin tone", "hexcode": "1F44B-1F3FF"}]
+    icons = {"prefix": "tiny", "width": 32, "height": 32, "icons": {}}
+    icons["icons"] = {name: {"body": LEFT_HALF} for name in ("waving-hand", "waving-hand-dark-skin-tone")}
+    tiny = in_cache(tmp_path, "@iconify-json/tiny", tarball(icons_dot_json=icons, chars_dot_json={}))
+    messages = {"groups": GROUPS}
+    cldr = in_cache(tmp_path, "emojibase-data", tarball(en__data_dot_json=[hand], en__messages_dot_json=messages))
+    catalogue = {"tiny": Style(words="tiny", package=tiny, licence="MIT", author="Ann")}
+    base, toned = (
+        list(DrawingsSource(tmp_path, catalogue=catalogue, cldr=cldr, skin_tones=tones).list())
+        for tones in (False, True)
+    )
+    assert [row.image_name for row in base] == ["drawings/tiny/waving-hand"]
+    assert [(row.image_name, row.source, row.label) for row in toned] == [
+        ("skin-tones/tiny/waving-hand-dark-skin-tone", "skin-tones", "waving hand: dark skin tone")
+    ]
+    assert toned[0].uri.endswith("/waving-hand-dark-skin-tone.svg")
+    assert toned[0].held_out == held_out("waving-hand", "tiny")

@@ -225,5 +225,5 @@ def test_a_file_that_is_gone_is_a_source_error_naming_it(tmp_path: Path) -> None
 
 
 def test_a_uri_of_no_known_scheme_is_a_source_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no way to open 's3:x/y': known are file, npm, parquet, tar"):
+    with pytest.raises(SourceError, match="no way to open 's3:x/y': known are deb, file, npm, parquet, tar"):
         open_image("s3:x/y", tmp_path)

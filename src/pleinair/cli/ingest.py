@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from pleinair.curation import Ingested
     from pleinair.curation.sources import FetchProgress
 
+_MOST_NOTES = 20
+
 
 def register(verbs: Any) -> None:
     """Add the verb `ingest`."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         "ingest",
         help="list pictures into the warehouse",
-        description="List pictures into the warehouse: the drawing sets, or your own with .txt or .json captions.",
+        description="List pictures into the warehouse: packages of pictures, your own, or those behind a list of URLs.",
     )
     parser.add_argument(
-        "source", help="'drawings', a folder of pictures, a .parquet file, a WebDataset .tar, or a folder of those"
+        "source",
+        help="drawings, skin-tones, icons, openclipart, gcompris, cifar-10 or tuxpaint; a folder of pictures, a .parquet "
+        "file, a WebDataset .tar, a folder of those; or a list of URLs (.txt, .csv, .parquet)",
     )
     parser.add_argument(
         "--style",
@@ -46,6 +50,10 @@ def ingest(options: argparse.Namespace) -> int:
         f"{options.source}: {done.num_listed} pictures listed, {done.num_new} new, {done.num_changed} changed",
         flush=True,
     )
+    for note in done.notes[:_MOST_NOTES]:
+        print(f"note: {note}", file=sys.stderr)
+    if len(done.notes) > _MOST_NOTES:
+        print(f"note: and {len(done.notes) - _MOST_NOTES} more of these", file=sys.stderr)
     return 0
 
 

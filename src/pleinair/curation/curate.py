@@ -9,10 +9,11 @@ Changed limits make the stages they concern, and those after them, look again; a
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,19 @@ from pleinair.curation.probe import ProbeLimits
 from pleinair.curation.report import StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source
 from pleinair.curation.stages import (
+    EMPTIED,
     QUEUE_STAGES,
     SOURCE_COLUMNS,
     STAGE_COLUMNS,
     declare_stages,
     images_table,
 )
+from pleinair.curation.store import ObjectStore
+from pleinair.curation.takedowns import KIND as TAKEDOWN
+from pleinair.curation.takedowns import enforce, read_takedowns, write_snapshot
+from pleinair.curation.web import FetchPolicy
 from pleinair.krablet import Database, Progress, RunSummary, StageSpec, Table, run_workers
+from pleinair.records.errors import SourceError
 
 _INGEST_BATCH = 1000
 _SEARCHED = (
@@ -54,6 +61,8 @@ def _drawing_duplicates() -> DuplicateLimits:
 class CurationConfig:
     """Every limit of a curation; the defaults suit the drawings."""
 
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    """How pictures are fetched from the web; pictures already fetched are not fetched again when it changes."""
     probe: ProbeLimits = field(default_factory=ProbeLimits)
     """Broken files, sizes, aspect ratios."""
     pixels: PixelLimits = field(default_factory=PixelLimits)
@@ -69,6 +78,8 @@ class Ingested:
     num_listed: int
     num_new: int
     num_changed: int
+    notes: tuple[str, ...] = ()
+    """What the source found that is no row, e.g. captions without a picture."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,12 @@ class Curated:
 
 
 def ingest(db: Database, source: Source, *, on_progress: Callable[[Ingested], None] | None = None) -> Ingested:
-    """List a source into `images`. Rows that are there stay as they are, unless the source now says otherwise."""
+    """List a source into `images`. Rows that are there stay as they are, unless the source now says otherwise.
+
+    The source is listed twice: once to see that it can be read to its end and says nothing twice, then into the table,
+    so a source that is refused leaves no row behind. Raises SourceError.
+    """
+    check_listing(source)
     images = images_table(db)
     total = Ingested(0, 0, 0)
     for rows in _batches(source.list(), _INGEST_BATCH):
@@ -89,7 +105,20 @@ def ingest(db: Database, source: Source, *, on_progress: Callable[[Ingested], No
         total = Ingested(total.num_listed + len(rows), total.num_new + num_new, total.num_changed + num_changed)
         if on_progress:
             on_progress(total)
-    return total
+    return replace(total, notes=tuple(source.notes))
+
+
+def check_listing(source: Source) -> int:
+    """Read a listing to its end; the number of rows. Raises SourceError for a key that comes twice."""
+    seen: dict[bytes, int] = {}
+    for number, row in enumerate(source.list()):
+        key = hashlib.blake2b(row.image_name.encode(), digest_size=12).digest()
+        if (first := seen.setdefault(key, number)) != number:
+            raise SourceError(
+                f"{source.name} lists {row.image_name} twice, as picture {first + 1} and picture {number + 1}: "
+                "rename or remove one"
+            )
+    return len(seen)
 
 
 def _batches(rows: Iterable[PictureRow], size: int) -> Iterable[list[PictureRow]]:
@@ -102,12 +131,14 @@ def _changes(images: Table, rows: Sequence[PictureRow]) -> Iterable[dict[str, An
     """Updates for rows that differ from what is stored, with the verdicts that no longer stand taken back."""
     given = {row.image_name: row.as_dict() for row in rows}
     stored = images.read(
-        where="image_name = ANY(%(names)s)", params={"names": list(given)}, columns=list(SOURCE_COLUMNS)
+        where="image_name = ANY(%(names)s)", params={"names": list(given)}, columns=[*SOURCE_COLUMNS, "fetch_drop"]
     )
     for batch in stored:
         for old in batch.to_pylist():
             new = given[old["image_name"]]
-            if old != new:
+            # What was taken down stays empty, unless another address now stands under its name.
+            taken_down = (old.pop("fetch_drop") or "").startswith(f"{TAKEDOWN}:") and old["uri"] == new["uri"]
+            if old != new and not taken_down:
                 yield {**new, **_verdicts_from("fetch" if old["uri"] != new["uri"] else "captions")}
 
 
@@ -140,17 +171,26 @@ def curate(
     _look_again_where_limits_changed(db, images, arguments)
     if fetch_again:
         _look_again(images, "fetch")
+    _check_web_policy(images, config.fetch)
+    write_snapshot(store, read_takedowns(db))
     specs = [_spec(stages[name].spec, name, arguments[name]) for name in QUEUE_STAGES]
     run = run_workers(db, specs, processes=processes, give_up_after=give_up_after, on_progress=on_progress)
+    enforce(db, images, ObjectStore(store), EMPTIED)
     mark_duplicates(images, config.duplicates)
     return Curated(run, tuple(drop_report(images)))
+
+
+def _check_web_policy(images: Table, policy: FetchPolicy) -> None:
+    """Nothing is fetched from the web without a name. Raises ConfigError, before any worker starts."""
+    if images.count("fetch_drop IS NULL AND (uri LIKE 'http://%' OR uri LIKE 'https://%')"):
+        _ = policy.user_agent
 
 
 def _stage_arguments(config: CurationConfig, cache: Path, store: Path) -> dict[str, dict[str, Any]]:
     """What each stage's function is called with; must survive JSON."""
     place = str(store.resolve())
     return {
-        "fetch": {"cache": str(cache.resolve()), "store": place},
+        "fetch": {"cache": str(cache.resolve()), "store": place, "policy": asdict(config.fetch)},
         "probe": {"store": place, "limits": asdict(config.probe)},
         "hashes": {"store": place},
         "pixels": {"store": place, "limits": asdict(config.pixels)},

@@ -17,13 +17,16 @@ from typing import Any
 
 from PIL import Image
 
+from pleinair.config.overrides import from_document
 from pleinair.curation import hashes as fingerprint
+from pleinair.curation.fetch import Outcome, Row, fetch_rows
 from pleinair.curation.pictures import decode
 from pleinair.curation.pixels import PixelLimits, pixel_drop, pixel_statistics
 from pleinair.curation.probe import ProbeLimits
 from pleinair.curation.probe import probe as probe_picture
-from pleinair.curation.sources import open_image
 from pleinair.curation.store import ObjectStore
+from pleinair.curation.takedowns import read_snapshot
+from pleinair.curation.web import FetchPolicy
 from pleinair.krablet import Database, Stage, Table
 from pleinair.records.errors import ImageError, SourceError
 
@@ -48,7 +51,16 @@ SOURCE_COLUMNS: Mapping[str, str] = {
 """What a source says; the fields of PictureRow."""
 
 STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "fetch": {"fetch_drop": "text", "image_path": "text", "md5": "text", "num_bytes": "bigint"},
+    "fetch": {
+        "fetch_drop": "text",
+        "image_path": "text",
+        "md5": "text",
+        "num_bytes": "bigint",
+        "fetched_at": "timestamptz",
+        "consent": "text",
+        "consent_signal": "text",
+        "consent_at": "timestamptz",
+    },
     "probe": {"probe_drop": "text", "format": "text", "width": "integer", "height": "integer", "aspect": "real"},
     "hashes": {"hashes_drop": "text", "phash12_v1": "text", "colour_v1": "text", "thumb16_v1": "bytea"},
     "pixels": {
@@ -63,12 +75,20 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 """What each stage writes, in the order of the stages."""
 
+EMPTIED: Mapping[str, object] = {
+    column: None
+    for columns in (SOURCE_COLUMNS, *STAGE_COLUMNS.values())
+    for column in columns
+    if column not in ("image_name", "uri", "source", "held_out", "fetch_drop")
+}
+"""What a row taken down loses."""
+
 QUEUE_STAGES = ("fetch", "probe", "hashes", "pixels", "captions")
 KEPT = "captions_drop = '' AND duplicate_drop = ''"
 """SQL condition of the pictures that passed everything."""
 
 _READS: Mapping[str, Sequence[str]] = {
-    "fetch": ("uri",),
+    "fetch": ("uri", "licence"),
     "probe": ("image_path",),
     "hashes": ("image_path",),
     "pixels": ("image_path",),
@@ -101,24 +121,12 @@ def declare_stages(images: Table) -> dict[str, Stage]:
     return stages
 
 
-Row = Mapping[str, Any]
-Outcome = dict[str, object] | Exception
-
-
-def fetch(batch: Sequence[Row], *, cache: str, store: str) -> list[Outcome]:
-    """Bytes from the source into the object store; vector drawings as PNG."""
-    objects = ObjectStore(Path(store))
-    return [_fetched(row, Path(cache), objects) for row in batch]
-
-
-def _fetched(row: Row, cache: Path, store: ObjectStore) -> Outcome:
-    try:
-        data = open_image(row["uri"], cache)
-        return {"fetch_drop": "", "image_path": store.put(data), "md5": fingerprint.md5(data), "num_bytes": len(data)}
-    except ImageError as error:
-        return {"fetch_drop": str(error), "image_path": None, "md5": None, "num_bytes": None}
-    except SourceError as error:
-        return error
+def fetch(batch: Sequence[Row], *, cache: str, store: str, policy: Mapping[str, Any]) -> list[Outcome]:
+    """Bytes from the source into the object store, vector drawings as PNG; pictures taken down stay out."""
+    place = Path(store)
+    return fetch_rows(
+        batch, Path(cache), ObjectStore(place), from_document(FetchPolicy, dict(policy)), read_snapshot(place)
+    )
 
 
 def probe(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> list[Outcome]:
@@ -133,8 +141,14 @@ def probe(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> lis
 
 
 def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
-    """Fingerprints for the duplicate search."""
-    return _each(batch, store, lambda data: {"hashes_drop": "", **asdict(fingerprint.fingerprints(decode(data)))})
+    """Fingerprints for the duplicate search; what looks like a picture taken down goes."""
+    refusals = read_snapshot(Path(store))
+
+    def values(data: bytes) -> dict[str, object]:
+        found = fingerprint.fingerprints(decode(data))
+        return {"hashes_drop": refusals.of_looks(found.phash12_v1, found.colour_v1), **asdict(found)}
+
+    return _each(batch, store, values)
 
 
 def pixels(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> list[Outcome]:

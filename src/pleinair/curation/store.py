@@ -25,6 +25,11 @@ _SIGNATURES = (
 )
 
 
+def looks_like_raster(data: bytes) -> bool:
+    """Whether the bytes begin like a picture of a format we know."""
+    return _suffix(data) != "bin"
+
+
 class ObjectStore:
     """A folder of pictures named by content. Several processes may use one."""
 
@@ -58,6 +63,10 @@ class ObjectStore:
                 "`pleinair curate --fetch-again`"
             ) from error
 
+    def remove(self, relative: str) -> None:
+        """Take a picture out for good; one that is gone already is fine."""
+        (self.root / relative).unlink(missing_ok=True)
+
 
 def _write_by_rename(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".put-")
@@ -73,4 +82,6 @@ def _write_by_rename(path: Path, data: bytes) -> None:
 def _suffix(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif"
     return next((suffix for signature, suffix in _SIGNATURES if data.startswith(signature)), "bin")

@@ -3,7 +3,8 @@
 Every set draws the same list, the emoji of Unicode, each in its own style, so a concept is shared over the styles and a
 (concept, style) pair names one picture. Concepts, labels and tags come from CLDR (package emojibase-data). An icon is
 matched by code point where its set lists them, else by the slug of its CLDR label, first among icons, then among other
-names; an icon serves one concept only. Skin-tone variants are left out.
+names; an icon serves one concept only. Skin-tone variants are a source of their own, `skin-tones`, which the drawings
+leave out; each shares the fate of the drawing it varies.
 
     emojibase-data -> concepts --+
     <set>.tgz -> <set>.zip ------+-> rows drawings/<style>/<concept>
@@ -15,7 +16,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from pleinair.curation.sources.icon_sets import IconIndex, read_index, unpack_fi
 from pleinair.curation.sources.npm import FetchProgress, Package, fetch_packages
 from pleinair.curation.sources.rows import PictureRow, slug
 from pleinair.records.errors import SourceError
+
+DRAWINGS, SKIN_TONES = "drawings", "skin-tones"
 
 CLDR = Package(
     "emojibase-data",
@@ -192,12 +195,14 @@ class Concept:
     """Lower-case hex joined by dashes, without joiners and variation selectors."""
     icon_names: tuple[str, ...]
     """Names sets without code points may use, best first."""
+    varies: str | None = None
+    """Name of the concept this one varies by skin tone."""
 
 
 class DrawingsSource:
     """Lists the drawings, fetching the packages they come from on first use."""
 
-    name = "drawings"
+    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -207,8 +212,9 @@ class DrawingsSource:
         *,
         catalogue: Mapping[str, Style] = STYLES,
         cldr: Package = CLDR,
+        skin_tones: bool = False,
     ) -> None:
-        """`styles` picks some of the catalogue; none picks all. `cldr` names the concepts."""
+        """`styles` picks some of the catalogue; none picks all. `cldr` names the concepts, or their skin tones."""
         unknown = [style for style in styles if style not in catalogue]
         if unknown:
             raise SourceError(f"unknown drawing style {unknown[0]!r}: use some of {', '.join(catalogue)}")
@@ -216,22 +222,24 @@ class DrawingsSource:
         self._catalogue = {name: catalogue[name] for name in styles or catalogue}
         self._cldr = cldr
         self._on_progress = on_progress
+        self._skin_tones = skin_tones
+        self.name = SKIN_TONES if skin_tones else DRAWINGS
 
     def list(self) -> Iterator[PictureRow]:
         """Rows style by style. Raises SourceError when a package cannot be fetched or read."""
         packages = [self._cldr, *(style.package for style in self._catalogue.values())]
         cldr, *tarballs = fetch_packages(packages, self._cache / "npm", self._on_progress)
-        concepts = read_concepts(cldr)
+        concepts = read_concepts(cldr, skin_tones=self._skin_tones)
         for (name, style), tarball in zip(self._catalogue.items(), tarballs, strict=True):
             for concept, entry in _match(concepts, tarball):
-                yield _row(name, style, concept, entry)
+                yield _row(self.name, name, style, concept, entry)
 
 
-def _row(name: str, style: Style, concept: Concept, entry: str) -> PictureRow:
+def _row(source: str, name: str, style: Style, concept: Concept, entry: str) -> PictureRow:
     return PictureRow(
-        image_name=f"drawings/{name}/{concept.name}",
+        image_name=f"{source}/{name}/{concept.name}",
         uri=f"npm:{style.package.spec}/{entry}",
-        source="drawings",
+        source=source,
         style=name,
         concept=concept.name,
         label=concept.label,
@@ -241,12 +249,15 @@ def _row(name: str, style: Style, concept: Concept, entry: str) -> PictureRow:
         author=style.author,
         provenance=f"{style.package.spec}/{entry}",
         # A second render of a held-out drawing is as good as the drawing, so both share one fate.
-        held_out=held_out(concept.name, style.renders or name),
+        held_out=held_out(concept.varies or concept.name, style.renders or name),
     )
 
 
-def read_concepts(tarball: Path) -> list[Concept]:
-    """All base concepts of CLDR, in its order. Raises SourceError when the tarball is not emojibase-data."""
+def read_concepts(tarball: Path, *, skin_tones: bool = False) -> list[Concept]:
+    """All base concepts of CLDR, in its order, or all their skin-tone variants.
+
+    Raises SourceError when the tarball is not emojibase-data.
+    """
     try:
         with tarfile.open(tarball) as file:
             data, messages = (json.load(_member(file, f"package/en/{name}.json")) for name in ("data", "messages"))
@@ -255,7 +266,22 @@ def read_concepts(tarball: Path) -> list[Concept]:
             f"{tarball} is not emojibase-data ({error}): delete it and run the same command again to fetch it anew"
         ) from error
     groups = {group["order"]: group["message"] for group in messages["groups"]}
-    return [_concept(entry, groups.get(entry.get("group"), _GROUP_WITHOUT_NAME)) for entry in data]
+    concepts = [(entry, _concept(entry, groups.get(entry.get("group"), _GROUP_WITHOUT_NAME))) for entry in data]
+    if not skin_tones:
+        return [concept for _, concept in concepts]
+    return [_variant(skin, base) for entry, base in concepts for skin in entry.get("skins", ())]
+
+
+def _variant(entry: dict[str, Any], base: Concept) -> Concept:
+    label: str = entry["label"]
+    return replace(
+        base,
+        name=slug(label),
+        label=label,
+        code_points=_plain_code_points(entry["hexcode"]),
+        icon_names=(slug(label),),
+        varies=base.name,
+    )
 
 
 def _member(file: tarfile.TarFile, name: str) -> Any:

@@ -10,10 +10,13 @@ from urllib.parse import quote, unquote_to_bytes
 
 from pleinair.curation.heldout import held_out
 from pleinair.curation.sources.rows import PictureRow, short_hash, slug
-from pleinair.curation.sources.sidecars import Facts, json_facts, text_facts
+from pleinair.curation.sources.sidecars import MAX_SIDECAR_BYTES, Facts, json_facts, text_facts
 from pleinair.records.errors import SourceError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg")
+
+
+SIDECAR_SUFFIXES = (".json", ".txt")
 
 
 class FolderSource:
@@ -24,16 +27,25 @@ class FolderSource:
             raise SourceError(f"{folder} is not a folder: give a folder of pictures")
         self._folder = folder.resolve()
         self._style = style
+        self.notes: list[str] = []
         # Two folders called `photos` must not share keys.
         self.name = f"{slug(self._folder.name) or 'folder'}-{short_hash(str(self._folder))}"
 
     def list(self) -> Iterator[PictureRow]:
         """Rows in the order of their paths. Raises SourceError when there is no picture."""
-        found = False
-        for path in sorted(_pictures(self._folder)):
-            found = True
+        pictures, sidecars = [], []
+        for path in _files(self._folder):
+            if is_picture(path.name):
+                pictures.append(path)
+            elif path.suffix in SIDECAR_SUFFIXES and not path.name.startswith("."):
+                sidecars.append(path)
+        for path in sorted(pictures):
             yield self._row(path)
-        if not found:
+        stems = {path.with_suffix("") for path in pictures}
+        self.notes = [
+            f"{printable(path)} belongs to no picture" for path in sorted(sidecars) if path.with_suffix("") not in stems
+        ]
+        if not pictures:
             raise SourceError(f"no picture in {self._folder}: it needs files ending in {', '.join(PICTURE_SUFFIXES)}")
 
     def _row(self, path: Path) -> PictureRow:
@@ -78,10 +90,10 @@ def uri_path(quoted: str) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(quoted)))
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in names if is_picture(name))
+        yield from (Path(parent, name) for name in names)
 
 
 def is_picture(name: str) -> bool:
@@ -94,7 +106,12 @@ def _sidecar(path: Path) -> Facts:
         sidecar = path.with_suffix(suffix)
         if sidecar.is_file():
             try:
-                return read(sidecar.read_bytes(), printable(sidecar))
+                if (size := sidecar.stat().st_size) > MAX_SIDECAR_BYTES:
+                    return Facts(
+                        caption_error=f"caption file {printable(sidecar)} has {size} bytes, over {MAX_SIDECAR_BYTES}: "
+                        "shorten it"
+                    )
+                return read(sidecar.read_bytes(), printable(sidecar), path.name)
             except OSError as error:
                 return Facts(
                     caption_error=f"caption file {printable(sidecar)} cannot be read ({error.strerror}): check it"

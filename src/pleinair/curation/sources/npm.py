@@ -77,7 +77,7 @@ def fetch_packages(
     cache.mkdir(parents=True, exist_ok=True)
     total, done = sum(package.num_bytes for package in packages), 0
     paths = []
-    with _only_fetcher(cache):
+    with only_fetcher(cache):
         for number, package in enumerate(packages, start=1):
             path = cache / f"{package.stem}.tgz"
             if not (path.exists() and _integrity(path) == package.integrity):
@@ -97,7 +97,7 @@ def fetch_packages(
 
 
 @contextmanager
-def _only_fetcher(cache: Path) -> Iterator[None]:
+def only_fetcher(cache: Path) -> Iterator[None]:
     """One fetch per cache at a time; a second one waits, then finds the packages there."""
     with open(cache / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

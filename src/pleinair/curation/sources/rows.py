@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -54,6 +54,10 @@ class Source(Protocol):
 
     def list(self) -> Iterator[PictureRow]:
         """Rows in a stable order, without opening a picture."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences on what the last listing found that is no row; complete when it has ended."""
 
 
 def slug(text: str) -> str:

@@ -21,15 +21,18 @@ import pyarrow.parquet as pq
 
 from pleinair.curation.sources.files import is_picture, path_uri, picture_row, printable
 from pleinair.curation.sources.rows import PictureRow, short_hash, slug
-from pleinair.curation.sources.sidecars import Facts, json_facts, mapping_facts, text_facts
+from pleinair.curation.sources.sidecars import MAX_SIDECAR_BYTES, Facts, json_facts, mapping_facts, text_facts
 from pleinair.records.errors import ImageError, SourceError
 
-_PICTURE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "webp", "path", "image_path", "file_name")
-_FACT_COLUMNS = (
+PICTURE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "webp", "path", "image_path", "file_name")
+FACT_COLUMNS = (
     *("caption", "text", "prompt", "description", "label", "tags", "style", "concept", "group", "group_name"),
     *("licence", "license", "author"),
 )
 _MAX_MEMBER_BYTES = 256 * 2**20
+# Pictures are compressed already: a row group that unpacks to many times its size is a bomb.
+_MAX_RATIO, _SMALL_GROUP_BYTES = 16, 64 * 2**20
+_BLOCK_BYTES = 512  # of a tar
 
 
 def shard_source_name(path: Path) -> str:
@@ -44,10 +47,14 @@ class ShardSource:
         self._files = [path.resolve() for path in files]
         self._style = style
         self.name = name
+        self.notes: list[str] = []
 
     def list(self) -> Iterator[PictureRow]:
         """Rows in the order of the files. Raises SourceError naming the file and what is wrong with it."""
+        self.notes = []
         for path in self._files:
+            if path.suffix == ".tar":
+                self.notes += orphans(path)
             for row in SHARD_ROWS[path.suffix](path):
                 yield picture_row(
                     row.facts,
@@ -72,9 +79,9 @@ class ShardRow:
 def parquet_rows(path: Path) -> Iterator[ShardRow]:
     """Rows of a Parquet file, numbered. Raises SourceError naming the column it lacks."""
     uri = f"parquet{path_uri(path).removeprefix('file')}"
-    with _opened_parquet(path) as file:
+    with opened_parquet(path) as file:
         column = _picture_column(file.schema_arrow, path)
-        facts = [name for name in file.schema_arrow.names if name in _FACT_COLUMNS]
+        facts = [name for name in file.schema_arrow.names if name in FACT_COLUMNS]
         number = 0
         for batch in file.iter_batches(1024, columns=facts):
             for values in batch.to_pylist() if facts else [{}] * batch.num_rows:
@@ -99,7 +106,8 @@ SHARD_ROWS: Mapping[str, Callable[[Path], Iterator[ShardRow]]] = {".parquet": pa
 """How the shards of each suffix are read."""
 
 
-def _opened_parquet(path: Path) -> pq.ParquetFile:
+def opened_parquet(path: Path) -> pq.ParquetFile:
+    """The file, its footer read. Raises SourceError when it is no complete Parquet."""
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
@@ -107,13 +115,23 @@ def _opened_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _picture_column(schema: pa.Schema, path: Path) -> str:
-    for name in _PICTURE_COLUMNS:
+    for name in PICTURE_COLUMNS:
         if name in schema.names:
+            _check_picture_type(schema.field(name).type, name, path)
             return name
     raise SourceError(
         f"{path} has no column of pictures among {', '.join(schema.names)}: "
-        f"name one of {', '.join(_PICTURE_COLUMNS)}, with bytes or a path"
+        f"name one of {', '.join(PICTURE_COLUMNS)}, with bytes or a path"
     )
+
+
+def _check_picture_type(kind: pa.DataType, name: str, path: Path) -> None:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    fits = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    is_struct = pa.types.is_struct(kind) and any(kind.get_field_index(part) >= 0 for part in ("bytes", "path"))
+    if not is_struct and not any(fit(kind) for fit in fits):
+        raise SourceError(f"{path} has {kind} in column {name}: store bytes, a path, or a struct of bytes and path")
 
 
 def read_parquet_picture(path: Path, column: str, number: int) -> bytes:
@@ -124,7 +142,15 @@ def read_parquet_picture(path: Path, column: str, number: int) -> bytes:
         value = value.get("bytes") or value.get("path")
     if not value:
         raise ImageError(f"broken: no picture in column {column} of row {number}; remove the row")
-    return (path.parent / value).read_bytes() if isinstance(value, str) else bytes(value)
+    return _inside(path.parent, value).read_bytes() if isinstance(value, str) else bytes(value)
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """A path below `folder`, or ImageError: a table from elsewhere must not read this machine's other files."""
+    place = (folder / relative).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise ImageError(f"outside: {relative!r} leads out of the folder of its table; put the picture below it")
+    return place
 
 
 def _place(path: str, modified_ns: int, number: int) -> tuple[int, int]:
@@ -139,26 +165,69 @@ def _place(path: str, modified_ns: int, number: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _group_sizes(path: str, modified_ns: int) -> list[int]:
-    with _opened_parquet(Path(path)) as file:
+    with opened_parquet(Path(path)) as file:
         return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
 # Workers take rows roughly in file order, so the last groups read serve most of the next rows.
 @lru_cache(maxsize=2)
 def _row_group(path: str, modified_ns: int, column: str, group: int) -> pa.ChunkedArray:
-    with _opened_parquet(Path(path)) as file:
-        return file.read_row_group(group, columns=[column]).column(0)
+    with opened_parquet(Path(path)) as file:
+        described = file.metadata.row_group(group)
+        for number in range(described.num_columns):
+            part = described.column(number)
+            if part.path_in_schema.partition(".")[0] == column:
+                _check_ratio(part.total_uncompressed_size, part.total_compressed_size, f"{path} row group {group}")
+        try:
+            return file.read_row_group(group, columns=[column]).column(0)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SourceError(f"{path} row group {group} is damaged ({error}): copy the file again") from error
+
+
+def _check_ratio(unpacked: int, packed: int, where: str) -> None:
+    if unpacked > _SMALL_GROUP_BYTES and unpacked > _MAX_RATIO * packed:
+        raise ImageError(f"bomb: {where} unpacks {packed} bytes to {unpacked}; no pictures compress so well")
 
 
 @lru_cache(maxsize=256)
 def tar_members(path: str, modified_ns: int) -> dict[str, tuple[int, int]]:
-    """Member -> (offset, size) of the data, in archive order. Raises SourceError when the file is no complete tar."""
+    """Member -> (offset, size) of the data, in archive order.
+
+    Raises SourceError for a tar that is cut, compressed, or holds anything but files and folders with plain names.
+    """
+    members: dict[str, tuple[int, int]] = {}
     try:
         # "r:" alone takes no compression: in a compressed tar a member cannot be reached without reading all before it.
         with tarfile.open(path, "r:") as archive:
-            return {member.name: (member.offset_data, member.size) for member in archive if member.isreg()}
-    except (tarfile.TarError, OSError, EOFError) as error:
+            for member in archive:
+                if member.name in members and not member.isdir():
+                    raise SourceError(f"{path} holds {printable(member.name)} twice: remove one")
+                _check_member(member, path)
+                if member.isreg():
+                    members[member.name] = (member.offset_data, member.size)
+            _check_end(path, archive.offset)
+    except (tarfile.TarError, OSError, EOFError, UnicodeError) as error:
         raise SourceError(f"{path} is not a complete uncompressed tar ({error}): unpack or copy it again") from error
+    return members
+
+
+def _check_member(member: tarfile.TarInfo, path: str) -> None:
+    """Nothing is ever unpacked, but a name is a key, and who writes such members has other plans than pictures."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise SourceError(
+            f"{path} holds {printable(member.name)}, which leads out of it: pack it anew with plain names"
+        )
+    if not (member.isreg() or member.isdir()):
+        kind = "link" if member.issym() or member.islnk() else "device or pipe"
+        raise SourceError(f"{path} holds {printable(member.name)}, a {kind}: pack it anew with plain files only")
+
+
+def _check_end(path: str, offset: int) -> None:
+    """`tarfile` takes a damaged header for the end; the end is a block of zeros. Raises ReadError."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
+            raise tarfile.ReadError(f"no end mark at byte {offset}")
 
 
 def read_tar_picture(path: Path, member: str) -> bytes:
@@ -181,8 +250,23 @@ def _sidecar(file: BinaryIO, members: Mapping[str, tuple[int, int]], member: str
     stem = _stem(member)
     for suffix, read in ((".json", json_facts), (".txt", text_facts)):
         if stem + suffix in members:
-            return read(_read_at(file, *members[stem + suffix]), f"{printable(path.name)} {printable(stem + suffix)}")
+            where = f"{printable(path.name)} {printable(stem + suffix)}"
+            offset, size = members[stem + suffix]
+            if size > MAX_SIDECAR_BYTES:
+                return Facts(
+                    caption_error=f"caption file {where} has {size} bytes, over {MAX_SIDECAR_BYTES}: shorten it"
+                )
+            return read(_read_at(file, offset, size), where, os.path.basename(member))
     return Facts()
+
+
+def orphans(path: Path) -> Iterator[str]:
+    """Sentences on captions of a tar that no picture shares a stem with."""
+    members = tar_members(str(path), path.stat().st_mtime_ns)
+    stems = {_stem(member) for member in members if is_picture(os.path.basename(member))}
+    for member in members:
+        if member.endswith((".json", ".txt")) and _stem(member) not in stems:
+            yield f"{printable(path.name)} {printable(member)} belongs to no picture"
 
 
 def _stem(member: str) -> str:

@@ -1,0 +1,289 @@
+"""Takedowns: pictures that must not be here, refused again whenever a source brings them.
+
+    add -> table `takedowns` -> fetch drops the same bytes or address, hashes drops what looks the same
+                            `-> enforce: bytes out of the store, rows emptied
+
+A takedown outlives the rows it was made for: it is kept by what the picture is (MD5, SHA-256, address, perceptual hash
+and colours), not by where it stood. A row taken down keeps its name, address and the reason, nothing of the picture.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pleinair.curation.hashes import fingerprints, md5
+from pleinair.curation.pictures import decode, read_header
+from pleinair.curation.pixels import pixel_statistics
+from pleinair.curation.sources.svg import looks_like_svg, rasterise
+from pleinair.curation.store import ObjectStore
+from pleinair.krablet import Database, Table
+from pleinair.records.errors import ConfigError, ImageError, SourceError
+
+KIND = "takedown"
+NEAR_BITS = 14
+"""Default radius of the perceptual hash, of 144 bits; docs/curation-sources.md has the measurement."""
+NEAR_COLOUR = 9
+"""Sum of differences of colour levels within which two pictures have the same colours."""
+_MIN_ENTROPY = 0.3  # bits; flatter pictures all hash alike, so only their bytes are compared
+_MAX_PIXELS = 100_000_000
+_MATCHED = ("image_name", "uri", "md5", "image_path", "phash12_v1", "colour_v1")
+_COLUMNS = {
+    "takedown": "text",
+    "md5": "text",
+    "sha256": "text",
+    "url": "text",
+    "phash12_v1": "text",
+    "colour_v1": "text",
+    "near": "integer",
+    "reason": "text",
+    "added_at": "timestamptz",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Takedown:
+    """One picture that is refused; each value that is not None refuses by itself."""
+
+    takedown: str
+    """Name: what was given, an MD5, a SHA-256 or a URL."""
+    reason: str
+    md5: str | None = None
+    sha256: str | None = None
+    url: str | None = None
+    phash12_v1: str | None = None
+    colour_v1: str | None = None
+    near: int = 0
+    """Bits of the perceptual hash within which another picture counts as this one."""
+    added_at: datetime.datetime | None = None
+
+    @property
+    def drop(self) -> str:
+        """The verdict on a row."""
+        return f"{KIND}: {self.reason} ({self.takedown})"
+
+
+def takedowns_table(db: Database) -> Table:
+    """The declared `takedowns` table."""
+    return db.table("takedowns", key="takedown", columns=_COLUMNS)
+
+
+def read_takedowns(db: Database) -> list[Takedown]:
+    """All takedowns, oldest first."""
+    rows = [row for batch in takedowns_table(db).read() for row in batch.to_pylist()]
+    return [Takedown(**row) for row in sorted(rows, key=lambda row: (row["added_at"], row["takedown"]))]
+
+
+def add_takedown(db: Database, images: Table, what: str, reason: str, *, near: int = NEAR_BITS) -> Takedown:
+    """Refuse a picture from now on: a file, an MD5, a SHA-256 or a URL. Follow it with `enforce`.
+
+    An MD5, SHA-256 or URL of a picture that is here also refuses its look-alikes. Raises SourceError or ConfigError.
+    """
+    if not reason.strip():
+        raise ConfigError("a takedown needs a reason: give --reason")
+    if not 0 <= near <= 32:
+        raise ConfigError(f"near is {near} bits: give 0 (the same bytes only) to 32")
+    found = _identified(images, what)
+    # A flat picture looks like every other flat picture.
+    radius = near if found.get("phash12_v1") else 0
+    now = datetime.datetime.now(datetime.UTC)
+    takedown = Takedown(**found, reason=" ".join(reason.split()), near=radius, added_at=now)
+    takedowns_table(db).upsert([_as_row(takedown)])
+    return takedown
+
+
+def _as_row(takedown: Takedown) -> dict[str, Any]:
+    return {name: getattr(takedown, name) for name in _COLUMNS}
+
+
+def _identified(images: Table, what: str) -> dict[str, Any]:
+    """What is known of the picture meant: by its bytes, or by the row that has it."""
+    if re.fullmatch(r"[0-9a-fA-F]{32}", what):
+        return _of_row(images, {"takedown": what.lower(), "md5": what.lower()}, "md5 = %s", what.lower())
+    if re.fullmatch(r"[0-9a-fA-F]{64}", what):
+        pattern = f"%/{what.lower()}.%"
+        return _of_row(images, {"takedown": what.lower(), "sha256": what.lower()}, "image_path LIKE %s", pattern)
+    if what.startswith(("http://", "https://")):
+        return _of_row(images, {"takedown": what, "url": what}, "uri = %s", what)
+    return _of_file(Path(what))
+
+
+def _of_row(images: Table, given: dict[str, Any], where: str, value: str) -> dict[str, Any]:
+    columns = ["md5", "image_path", "phash12_v1", "colour_v1", "entropy"]
+    for batch in images.read(where=f"{where} AND image_path IS NOT NULL", params=(value,), columns=columns):
+        for row in batch.to_pylist():
+            looks = {name: row[name] for name in ("phash12_v1", "colour_v1")} if not _is_flat(row["entropy"]) else {}
+            return {**given, "md5": row["md5"], "sha256": Path(row["image_path"]).stem, **looks}
+    return given
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(
+            f"{path} is no takedown ({error.strerror}): give a picture's file, its MD5 or SHA-256, or its URL"
+        ) from error
+    stored = rasterise(data) if looks_like_svg(data) else data
+    sha256 = hashlib.sha256(stored).hexdigest()
+    return {"takedown": sha256, "md5": md5(stored), "sha256": sha256, **_looks(stored)}
+
+
+def _looks(data: bytes) -> dict[str, Any]:
+    """Perceptual hash and colours; nothing for bytes that are no picture, or a flat one."""
+    try:
+        header = read_header(data)
+        if header.width * header.height > _MAX_PIXELS:
+            return {}
+        pixels = decode(data)
+    except ImageError:
+        return {}
+    if _is_flat(pixel_statistics(pixels).entropy):
+        return {}
+    found = fingerprints(pixels)
+    return {"phash12_v1": found.phash12_v1, "colour_v1": found.colour_v1}
+
+
+def _is_flat(entropy: float | None) -> bool:
+    return entropy is not None and entropy < _MIN_ENTROPY
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """All takedowns, ready to be asked."""
+
+    takedowns: Sequence[Takedown] = ()
+    by_value: Mapping[str, Takedown] = field(default_factory=dict)
+    phashes: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 18), np.uint8))
+    colours: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 28), np.int16))
+    looks: Sequence[Takedown] = ()
+    """The takedowns of the rows of `phashes` and `colours`."""
+
+    @classmethod
+    def of(cls, takedowns: Sequence[Takedown]) -> Refusals:
+        """Index the takedowns."""
+        looks = [takedown for takedown in takedowns if takedown.near and takedown.phash12_v1 and takedown.colour_v1]
+        values = {value: one for one in takedowns for value in (one.md5, one.sha256, one.url) if value}
+        if not looks:
+            return cls(takedowns, values)
+        phashes = np.stack([_bits(one.phash12_v1 or "") for one in looks])
+        colours = np.stack([_levels(one.colour_v1 or "") for one in looks])
+        return cls(takedowns, values, phashes, colours, looks)
+
+    def of_uri(self, uri: str) -> str:
+        """The verdict on an address; empty when nothing is against it."""
+        return self.by_value[uri].drop if uri in self.by_value else ""
+
+    def of_bytes(self, md5_hex: str, sha256: str) -> str:
+        """The verdict on bytes, by their digests."""
+        found = self.by_value.get(sha256) or self.by_value.get(md5_hex)
+        return found.drop if found else ""
+
+    def of_looks(self, phash12: str, colour: str) -> str:
+        """The verdict on how a picture looks: the nearest takedown within its radius and colours."""
+        apart = self._near(phash12, colour)
+        if not apart:
+            return ""
+        bits, nearest = min(apart)
+        return f"{self.looks[nearest].drop}, {bits} of 144 bits apart"
+
+    def count_near(self, phash12: str, colour: str) -> int:
+        """How many takedowns a picture looks like."""
+        return len(self._near(phash12, colour))
+
+    def _near(self, phash12: str, colour: str) -> list[tuple[int, int]]:
+        """(bits apart, place in `looks`) of every takedown the picture looks like."""
+        if not self.looks:
+            return []
+        apart = np.bitwise_count(self.phashes ^ _bits(phash12)).sum(axis=1, dtype=np.int64)
+        within = apart <= np.array([one.near for one in self.looks])
+        within &= np.abs(self.colours - _levels(colour)).sum(axis=1) <= NEAR_COLOUR
+        return [(int(apart[place]), int(place)) for place in np.flatnonzero(within)]
+
+
+def _bits(phash: str) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex(phash), dtype=np.uint8)
+
+
+def _levels(colour: str) -> NDArray[np.int16]:
+    return np.array([int(level, 16) for level in colour], dtype=np.int16)
+
+
+def write_snapshot(store: Path, takedowns: Sequence[Takedown]) -> Path:
+    """The takedowns as a file beside the stored pictures, where every worker finds them; by rename."""
+    store.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=store, prefix=".takedowns-")
+    with os.fdopen(handle, "w") as file:
+        json.dump([{**_as_row(takedown), "added_at": None} for takedown in takedowns], file)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, _snapshot_path(store))
+    return _snapshot_path(store)
+
+
+def read_snapshot(store: Path) -> Refusals:
+    """The takedowns a curation began with; none where there is no file."""
+    path = _snapshot_path(store)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return Refusals()
+    return _read_snapshot(str(path), status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=2)
+def _read_snapshot(path: str, modified_ns: int, inode: int) -> Refusals:
+    return Refusals.of([Takedown(**row) for row in json.loads(Path(path).read_text())])
+
+
+def _snapshot_path(store: Path) -> Path:
+    return store / "takedowns.json"
+
+
+def enforce(db: Database, images: Table, store: ObjectStore, emptied: Mapping[str, object]) -> int:
+    """Take out every stored picture that a takedown refuses; how many rows were emptied.
+
+    `emptied` are the columns of a row taken down, all but its name, address and verdict. Bytes go first: stopped in
+    between, the next run finds the row again. What was found by its looks is refused by its bytes from then on.
+    """
+    refusals = Refusals.of(read_takedowns(db))
+    if not refusals.takedowns:
+        return 0
+    found = list(_refused_rows(images, refusals))
+    for row, _ in found:
+        store.remove(row["image_path"])
+    copies = [_copy(row, drop) for row, drop in found if refusals.by_value.get(row["md5"]) is None]
+    takedowns_table(db).insert_missing(_as_row(copy) for copy in copies)
+    updates = ({"image_name": row["image_name"], **emptied, "fetch_drop": drop} for row, drop in found)
+    return images.update(updates) if found else 0
+
+
+def _refused_rows(images: Table, refusals: Refusals) -> Iterator[tuple[dict[str, Any], str]]:
+    for batch in images.read(where="image_path IS NOT NULL", columns=list(_MATCHED)):
+        for row in batch.to_pylist():
+            drop = refusals.of_uri(row["uri"]) or refusals.of_bytes(row["md5"], Path(row["image_path"]).stem)
+            if not drop and row["phash12_v1"]:
+                drop = refusals.of_looks(row["phash12_v1"], row["colour_v1"])
+            if drop:
+                yield row, drop
+
+
+def _copy(row: Mapping[str, Any], drop: str) -> Takedown:
+    return Takedown(
+        takedown=row["md5"],
+        md5=row["md5"],
+        sha256=Path(row["image_path"]).stem,
+        reason=drop.removeprefix(f"{KIND}: "),
+        added_at=datetime.datetime.now(datetime.UTC),
+    )
