@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,13 +297,14 @@ def save_matcher(matcher: Matcher, path: Path) -> str:
 def load_matcher(path: Path) -> tuple[Matcher, str]:
     """Names written by `save_matcher`, and their version. Raises SourceError where there are none."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file that is no archive open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays.pop("format")) != _FORMAT:
             raise ValueError("another format")
         vocabulary, keys = (_from_bytes(arrays.pop(name)) for name in ("vocabulary", "keys"))
         version = str(arrays.pop("version"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(f"{path} holds no names ({error}): run `pleinair entities build` first") from error
     return Matcher(vocabulary, arrays, keys), version
 

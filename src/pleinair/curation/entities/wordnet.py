@@ -1,7 +1,7 @@
 """The nouns of WordNet 3.1 as concepts: a real graph of names that fits a laptop, with synonyms and kinds.
 
 A concept is a noun synset, its links are WordNet's pointers between nouns, its names the words of the synset. A word of
-several synsets belongs to the first sense that is kept, in WordNet's order of use.
+several synsets belongs to its commonest sense, in WordNet's order of use.
 """
 
 from __future__ import annotations
