@@ -42,8 +42,8 @@ def test_every_entity_keeps_its_pictures_or_the_sample_is_refused(
     before = pictures_per_entity(matches, NUM_ENTITIES)
     try:
         sample = sample_rare_first(keys(len(captions)), matches, size, num_entities=NUM_ENTITIES, keep=keep, seed=seed)
-    except CoverageError as refused:
-        assert f"{size} pictures cannot keep every entity" in str(refused)
+    except CoverageError:
+        assert size < len(captions), "all pictures always do"
         return
     assert sample.chosen.sum() == size
     after = pictures_per_entity(taken(matches, sample.chosen), NUM_ENTITIES)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
@@ -30,7 +31,7 @@ _TYPES = {"tinyint": pa.int32(), "smallint": pa.int32(), "int": pa.int64(), "big
 _TOKEN = re.compile(rb"'((?:[^'\\]|\\.)*)'|([^,()']+)|(\))", re.DOTALL)
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _MEANS = {b"0": b"\0", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"Z": b"\x1a"}
-_SPECIAL = tuple(b"\\" + letter for letter in _MEANS)
+_LETTERS = np.isin(np.arange(256), [ord(letter) for letter in _MEANS])
 
 OnBytes = Callable[[int, int], None]
 
@@ -107,11 +108,19 @@ def _rows(body: bytes, schema: dict[str, pa.DataType], wanted: list[str], path: 
     try:
         if all(kind != pa.binary() for kind in schema.values()):
             return _integer_rows(body, schema, wanted)
-        if any(special in body for special in _SPECIAL):
+        if _has_letter_escape(body):
             return _escaped_rows(body, list(schema), wanted, types)
         return _text_rows(body, schema, wanted)
     except (pa.ArrowInvalid, ValueError) as error:
         raise SourceError(f"{path}: a statement cannot be read ({str(error)[:160]}): download it again") from error
+
+
+def _has_letter_escape(body: bytes) -> bool:
+    """Whether a backslash stands before a letter that then means another character; `\\\\n` is a false alarm."""
+    # One pass for the backslashes and a look behind each: searching for the six pairs took as long as reading the rows.
+    codes = np.frombuffer(body, np.uint8)
+    behind = np.flatnonzero(codes[:-1] == ord("\\")) + 1
+    return bool(_LETTERS[codes[behind]].any())
 
 
 _AS_LINES = bytes.maketrans(b")", b"\n")
