@@ -23,7 +23,7 @@ TITLE, QUALIFIED, ALIAS = 0, 1, 2
 DISAMBIGUATION = "disambiguation page"
 _LISTS = re.compile(r"^(Lists? of|Outline of|Index of|Timeline of|Glossary of|Comparison of) ")
 _DATES = re.compile(
-    r"^(\d{1,4}( BC)?|\d{1,4}0s( BC)?|\d{1,2}(st|nd|rd|th) (century|millennium)( BC)?"
+    r"^(\d{1,4}( BC)?|\d{1,4}0s( BC)?|\d{1,2}[a-z]{2} (century|millennium)( BC)?"
     r"|(January|February|March|April|May|June|July|August|September|October|November|December) \d{1,2})$"
 )
 

@@ -132,7 +132,7 @@ def _integer_rows(body: bytes, schema: dict[str, pa.DataType], wanted: list[str]
 
 
 def _text_rows(body: bytes, schema: dict[str, pa.DataType], wanted: list[str]) -> pa.RecordBatch:
-    quoting = csv.ParseOptions(quote_char="'", escape_char="\\", double_quote=False, newlines_in_values=True)
+    quoting = csv.ParseOptions(quote_char="'", escape_char="\\", newlines_in_values=True)
     batch = _csv(body[1:-1].replace(b"),(", b"\n"), list(schema), wanted, schema, quoting)
     columns = [_put_back(column) if column.type == pa.binary() else column for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, names=wanted)
