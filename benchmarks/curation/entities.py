@@ -195,7 +195,7 @@ def _against_danker(folder: Path, rounds: int, num_nodes: int = 100_000, num_edg
     _check_danker(graph, _danker(python, links, 8)[1])
     median = statistics.median(values["ours ms a step"])
     return result(
-        "pagerank_vs_danker", median, "ms a step, 1 M edges", "danker 0.8.1 in memory",
+        "pagerank_vs_danker", median, f"ms a step, {num_edges / 1e6:g} M edges", "danker 0.8.1 in memory",
         _ratio(values["danker ms a step"], values["ours ms a step"]),
     )  # fmt: skip
 
