@@ -9,6 +9,7 @@
     +- ImageError           one picture cannot be read
     +- PackError            a pack is unreadable or does not fit the run
     +- CheckpointError      a checkpoint is damaged, missing or of another layout
+    +- CoverageError        a sample would lose, or has lost, an entity
     +- BusyError            another process already does this
     +- RefusedError         signed work is unsigned, altered, expired, replayed or cannot run here
 
@@ -55,6 +56,10 @@ class PackError(PleinairError):
 
 class CheckpointError(PleinairError):
     """A checkpoint is damaged, missing or of another layout."""
+
+
+class CoverageError(PleinairError):
+    """A sample would lose, or has lost, an entity that its pictures named."""
 
 
 class BusyError(PleinairError):
