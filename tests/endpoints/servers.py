@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Served:
     most_at_once: int = 0
     now: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: Callable[[], None] = lambda: None
+    """Ends the server before its block does."""
 
     def texts(self, number: int) -> list[str]:
         """The texts of all turns of a request."""
@@ -108,12 +110,18 @@ def serve(answer: Callable[[Body], Answer], port: int = 0) -> Iterator[Served]:
     served.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    try:
-        yield served
-    finally:
+
+    @cache
+    def stop() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+    served.stop = stop
+    try:
+        yield served
+    finally:
+        stop()
 
 
 def script(*answers: Answer) -> Callable[[Body], Answer]:
@@ -128,24 +136,38 @@ def script(*answers: Answer) -> Callable[[Body], Answer]:
     return answer
 
 
-class ServedLanguageModel:
-    """SmolLM2-135M behind the protocol: real words, from real weights."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: on shared cores, waiting for each other costs more than it gains."""
+    import torch
 
-    def __init__(self, directory: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class ServedLanguageModel:
+    """SmolLM2-135M behind the protocol: real words, from real weights, `most_tokens` of them."""
+
+    def __init__(self, directory: Path, most_tokens: int = 24) -> None:
         import torch
         from transformers import AutoTokenizer, LlamaForCausalLM
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         self.model: Any = LlamaForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+        self.most_tokens = most_tokens
         self.lock = threading.Lock()
 
     def __call__(self, body: Body) -> Answer:
         messages = [{"role": message["role"], "content": _text(message)} for message in body["messages"]]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         given = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        with self.lock:
+        with self.lock, one_thread():
             made = self.model.generate(
-                **given, do_sample=False, max_new_tokens=body["max_tokens"], repetition_penalty=1.1,
+                **given, do_sample=False, max_new_tokens=min(self.most_tokens, body["max_tokens"]), repetition_penalty=1.1,
                 pad_token_id=self.tokenizer.pad_token_id,
             )  # fmt: skip
         new = made[0, given["input_ids"].shape[1] :].tolist()
@@ -192,7 +214,7 @@ class ServedVisionModel:
     def __call__(self, body: Body) -> Answer:
         import torch
 
-        with self.lock:
+        with self.lock, one_thread():
             pictures = [_picture(part["image_url"]["url"], self.side) for part in _picture_parts(body)]
             marks = [self.model.config.image_token_id] * (len(pictures) * (self.side // self.patch // self.scale) ** 2)
             words = self.tokenizer(" ".join(map(_text, body["messages"])))["input_ids"][-64:]

@@ -158,10 +158,10 @@ class ContrastVerifier:
     scorer: Scorer
     rivals: Mapping[str, Sequence[str]]
     """By kind, `subject` and `style`, other values the claim could have had."""
-    holds_over: float = 0.9
+    fails_under: Mapping[str, float] = field(default_factory=lambda: {"subject": 0.8, "style": 0.5})
+    """By kind, the share of rivals a claim must beat not to fail."""
+    holds_over: float = 0.95
     """Share of rivals that a claim must beat to hold."""
-    fails_under: float = 0.5
-    """Share of rivals below which it fails."""
     forms: Mapping[str, str] = field(default_factory=lambda: {"subject": "{}", "style": "{} style"})
     """How a value is said to the scorer."""
 
@@ -193,7 +193,7 @@ class ContrastVerifier:
         share = share_beaten(float(scores[here]), scores[among])
         if share is None:
             return UNKNOWN
-        return _between(share, self.fails_under, self.holds_over, self.name)
+        return _between(share, self.fails_under[claim.kind], self.holds_over, self.name)
 
 
 def _claimed(cases: Sequence[Case], kind: str) -> list[str]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pleinair.captioning.ask import ask
 from pleinair.captioning.facts import Facts
 from pleinair.captioning.guards import clean
 from pleinair.captioning.prompts import prompt
@@ -94,7 +93,7 @@ def claims_of_model(chat: Chat, captions: Sequence[Sequence[str]]) -> list[list[
         )
         for of_picture in captions
     ]
-    replies = ask(chat, requests, lambda reply: "", tries=2)
+    replies = chat.chat(requests)
     return [_claims(reply, of_picture) for reply, of_picture in zip(replies, captions, strict=True)]
 
 

@@ -13,7 +13,7 @@ from pleinair.records.errors import ConfigError
 class CaptioningConfig:
     """Every setting of a captioning; the defaults need no endpoint."""
 
-    ocr: Literal["rapidocr", "none"] = "rapidocr"
+    ocr: Literal["rapidocr", "off"] = "rapidocr"
     """Who reads writing in pictures."""
     captioner: Endpoint = field(default_factory=Endpoint)
     """A vision-language model that describes pictures; none: the templates of labels and tags."""
@@ -25,10 +25,12 @@ class CaptioningConfig:
     """Without a writer: let SmolLM2 rewrite medium captions. About half a second of a core each."""
     scorer: str = ""
     """An image-text scorer as `module:function`, which is called without arguments and returns one."""
-    holds_over: float = 0.9
-    """A claim holds when it fits the picture better than this share of its rivals, by the scorer."""
-    fails_under: float = 0.5
-    """It fails when it fits better than less than this share of them."""
+    holds_over: float = 0.95
+    """A subject or style holds when it fits the picture better than this share of its rivals, by the scorer."""
+    subject_fails_under: float = 0.8
+    """A subject fails when it fits better than less than this share of them."""
+    style_fails_under: float = 0.5
+    """The same of a style, of which there are fewer to be compared with."""
     num_rivals: int = 64
     """Other labels that a label is compared with."""
     budget: Budget = field(default_factory=Budget)
@@ -46,8 +48,9 @@ class CaptioningConfig:
         for name in ("num_rivals", "most_words", "longest_side", "tries", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if not 0 <= self.fails_under <= self.holds_over <= 1:
-            raise ConfigError(
-                f"fails_under={self.fails_under} and holds_over={self.holds_over} are shares: "
-                "give 0 <= fails_under <= holds_over <= 1"
-            )
+        for name in ("subject_fails_under", "style_fails_under"):
+            if not 0 <= getattr(self, name) <= self.holds_over <= 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} and holds_over={self.holds_over} are shares: "
+                    f"give 0 <= {name} <= holds_over <= 1"
+                )

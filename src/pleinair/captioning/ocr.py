@@ -41,13 +41,13 @@ class TextReader(Protocol):
 class NoReader:
     """Reads nothing: for sets without writing, and machines without the model."""
 
-    name = "none"
+    name = "off"
 
     def read(self, pixels: Pixels) -> Writing:
         return Writing()
 
 
-_SURE = 0.8
+_SURE = 0.85
 _FEWEST_SIGNS = 2
 _MOST_LINES, _LONGEST_LINE = 40, 200
 
@@ -86,5 +86,5 @@ def _area(corners_42: Any) -> float:
 
 
 def text_reader(name: str) -> TextReader:
-    """The reader called `rapidocr` or `none`."""
+    """The reader called `rapidocr` or `off`."""
     return RapidOCR() if name == "rapidocr" else NoReader()

@@ -23,7 +23,7 @@ class SmallModel:
 
     name = "smollm2-135m"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, num_threads: int | None = None) -> None:
         """`directory` is what `fetch_smollm2` made. Raises SourceError when it is not there."""
         if not (directory / "model.safetensors").exists():
             raise SourceError(
@@ -31,6 +31,8 @@ class SmallModel:
             )
         self._torch = require("torch", "train")
         transformers = require("transformers", "train")
+        if num_threads is not None:
+            self._torch.set_num_threads(num_threads)
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
         self._model: Any = transformers.LlamaForCausalLM.from_pretrained(directory, dtype=self._torch.bfloat16).eval()
 

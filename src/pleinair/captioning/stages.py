@@ -311,7 +311,8 @@ def _verifiers(
     """Those the settings name, the cheapest first."""
     verifiers: list[Verifier] = [PixelVerifier(), WritingVerifier()]
     if settings.scorer:
-        verifiers.append(ContrastVerifier(_scorer(settings.scorer), rivals, settings.holds_over, settings.fails_under))
+        limits = {"subject": settings.subject_fails_under, "style": settings.style_fails_under}
+        verifiers.append(ContrastVerifier(_scorer(settings.scorer), rivals, limits, settings.holds_over))
     if settings.verifier:
         verifiers.append(ModelVerifier(_client(settings.verifier, "check", place, config), settings.longest_side))
     return verifiers
@@ -342,7 +343,7 @@ def _reader(name: str) -> TextReader:
 
 @cache
 def _small_model(directory: str) -> SmallModel:
-    return SmallModel(Path(directory))
+    return SmallModel(Path(directory), num_threads=1)  # a worker is a process, and several share the machine
 
 
 @cache

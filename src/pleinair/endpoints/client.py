@@ -100,17 +100,20 @@ class ChatClient:
             raise
 
     async def _all(self, requests: Sequence[ChatRequest]) -> list[Reply | EndpointError]:
-        return await asyncio.gather(*(self._reply_or_error(request) for request in requests))
+        digests = [request.digest(self.endpoint.model) for request in requests]
+        distinct = dict(zip(digests, requests, strict=True))  # the same question twice in a batch is asked once
+        answers = await asyncio.gather(*(self._reply_or_error(*question) for question in distinct.items()))
+        found = dict(zip(distinct, answers, strict=True))
+        return [found[digest] for digest in digests]
 
-    async def _reply_or_error(self, request: ChatRequest) -> Reply | EndpointError:
+    async def _reply_or_error(self, digest: str, request: ChatRequest) -> Reply | EndpointError:
         try:
             async with self._places:
-                return await self._reply(request)
+                return await self._reply(digest, request)
         except EndpointError as error:
             return error
 
-    async def _reply(self, request: ChatRequest) -> Reply:
-        digest = request.digest(self.endpoint.model)
+    async def _reply(self, digest: str, request: ChatRequest) -> Reply:
         if found := self._cache.get(digest):
             self._spending.correct(self._cost(cached=1))
             return found
@@ -138,7 +141,8 @@ class ChatClient:
             try:
                 answer = await self._post(request)
             except (TimeoutError, self._http.TransportError, self._http.DecodingError) as error:
-                self._give_back(charged)
+                if not self._timed_out(error):  # a server that was too slow may still have worked, and bill it
+                    self._give_back(charged)
                 reason, wait = self._described(error), wait_seconds(attempt, self.endpoint.longest_wait_seconds)
             else:
                 if answer.status_code not in RETRIED_STATUSES:
@@ -238,8 +242,12 @@ class ChatClient:
     def _status(self, answer: Any) -> str:
         return f"status {answer.status_code}: {self._shown(_server_reason(answer))}"
 
+    def _timed_out(self, error: Exception) -> bool:
+        # Not having been let in is no work done.
+        return isinstance(error, TimeoutError | self._http.ReadTimeout)
+
     def _described(self, error: Exception) -> str:
-        if isinstance(error, TimeoutError | self._http.TimeoutException):
+        if self._timed_out(error):
             return f"no answer within {self.endpoint.timeout_seconds:g} s"
         return self._shown(f"{type(error).__name__}: {error}")
 
