@@ -20,7 +20,7 @@ TEXTS = {
     "reformat@1": "c879f51989af",
     "claims@1": "ff66d42f312c",
     "verify@1": "7a1c82ebcc47",
-    "rewrite@1": "e53a17eac8b2",
+    "rewrite@1": "1b0dc88dbc65",
 }
 
 

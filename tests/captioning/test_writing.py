@@ -165,10 +165,6 @@ def test_what_a_real_small_model_makes_of_the_task_leaves_the_rules(
             made = only(forms_of_model(chat, [FOX], [APPLE], [rule_forms(MADE, APPLE)], tries=1))
     assert made.short == MADE.short
     assert made.made_by.startswith("rules@1 (reformat@1: ")
-    assert claims == [
-        Claim("A red fox sleeps under an old oak tree", "other"),
-        Claim("Snow falls on the meadow behind it", "other"),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class CaptioningConfig:
     verifier: Endpoint = field(default_factory=Endpoint)
     """A vision-language model that checks claims; none: pixels, OCR and the scorer alone."""
     small_rewrites: bool = False
-    """Without a writer: let SmolLM2 rewrite medium captions. About half a second of a core each."""
+    """Without a writer: let SmolLM2 rewrite medium captions. Half a second of a core each, and four of five are refused."""
     scorer: str = ""
     """An image-text scorer as `module:function`, which is called without arguments and returns one."""
     holds_over: float = 0.95

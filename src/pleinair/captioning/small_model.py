@@ -14,7 +14,6 @@ from pleinair.endpoints import ChatRequest, Reply
 from pleinair.endpoints.schema import parse
 from pleinair.records.errors import AnswerError, ConfigError, EndpointError, SourceError, require
 
-_REPETITION_PENALTY = 1.1
 _BATCH = 16
 
 
@@ -70,7 +69,6 @@ class SmallModel:
                 **given,
                 **sampling,
                 max_new_tokens=first.max_tokens,
-                repetition_penalty=_REPETITION_PENALTY,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
         prompt_lengths = given["attention_mask"].sum(1).tolist()

@@ -1,0 +1,34 @@
+"""`python -m benchmarks.curation [NAME ...]`: the benchmarks of curation; writes results.json beside this file.
+
+All by default. A figure that is measured again replaces the old one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.curation import captioning
+from benchmarks.krablet.rounds import commit, machine
+
+RESULTS = Path(__file__).with_name("results.json")
+BENCHMARKS = {
+    "captioning": captioning.measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"which benchmarks, of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    old = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    for name in args.names or BENCHMARKS:
+        for row in BENCHMARKS[name](args.rounds):
+            old[row["name"]] = {**row, "commit": commit(), "machine": machine()}
+        RESULTS.write_text(json.dumps(list(old.values()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
