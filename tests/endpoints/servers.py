@@ -71,6 +71,7 @@ def serve(answer: Callable[[Body], Answer], port: int = 0) -> Iterator[Served]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or head and body, sent apart, wait 40 ms for each other
 
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["content-length"]))
