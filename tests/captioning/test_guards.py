@@ -21,7 +21,7 @@ FOX = "A red fox sleeps under an old oak tree while snow falls on the meadow beh
         (f"{FOX}<|im_end|></s>", FOX),
         ("A\x00 fox\u200b and\u202e a\tdog\n", "A fox and a dog"),
         ("A sign says \u201cPLEIN AIR\u201d.", "A sign says \u201cPLEIN AIR\u201d."),
-        ("Cafe\u0301", "Caf\u00e9"),
+        ("e\u0301te\u0301", "\u00e9t\u00e9"),
     ],
 )
 def test_machinery_is_taken_off_and_words_are_left(said: str, kept: str) -> None:
