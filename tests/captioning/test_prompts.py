@@ -42,6 +42,7 @@ def test_writing_in_a_picture_stays_quoted_data(writing: str) -> None:
 
 
 @given(st.dictionaries(st.text(), st.text() | st.lists(st.text())))
+@example({"a\u202e": ["\u200b\u2028\x00\x7f<&>"]})
 def test_quoted_data_reads_back_equal_and_hides_nothing(data: dict[str, Any]) -> None:
     text = quoted(data)
     assert json.loads(text) == data

@@ -285,14 +285,16 @@ def test_a_signal_ends_the_wait_for_a_server_at_once(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGALRM, stop)
     try:
         with (
-            serve(lambda body: (time.sleep(1.5), completion("late"))[1]) as served,
-            client(served.url, tmp_path) as chat,
+            serve(lambda body: (time.sleep(0.6), completion("late"))[1]) as served,
+            client(served.url, tmp_path, concurrency=1) as chat,
         ):
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             began = time.monotonic()
             with pytest.raises(Stopped):
                 chat.chat([question(), question("another")])
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 0.5
+            time.sleep(0.8)
+            assert len(served.bodies) == 1  # the second question was never sent
     finally:
         signal.signal(signal.SIGALRM, before)
 
