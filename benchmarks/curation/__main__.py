@@ -10,11 +10,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.curation import entities, takedowns, web
+from benchmarks.curation import captioning, entities, takedowns, web
 from benchmarks.krablet.rounds import Result, commit, machine
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
+    "captioning": captioning.measure,
     "entities": entities.measure,
     "entities-full-size": entities.measure_full_size,
     "takedowns": lambda rounds: takedowns.measure(),

@@ -37,13 +37,19 @@ _LONG = (
     "a drawing of {thing} in {style} style, alone on a white background.{tags}{group}",
     "{thing} in {style} style.{group}{tags} The background is white.",
 )
+_BACKGROUND = re.compile(
+    r"(?:,| in front of)? (?:on|alone on) a (?:plain )?white background|, white background|, on white| The background is white\."
+)
 _MOST_TAGS = 8
 
 
-def captions(row: Mapping[str, Any], style_words: str | None = None) -> Captions | None:
+def captions(
+    row: Mapping[str, Any], style_words: str | None = None, *, white_background: bool = True
+) -> Captions | None:
     """Captions of a row with `image_name` and any of `caption, label, tags, style, group_name`; None if wordless.
 
-    `style_words` is how a prompt names the style; default: the style's name with dashes as spaces.
+    `style_words` is how a prompt names the style; default: the style's name with dashes as spaces. The templates take
+    for granted that a drawing stands on white; `white_background` is false where somebody looked and it does not.
     """
     style = style_words or (row.get("style") or "").replace("-", " ")
     if row.get("caption"):
@@ -60,7 +66,8 @@ def captions(row: Mapping[str, Any], style_words: str | None = None) -> Captions
         "group": f" Group: {row['group_name']}." if row.get("group_name") else "",
     }
     pick = int.from_bytes(hashlib.sha256(str(row["image_name"]).encode()).digest()[:8], "big")
-    return Captions(*(_pick(templates, pick).format(**words) for templates in (_LONG, _MEDIUM, _SHORT)))
+    made = (_pick(templates, pick) for templates in (_LONG, _MEDIUM, _SHORT))
+    return Captions(*((form if white_background else _BACKGROUND.sub("", form)).format(**words) for form in made))
 
 
 def _pick(templates: Sequence[str], number: int) -> str:
@@ -72,10 +79,10 @@ def _from_owner(caption: str, label: str | None, style: str) -> Captions:
     caption = " ".join(caption.split())
     sentence = re.split(r"(?<=[.!?])\s", caption, maxsplit=1)[0]
     clause = sentence.split(",", 1)[0].rstrip(".!?")
-    return Captions(*(_completed(text, label, style) for text in (caption, sentence, clause)))
+    return Captions(*(completed(text, label, style) for text in (caption, sentence, clause)))
 
 
-def _completed(text: str, label: str | None, style: str) -> str:
+def completed(text: str, label: str | None, style: str) -> str:
     """The text with what it lacks: `a fox` -> `a fox, noto style`."""
     missing = [label] if label and label.lower() not in text.lower() else []
     if style and style.lower() not in text.lower():

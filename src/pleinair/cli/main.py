@@ -17,7 +17,19 @@ INTERRUPTED = 130
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from pleinair.cli import curate, entities, export, fetch, ingest, krablet, run, sample, sql, takedown
+    from pleinair.cli import (
+        caption,
+        curate,
+        entities,
+        export,
+        fetch,
+        ingest,
+        krablet,
+        run,
+        sample,
+        sql,
+        takedown,
+    )
 
     parser = argparse.ArgumentParser(
         prog="pleinair",
@@ -26,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for noun in (run, sample, ingest, curate, takedown, entities, export, fetch, krablet):
+    for noun in (run, sample, ingest, curate, caption, takedown, entities, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

@@ -72,8 +72,30 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "captions": {"captions_drop": "text", "caption_long": "text", "caption_medium": "text", "caption_short": "text"},
     "duplicate": {"duplicate_drop": "text", "duplicate_group": "text", "duplicate_of": "text"},
+    "ocr": {
+        "ocr_drop": "text",
+        "ocr_lines": "text[]",
+        "ocr_share": "real",
+        "camera": "text",
+        "ocr_by": "text",
+    },
+    "describe": {"describe_drop": "text", "description": "text", "describe_by": "text"},
+    "reformat": {
+        "reformat_drop": "text",
+        "caption_tags": "text[]",
+        "caption_instruction": "text",
+        "caption_json": "jsonb",
+        "reformat_by": "text",
+    },
+    "check": {
+        "check_drop": "text",
+        "claims": "jsonb",
+        "failing_claims": "text[]",
+        "failed_rounds": "integer",
+        "check_by": "text",
+    },
 }
-"""What each stage writes, in the order of the stages."""
+"""What each stage writes, in the order of the stages; those after `duplicate` are run by captioning."""
 
 EMPTIED: Mapping[str, object] = {
     column: None
@@ -84,8 +106,10 @@ EMPTIED: Mapping[str, object] = {
 """What a row taken down loses."""
 
 QUEUE_STAGES = ("fetch", "probe", "hashes", "pixels", "captions")
-KEPT = "captions_drop = '' AND duplicate_drop = ''"
-"""SQL condition of the pictures that passed everything."""
+KEPT = (
+    "captions_drop = '' AND duplicate_drop = '' AND coalesce(describe_drop, '') = '' AND coalesce(check_drop, '') = ''"
+)
+"""SQL condition of the pictures that passed everything; captioning may have looked at them or not."""
 
 _READS: Mapping[str, Sequence[str]] = {
     "fetch": ("uri", "licence"),

@@ -11,6 +11,9 @@
     +- CheckpointError      a checkpoint is damaged, missing or of another layout
     +- CoverageError        a sample would lose, or has lost, an entity
     +- BusyError            another process already does this
+    +- EndpointError        a model server cannot be reached, or refuses the request
+    |  +- AnswerError       it answered, but not with something one can use
+    |  +- BudgetError       asking it would go over the budget
     +- RefusedError         signed work is unsigned, altered, expired, replayed or cannot run here
 
 Every message says what failed, names the offending value, and ends with what to do about it.
@@ -64,6 +67,18 @@ class CoverageError(PleinairError):
 
 class BusyError(PleinairError):
     """Another process already does this."""
+
+
+class EndpointError(PleinairError):
+    """A model server cannot be reached, keeps failing, or refuses the request."""
+
+
+class AnswerError(EndpointError):
+    """A model server answered, but empty, refusing, cut short or in another form than the one asked for."""
+
+
+class BudgetError(EndpointError):
+    """Asking a model server would go over the budget."""
 
 
 class RefusedError(PleinairError):
