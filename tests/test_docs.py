@@ -14,7 +14,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    joined = page.read_text().replace("\\\n", " ")  # a command may go on in the next line
+    return re.findall(rf"^```{language}\n(.*?)^```", joined, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pleinair.curation.entities.matching import Matcher, Matches, load_matcher
-from pleinair.curation.stages import IMAGES
+from pleinair.curation.stages import IMAGES, images_table
 from pleinair.krablet import Database, Progress, RunSummary, Stage, Table, run_workers
 
 CAPTIONS = ("caption_long", "caption_medium", "caption_short")
@@ -23,8 +23,8 @@ BATCH = 1024
 
 def declare(db: Database) -> tuple[Table, Stage]:
     """The `images` table with this stage's columns, and the stage: ready for captioned pictures that stay."""
-    captions = dict.fromkeys((*CAPTIONS, "captions_drop", "duplicate_drop"), "text")
-    images = db.table(IMAGES, key="image_name", columns={"image_name": "text", **captions, **COLUMNS})
+    images_table(db)
+    images = db.table(IMAGES, key="image_name", columns={"image_name": "text", **COLUMNS})
     stage = images.stage(
         "entities",
         ready="entity_ids IS NULL AND captions_drop = ''",
