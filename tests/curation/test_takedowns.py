@@ -60,6 +60,12 @@ def test_a_picture_taken_down_leaves_store_and_row_and_does_not_come_back(
     save(folder, "stays.png", photo(1))
     curated(database, folder)
     assert len(stored(tmp_path)) == 3
+    # What a stage that nobody here knows of wrote about it goes too.
+    later = database.table("images", key="image_name", columns={"image_name": "text", "seen_by_others": "text"})
+    assert (
+        later.update({"image_name": row["image_name"], "seen_by_others": "a fox"} for row in rows(database).values())
+        == 3
+    )
 
     assert take_down(database, tmp_path, str(gone)) == 0
     assert "is refused from now on; pictures taken out: 2" in capsys.readouterr().out
@@ -67,6 +73,7 @@ def test_a_picture_taken_down_leaves_store_and_row_and_does_not_come_back(
     row = rows(database)["gone.png"]
     assert row["fetch_drop"].startswith("takedown: the owner asks (")
     kept = {name for name, value in row.items() if value is not None}
+    assert "seen_by_others" in row
     assert kept == {"image_name", "uri", "source", "held_out", "fetch_drop"}
     assert "of 144 bits apart" in rows(database)["near.jpg"]["fetch_drop"]
 

@@ -30,7 +30,6 @@ def register(verbs: Any) -> None:
 def takedown_add(options: argparse.Namespace) -> int:
     """Record the takedown and act on it."""
     from pleinair.curation import images_table
-    from pleinair.curation.stages import EMPTIED
     from pleinair.curation.store import ObjectStore
     from pleinair.curation.takedowns import NEAR_BITS, add_takedown, enforce, read_takedowns, write_snapshot
 
@@ -40,7 +39,7 @@ def takedown_add(options: argparse.Namespace) -> int:
         added = add_takedown(db, images, options.picture, options.reason, near=near)
         # Workers that run now refuse it from their next batch on.
         write_snapshot(store, read_takedowns(db))
-        num_rows = enforce(db, images, ObjectStore(store), EMPTIED)
+        num_rows = enforce(db, images, ObjectStore(store))
     looks = f"and what looks like it within {added.near} bits " if added.near else ""
     print(f"{added.takedown} {looks}is refused from now on; pictures taken out: {num_rows}")
     return 0

@@ -23,7 +23,6 @@ from pleinair.curation.probe import ProbeLimits
 from pleinair.curation.report import StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source
 from pleinair.curation.stages import (
-    EMPTIED,
     QUEUE_STAGES,
     SOURCE_COLUMNS,
     STAGE_COLUMNS,
@@ -175,7 +174,7 @@ def curate(
     write_snapshot(store, read_takedowns(db))
     specs = [_spec(stages[name].spec, name, arguments[name]) for name in QUEUE_STAGES]
     run = run_workers(db, specs, processes=processes, give_up_after=give_up_after, on_progress=on_progress)
-    enforce(db, images, ObjectStore(store), EMPTIED)
+    enforce(db, images, ObjectStore(store))
     mark_duplicates(images, config.duplicates)
     return Curated(run, tuple(drop_report(images)))
 

@@ -97,14 +97,6 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 """What each stage writes, in the order of the stages; those after `duplicate` are run by captioning."""
 
-EMPTIED: Mapping[str, object] = {
-    column: None
-    for columns in (SOURCE_COLUMNS, *STAGE_COLUMNS.values())
-    for column in columns
-    if column not in ("image_name", "uri", "source", "held_out", "fetch_drop")
-}
-"""What a row taken down loses."""
-
 QUEUE_STAGES = ("fetch", "probe", "hashes", "pixels", "captions")
 KEPT = (
     "captions_drop = '' AND duplicate_drop = '' AND coalesce(describe_drop, '') = '' AND coalesce(check_drop, '') = ''"

@@ -51,6 +51,8 @@ _COLUMNS = {
     "reason": "text",
     "added_at": "timestamptz",
 }
+_KEPT = ("image_name", "uri", "source", "held_out", "fetch_drop")
+"""What a row taken down still says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,11 +253,12 @@ def _snapshot_path(store: Path) -> Path:
     return store / "takedowns.json"
 
 
-def enforce(db: Database, images: Table, store: ObjectStore, emptied: Mapping[str, object]) -> int:
+def enforce(db: Database, images: Table, store: ObjectStore) -> int:
     """Take out every stored picture that a takedown refuses; how many rows were emptied.
 
-    `emptied` are the columns of a row taken down, all but its name, address and verdict. Bytes go first: stopped in
-    between, the next run finds the row again. What was found by its looks is refused by its bytes from then on.
+    A row taken down keeps its name, address and verdict; all other columns ever declared are emptied, whoever writes
+    them. Bytes go first: stopped in between, the next run finds the row again. What was found by its looks is refused by
+    its bytes from then on.
     """
     refusals = Refusals.of(read_takedowns(db))
     if not refusals.takedowns:
@@ -265,6 +268,7 @@ def enforce(db: Database, images: Table, store: ObjectStore, emptied: Mapping[st
         store.remove(row["image_path"])
     copies = [_copy(row, drop) for row, drop in found if refusals.by_value.get(row["md5"]) is None]
     takedowns_table(db).insert_missing(_as_row(copy) for copy in copies)
+    emptied = dict.fromkeys(column for column in images.columns if column not in _KEPT)
     updates = ({"image_name": row["image_name"], **emptied, "fetch_drop": drop} for row, drop in found)
     return images.update(updates) if found else 0
 
