@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/pleinair run demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # Everything CI checks beside the tests: style, types, import ranks, spelling.
 check: $(VENV)/installed
