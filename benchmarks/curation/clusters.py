@@ -1,9 +1,9 @@
 """Hierarchical k-means against the published toy, and what its sampling does for the rare.
 
-    hier_kl_*         9,000 points of three Gaussians and a uniform floor on [-3, 3]^2: the Kullback-Leibler divergence of
-                      the top centroids' density (Gaussian kernel, 0.5) from uniform. Published: 0.340 for one level of
-                      300, 0.132 for two, 0.081 for three, 0.042 with resampling; 300 uniform points themselves give 0.040.
-    hier_ring_count   the published ring example: 29,700 points, [1000, 300] clusters, 1,000 asked for
+hier_kl_*         9,000 points of three Gaussians and a uniform floor on [-3, 3]^2: the Kullback-Leibler divergence of
+                  the top centroids' density (Gaussian kernel, 0.5) from uniform. Published: 0.340 for one level of
+                  300, 0.132 for two, 0.081 for three, 0.042 with resampling; 300 uniform points themselves give 0.040.
+hier_ring_count   the published ring example: 29,700 points, [1000, 300] clusters, 1,000 asked for
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.krablet.rounds import Result, result
 from pleinair.curation.hierarchy import HierarchyConfig, cluster_hierarchy, sample_hierarchy
-from pleinair.curation.kmeans import Points, kmeans
+from pleinair.curation.kmeans import Points
 
 PUBLISHED = {"1": 0.340, "2": 0.132, "3": 0.081, "3r": 0.042}
 LEVELS = {"1": (300,), "2": (1500, 300), "3": (3000, 1000, 300), "3r": (3000, 1000, 300)}
@@ -23,7 +23,9 @@ LEVELS = {"1": (300,), "2": (1500, 300), "3": (3000, 1000, 300), "3r": (3000, 10
 
 def toy(rng: np.random.Generator) -> Points:
     """The 9,000 points."""
-    parts = [rng.normal(centre, 0.5, (count, 2)) for centre, count in (((-1, -1), 7000), ((1, -1), 1000), ((0, 1), 500))]
+    parts = [
+        rng.normal(centre, 0.5, (count, 2)) for centre, count in (((-1, -1), 7000), ((1, -1), 1000), ((0, 1), 500))
+    ]
     return np.concatenate([*parts, rng.uniform(-3, 3, (500, 2))]).astype(np.float32)
 
 
@@ -62,9 +64,17 @@ def measure(rounds: int = 3) -> list[Result]:
             kls[name].append(divergence_from_uniform(centroids))
             print(f"  seed {seed}, {name}: KL {kls[name][-1]:.3f}, {time.process_time() - began:.0f} CPU-s", flush=True)
     rows = [
-        result(f"hier_kl_{name}", float(np.mean(values)), "nat", "published", np.mean(values) / PUBLISHED[name] if name in PUBLISHED else None)
+        result(
+            f"hier_kl_{name}",
+            float(np.mean(values)),
+            "nat",
+            "published",
+            np.mean(values) / PUBLISHED[name] if name in PUBLISHED else None,
+        )
         for name, values in kls.items()
     ]
     config = HierarchyConfig(num_clusters=(1000, 300), resample_points=(15, 2))
-    chosen = sample_hierarchy(cluster_hierarchy(rings(np.random.default_rng(0)), config), 1000, rng=np.random.default_rng(0))
+    chosen = sample_hierarchy(
+        cluster_hierarchy(rings(np.random.default_rng(0)), config), 1000, rng=np.random.default_rng(0)
+    )
     return [*rows, result("hier_ring_count", float(len(np.unique(chosen))), "points")]

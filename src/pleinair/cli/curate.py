@@ -70,7 +70,7 @@ def curate(options: argparse.Namespace) -> int:
         )
     line.close()
     print(drop_table(done.drops), flush=True)
-    return _report_stuck(done.run)
+    return report_stuck(done.run)
 
 
 def show_workers(line: ProgressLine, now: Progress) -> None:
@@ -94,7 +94,7 @@ def drop_table(drops: tuple[StageDrops, ...]) -> str:
     return "\n".join(lines)
 
 
-def _report_stuck(run: RunSummary) -> int:
+def report_stuck(run: RunSummary) -> int:
     """Say which rows keep failing, and why."""
     stuck = [(stage, row) for stage, rows in run.stuck.items() for row in rows]
     for stage, row in stuck[:5]:

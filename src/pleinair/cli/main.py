@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from pleinair.cli import curate, export, fetch, ingest, krablet, run, sample, sql
+    from pleinair.cli import cluster, curate, embed, export, fetch, ingest, krablet, run, sample, sql, tags, tower
 
     parser = argparse.ArgumentParser(
         prog="pleinair",
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for noun in (run, sample, ingest, curate, export, fetch, krablet):
+    for noun in (run, sample, ingest, curate, embed, cluster, tags, tower, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

