@@ -126,7 +126,7 @@ def put_vectors(store: ObjectStore, vectors_ND: npt.NDArray[np.float32]) -> list
     """Store vectors as one file; the place of each, `path#row`. Raises ValueError for vectors that are not finite."""
     if not np.isfinite(vectors_ND).all():
         raise ValueError("an encoder gave infinities or NaN: check its weights and precision")
-    fits_half = float(np.abs(vectors_ND).max(initial=0)) <= np.finfo(np.float16).max
+    fits_half = float(np.abs(vectors_ND).max(initial=0)) <= float(np.finfo(np.float16).max)
     written = io.BytesIO()
     np.save(written, vectors_ND.astype(np.float16 if fits_half else np.float32), allow_pickle=False)
     path = store.put(written.getvalue())

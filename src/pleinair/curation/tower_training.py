@@ -35,7 +35,7 @@ COLUMNS = (
 class TowerTrainingConfig:
     """How the towers are trained."""
 
-    epochs: int = 60
+    epochs: int = 40
     """Passes over the pictures."""
     batch_size: int = 512
     """Pictures in a step; each is a wrong answer for every other."""
@@ -43,6 +43,8 @@ class TowerTrainingConfig:
     """Peak rate of AdamW."""
     weight_decay: float = 0.05
     """Decoupled, on matrices."""
+    buckets: int = 16384
+    """Rows of the text tower's hashed table; most of the model."""
     seed: int = 0
     """Of weights, order, and which way a step says its pictures."""
 
@@ -124,7 +126,9 @@ def train_two_tower(
         raise ConfigError(f"{len(spoken.names)} pictures cannot be told apart: give two or more with captions")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        sizes = TwoTowerConfig(encoder_name=spoken.encoder_name, embedding_width=spoken.vectors_NE.shape[1])
+        sizes = TwoTowerConfig(
+            encoder_name=spoken.encoder_name, embedding_width=spoken.vectors_NE.shape[1], buckets=config.buckets
+        )
         model = TwoTower(sizes)
     vectors_NE = torch.from_numpy(spoken.vectors_NE)
     model.set_statistics(vectors_NE)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pleinair.curation.kmeans import Indices
 
-_PRIOR_WEIGHT = 500.0
+_PRIOR_WEIGHT = 50.0  # words that the prior counts as; groups of a few pictures have about as many
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class TwoTowerConfig:
     """Size of the shared space."""
     hidden: int = 512
     """Hidden width of both towers."""
-    buckets: int = 32768
+    buckets: int = 16384
     """Rows of the hashed table of words, word pairs and letter groups."""
     dropout: float = 0.2
     """Of the frozen vector's entries and of the bag's, while training."""
@@ -124,14 +124,14 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def text_buckets(text: str, num_buckets: int) -> tuple[int, ...]:
-    """Rows of the hashed table a text reads: each word, each pair of neighbours, each 3 and 4 letters of a word."""
+    """Rows of the hashed table a text reads: each word, each pair of neighbours, each 4 letters of a longer word."""
     words = words_of(text)
     if not words:
         raise ValueError(f"the text {text!r:.60} has no letter or digit: give words")
     pieces = [*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))]
     for word in words:
         edged = f"<{word}>"
-        pieces += [edged[at : at + size] for size in (3, 4) for at in range(len(edged) - size + 1) if len(edged) > size]
+        pieces += [edged[at : at + 4] for at in range(len(edged) - 3) if len(edged) > 4]
     return tuple(zlib.crc32(piece.encode()) % num_buckets for piece in pieces)
 
 
