@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pleinair.curation.small_training import TrainingProgress
 from pleinair.curation.tags import best_cut, codes_of, name_features, picture_tags, quality_of, train_sparse_autoencoder
@@ -108,26 +111,33 @@ class StoppedError(Exception):
     """What a person pressing Ctrl-C stands for."""
 
 
+def train_codes(**more: Any) -> nn.Module:
+    config = SparseAutoencoderConfig(features=32, active=more.pop("size", 3), epochs=6, batch_size=32)
+    return train_sparse_autoencoder(dictionary_vectors(200)[0], config, **more)
+
+
+def train_towers(**more: Any) -> nn.Module:
+    config = TowerTrainingConfig(epochs=10, batch_size=53, buckets=16 * more.pop("size", 3))
+    return train_two_tower(spoken(held_out=False), config, **more)
+
+
+@pytest.mark.parametrize("train", [train_codes, train_towers])
 def test_a_training_stopped_in_between_ends_with_the_weights_of_one_that_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pleinair.curation.small_training.STEPS_PER_SAVE", 10)
-    vectors = dictionary_vectors(200)[0]
-    config = SparseAutoencoderConfig(features=32, active=3, epochs=6, batch_size=32)
 
     def stop(now: TrainingProgress) -> None:
         if now.step == 20:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        train_sparse_autoencoder(vectors, config, resume_dir=tmp_path, on_progress=stop)
-    resumed = train_sparse_autoencoder(vectors, config, resume_dir=tmp_path)
-    straight = train_sparse_autoencoder(vectors, config)
+        train(resume_dir=tmp_path, on_progress=stop)
+    resumed, straight = train(resume_dir=tmp_path), train()
     for name, tensor in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
-    other = SparseAutoencoderConfig(features=32, active=4, epochs=6, batch_size=32)
     with pytest.raises(CheckpointError, match="from another configuration or other pictures"):
-        train_sparse_autoencoder(vectors, other, resume_dir=tmp_path)
+        train(resume_dir=tmp_path, size=4)
 
 
 def dictionary_vectors(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

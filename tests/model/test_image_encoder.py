@@ -125,11 +125,11 @@ def test_padding_is_tensorflows_which_puts_the_odd_pixel_below_and_right() -> No
     nn.init.ones_(layer.weight)
     nn.init.zeros_(layer.bias)
     x = torch.zeros(1, 1, 4, 4)
-    x[0, 0, 0, 0] = 1.0
-    assert layer(x)[0, 0].tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    x[0, 0, 2, 2] = 1.0
+    assert layer(x)[0, 0].tolist() == [[1.0, 1.0], [1.0, 1.0]]
     x = torch.zeros(1, 1, 4, 4)
-    x[0, 0, 3, 3] = 1.0
-    assert layer(x)[0, 0].tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    x[0, 0, 1, 1] = 1.0
+    assert layer(x)[0, 0].tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
 def test_missing_weights_name_the_command_that_brings_them(tmp_path: Path) -> None:
