@@ -10,14 +10,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.curation import captioning, entities, takedowns, web
+from benchmarks.curation import captioning, clusters, embeddings, entities, semantic, tags, tail, takedowns, web
 from benchmarks.krablet.rounds import Result, commit, machine
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "captioning": captioning.measure,
+    "clusters": clusters.measure,
+    "embeddings": embeddings.measure,
     "entities": entities.measure,
     "entities-full-size": entities.measure_full_size,
+    "semantic": lambda rounds: semantic.measure(),
+    "tags": lambda rounds: tags.measure(),
+    "tail": lambda rounds: tail.measure(),
     "takedowns": lambda rounds: takedowns.measure(),
     "web": lambda rounds: web.measure(),
 }

@@ -19,7 +19,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from pleinair.cli import (
         caption,
+        cluster,
         curate,
+        embed,
         entities,
         export,
         fetch,
@@ -28,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         run,
         sample,
         sql,
+        tags,
         takedown,
+        tower,
     )
 
     parser = argparse.ArgumentParser(
@@ -38,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for noun in (run, sample, ingest, curate, caption, takedown, entities, export, fetch, krablet):
+    curating = (ingest, curate, caption, embed, cluster, tags, tower, entities, takedown)
+    for noun in (run, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

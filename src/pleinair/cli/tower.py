@@ -1,0 +1,77 @@
+"""`pleinair tower` and `pleinair find`: the image-text model on the project's captions, and search by words."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pleinair.cli.curate import add_warehouse_options, open_warehouse
+
+
+def register(verbs: Any) -> None:
+    """Add the verbs `tower` and `find`."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "tower",
+        help="train the image-text model on the captions",
+        description="Train the two-tower model on embedded, captioned pictures and measure it on held-out ones.",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. epochs=20")
+    add_warehouse_options(parser)
+    parser.set_defaults(run=tower)
+    search: argparse.ArgumentParser = verbs.add_parser("find", help="pictures that fit a text best")
+    search.add_argument("text", help="what to look for, in words")
+    search.add_argument("--most", type=int, default=10, help="how many (default: %(default)s)")
+    add_warehouse_options(search)
+    search.set_defaults(run=find)
+
+
+def model_path(home: Path) -> Path:
+    """Where the trained model is kept."""
+    return home / "models" / "two-tower.safetensors"
+
+
+def tower(options: argparse.Namespace) -> int:
+    """Train, save, and print recall on held-out pictures. A training that was stopped goes on."""
+    from pleinair.cli.tags import training_line
+    from pleinair.config import override
+    from pleinair.curation import STYLES, ObjectStore
+    from pleinair.curation.embeddings import embedded_table
+    from pleinair.curation.tower_file import save_two_tower
+    from pleinair.curation.tower_training import TowerTrainingConfig, read_spoken, retrieval, train_two_tower
+
+    config = override(TowerTrainingConfig(), options.set)
+    resume_dir = options.home / "training" / "two-tower"
+    with open_warehouse(options) as db:
+        words = {name: style.words for name, style in STYLES.items()}
+        seen, unseen = read_spoken(embedded_table(db), ObjectStore(options.home / "store"), words)
+    model = train_two_tower(seen, config, resume_dir=resume_dir, on_progress=training_line("tower"))
+    save_two_tower(model, model_path(options.home))
+    shutil.rmtree(resume_dir, ignore_errors=True)
+    print(f"trained on {len(seen.names)} pictures: {model_path(options.home)}")
+    if unseen.names:
+        recall = retrieval(model, unseen)
+        for way, shares in (("text to picture", recall.text_to_picture), ("picture to text", recall.picture_to_text)):
+            first, five, ten = (f"{share:.1%}" for share in shares)
+            print(f"{way}: recall@1 {first}, @5 {five}, @10 {ten} among {recall.num_pictures} held-out pictures")
+    return 0
+
+
+def find(options: argparse.Namespace) -> int:
+    """Print the pictures that fit a text best, best first."""
+    import torch
+
+    from pleinair.curation import KEPT, ObjectStore
+    from pleinair.curation.embeddings import embedded_table, read_embeddings
+    from pleinair.curation.tower_file import load_two_tower
+
+    model = load_two_tower(model_path(options.home))
+    with open_warehouse(options) as db:
+        pictures = read_embeddings(embedded_table(db), ObjectStore(options.home / "store"), where=KEPT)
+    with torch.inference_mode():
+        images_ND = model.image_features(torch.from_numpy(pictures.vectors_ND))
+        scores_N = (images_ND @ model.text_features([options.text])[0]).numpy()
+    for row in (-scores_N).argsort()[: options.most]:
+        print(f"{scores_N[row]:.3f}  {pictures.names[row]}")
+    return 0
