@@ -67,7 +67,7 @@ def greedy_start(points_ND: Points, num_clusters: int, rng: np.random.Generator)
     that leaves the smallest sum of distances is chosen.
     """
     num_candidates = 2 + int(np.log(num_clusters))
-    square_N = np.einsum("nd,nd->n", points_ND, points_ND)
+    square_N = np.einsum("ij,ij->i", points_ND, points_ND)
     chosen = np.empty(num_clusters, dtype=np.int64)
     chosen[0] = rng.integers(len(points_ND))
     nearest_N = _distances(points_ND, square_N, chosen[:1])[:, 0]
