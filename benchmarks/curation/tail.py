@@ -1,6 +1,6 @@
 """What balanced sampling does for the rare, against random sampling of the same budget, over seeds.
 
-    tail_cifar        CIFAR-10 made long-tailed (2,000 pictures of one class down to 20, classes dealt anew per seed): share
+    tail_cifar        CIFAR-10 made long-tailed (1,850 pictures of one class down to 18, classes dealt anew per seed): share
                       of the sample from the three rarest classes
     tail_drawings     share of the tags of at most 20 drawings that at least one sampled drawing has
     tail_openclipart  the same for keywords of at most 5 clip-arts
