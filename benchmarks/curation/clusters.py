@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.krablet.rounds import Result, result
-from pleinair.curation.hierarchy import HierarchyConfig, cluster_hierarchy, sample_hierarchy
-from pleinair.curation.kmeans import Points
+from pleinair.curation.clusters.hierarchy import HierarchyConfig, cluster_hierarchy, sample_hierarchy
+from pleinair.curation.clusters.kmeans import Points
 
 PUBLISHED = {"1": 0.340, "2": 0.132, "3": 0.081, "3r": 0.042}
 LEVELS = {"1": (300,), "2": (1500, 300), "3": (3000, 1000, 300), "3r": (3000, 1000, 300)}

@@ -16,10 +16,10 @@ from PIL import Image
 from benchmarks.curation.pools import encoder, pool
 from benchmarks.curation.tags import some_drawings
 from benchmarks.krablet.rounds import Result, result
-from pleinair.curation.clusters import leading_directions, levels_for
-from pleinair.curation.hierarchy import cluster_hierarchy
+from pleinair.curation.clusters.hierarchy import cluster_hierarchy
+from pleinair.curation.clusters.semantic import near_pairs
+from pleinair.curation.clusters.warehouse import leading_directions, levels_for
 from pleinair.curation.pictures import Pixels
-from pleinair.curation.semantic import near_pairs
 
 NUM_PLANTED = 300
 THRESHOLDS = (0.85, 0.9, 0.95)

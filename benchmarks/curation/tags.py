@@ -20,7 +20,7 @@ from benchmarks.curation.pools import encoder, pool
 from benchmarks.krablet.rounds import Result, result
 from pleinair.cli.places import cache_dir
 from pleinair.curation.pictures import Pixels, decode
-from pleinair.curation.small_training import TrainingProgress
+from pleinair.curation.small_models.loop import TrainingProgress
 from pleinair.curation.sources import DrawingsSource, open_image
 from pleinair.curation.sources.drawings import TRAINING_STYLES
 from pleinair.curation.tags import (

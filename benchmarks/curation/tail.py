@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from benchmarks.curation.pools import Pool, pool
 from benchmarks.krablet.rounds import Result, result
-from pleinair.curation.clusters import leading_directions, levels_for
-from pleinair.curation.hierarchy import Hierarchy, HierarchyConfig, cluster_hierarchy, sample_hierarchy
+from pleinair.curation.clusters.hierarchy import Hierarchy, HierarchyConfig, cluster_hierarchy, sample_hierarchy
+from pleinair.curation.clusters.warehouse import leading_directions, levels_for
 
 Rows = npt.NDArray[np.int64]
 T_95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262}

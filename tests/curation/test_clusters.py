@@ -14,8 +14,18 @@ from pleinair import krablet
 from pleinair.cli.cluster import ask_for_decision
 from pleinair.cli.main import main
 from pleinair.curation import ObjectStore
-from pleinair.curation.cluster_names import ClusterName, name_by_model, name_by_words, read_answer
-from pleinair.curation.clusters import (
+from pleinair.curation.clusters.hierarchy import HierarchyConfig
+from pleinair.curation.clusters.names import ClusterName, name_by_model, name_by_words, read_answer
+from pleinair.curation.clusters.reviews import (
+    apply_reviews,
+    decide,
+    read_clusters,
+    read_events,
+    record_flags,
+    to_review,
+)
+from pleinair.curation.clusters.semantic import near_pairs, semantic_duplicates
+from pleinair.curation.clusters.warehouse import (
     ClusterConfig,
     ClusterRow,
     FlagLimits,
@@ -31,9 +41,6 @@ from pleinair.curation.embeddings import (
     put_vectors,
     read_embeddings,
 )
-from pleinair.curation.hierarchy import HierarchyConfig
-from pleinair.curation.reviews import apply_reviews, decide, read_clusters, read_events, record_flags, to_review
-from pleinair.curation.semantic import near_pairs, semantic_duplicates
 from pleinair.krablet import Database
 from pleinair.model.image_encoder import Embeddings, Picture
 from pleinair.records.errors import ConfigError, SourceError
@@ -294,7 +301,7 @@ def test_a_models_answer_names_and_flags_and_nonsense_falls_back_to_words() -> N
 
 
 def test_every_near_pair_is_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pleinair.curation.semantic._BLOCK", 7)
+    monkeypatch.setattr("pleinair.curation.clusters.semantic._BLOCK", 7)
     unit = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     naive = [(i, j) for i in range(40) for j in range(i + 1, 40) if unit[i] @ unit[j] >= 0.9]

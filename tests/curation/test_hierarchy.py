@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.curation.clusters import divergence_from_uniform, toy
-from pleinair.curation.hierarchy import (
+from pleinair.curation.clusters.hierarchy import (
     Hierarchy,
     HierarchyConfig,
     balanced_shares,
@@ -16,7 +16,7 @@ from pleinair.curation.hierarchy import (
     nearest_points,
     sample_hierarchy,
 )
-from pleinair.curation.kmeans import Points, assign, greedy_start, kmeans
+from pleinair.curation.clusters.kmeans import Points, assign, greedy_start, kmeans
 from pleinair.records.errors import ConfigError
 
 

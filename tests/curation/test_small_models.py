@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from pleinair.curation.small_training import TrainingProgress
+from pleinair.curation.small_models.loop import TrainingProgress
+from pleinair.curation.small_models.tower import SpokenPictures, TowerTrainingConfig, retrieval, train_two_tower
+from pleinair.curation.small_models.tower_file import load_two_tower, save_two_tower
 from pleinair.curation.tags import best_cut, codes_of, name_features, picture_tags, quality_of, train_sparse_autoencoder
-from pleinair.curation.tower_file import load_two_tower, save_two_tower
-from pleinair.curation.tower_training import SpokenPictures, TowerTrainingConfig, retrieval, train_two_tower
 from pleinair.curation.vocabulary import Vocabulary
 from pleinair.model.image_encoder import Embeddings, Picture
 from pleinair.model.sparse_autoencoder import SparseAutoencoder, SparseAutoencoderConfig
@@ -125,7 +125,7 @@ def train_towers(**more: Any) -> nn.Module:
 def test_a_training_stopped_in_between_ends_with_the_weights_of_one_that_was_not(
     train: Callable[..., nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pleinair.curation.small_training.STEPS_PER_SAVE", 10)
+    monkeypatch.setattr("pleinair.curation.small_models.loop.STEPS_PER_SAVE", 10)
 
     def stop(now: TrainingProgress) -> None:
         if now.step == 20:

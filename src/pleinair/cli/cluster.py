@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pleinair.cli.curate import add_warehouse_options, open_warehouse
 
 if TYPE_CHECKING:
-    from pleinair.curation.clusters import ClusterRow
+    from pleinair.curation.clusters.warehouse import ClusterRow
 
 Answer = Literal["keep", "drop", "skip"]
 
@@ -50,8 +50,8 @@ def cluster(options: argparse.Namespace) -> int:
     from pleinair.cli.progress import ProgressLine
     from pleinair.config import override
     from pleinair.curation import ObjectStore
-    from pleinair.curation.clusters import ClusterConfig, cluster_pictures, clustered_table
-    from pleinair.curation.reviews import apply_reviews, decisions, read_events, record_flags, to_review
+    from pleinair.curation.clusters.reviews import apply_reviews, decisions, read_events, record_flags, to_review
+    from pleinair.curation.clusters.warehouse import ClusterConfig, cluster_pictures, clustered_table
     from pleinair.curation.sheets import write_cluster_page
 
     config, line = override(ClusterConfig(), options.set), ProgressLine("k-means runs")
@@ -72,7 +72,7 @@ def cluster(options: argparse.Namespace) -> int:
 
 def review(options: argparse.Namespace) -> int:
     """Record a decision, or ask for one after the other."""
-    from pleinair.curation.reviews import decide, decisions, newest_run, read_clusters, read_events, to_review
+    from pleinair.curation.clusters.reviews import decide, decisions, newest_run, read_clusters, read_events, to_review
     from pleinair.records.errors import ConfigError
 
     if options.decision and not options.cluster:

@@ -12,7 +12,7 @@ from pleinair.cli.curate import add_warehouse_options, open_warehouse
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pleinair.curation.small_training import TrainingProgress
+    from pleinair.curation.small_models.loop import TrainingProgress
 
 
 def register(verbs: Any) -> None:

@@ -38,8 +38,8 @@ def tower(options: argparse.Namespace) -> int:
     from pleinair.config import override
     from pleinair.curation import STYLES, ObjectStore
     from pleinair.curation.embeddings import embedded_table
-    from pleinair.curation.tower_file import save_two_tower
-    from pleinair.curation.tower_training import TowerTrainingConfig, read_spoken, retrieval, train_two_tower
+    from pleinair.curation.small_models.tower import TowerTrainingConfig, read_spoken, retrieval, train_two_tower
+    from pleinair.curation.small_models.tower_file import save_two_tower
 
     config = override(TowerTrainingConfig(), options.set)
     resume_dir = options.home / "training" / "two-tower"
@@ -64,7 +64,7 @@ def find(options: argparse.Namespace) -> int:
 
     from pleinair.curation import KEPT, ObjectStore
     from pleinair.curation.embeddings import embedded_table, read_embeddings
-    from pleinair.curation.tower_file import load_two_tower
+    from pleinair.curation.small_models.tower_file import load_two_tower
 
     model = load_two_tower(model_path(options.home))
     with open_warehouse(options) as db:

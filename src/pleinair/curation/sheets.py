@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pleinair.curation.clusters import ClusterRow
+from pleinair.curation.clusters.warehouse import ClusterRow
 from pleinair.curation.pictures import decode
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.tags import FeatureTag

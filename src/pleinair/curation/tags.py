@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 
 from pleinair.config import config_digest
+from pleinair.curation.clusters.kmeans import Indices
 from pleinair.curation.embeddings import embedded_table, read_embeddings
-from pleinair.curation.kmeans import Indices
-from pleinair.curation.small_training import TrainingProgress, batch_of, train_resumably
+from pleinair.curation.small_models.loop import TrainingProgress, batch_of, train_resumably
 from pleinair.curation.stages import IMAGES, KEPT
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.vocabulary import Vocabulary

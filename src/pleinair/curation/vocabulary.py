@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pleinair.curation.kmeans import Indices
+from pleinair.curation.clusters.kmeans import Indices
 
 _PRIOR_WEIGHT = 50.0  # words that the prior counts as; groups of a few pictures have about as many
 

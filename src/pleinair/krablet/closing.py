@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Self
 
 
-class Closing:
+class Closing(ABC):
     """A context manager that gives itself and calls its `close`."""
 
+    @abstractmethod
     def close(self) -> object:
-        raise NotImplementedError
+        """Give back what is held."""
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@
     words, word pairs, letter groups --mean of vectors, MLP--> text features (B, D) /
 
 No CLIP or SigLIP weights come as a package, so this one is trained on the project's captions
-(pleinair.curation.tower_training). The text tower hashes what it reads into a fixed table, as fastText does: letter groups
+(pleinair.curation.small_models.tower). The text tower hashes what it reads into a fixed table, as fastText does: letter groups
 let it place a word that no caption held beside those it resembles. It knows nothing of word order beyond pairs.
 
 B batch, E embedding width, D features, T texts.

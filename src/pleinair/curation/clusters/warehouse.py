@@ -4,7 +4,7 @@
                                       `--> clusters: one row each with size, name, words, flags, the pictures nearest
 
 Everything depends on the pictures, their vectors and the configuration alone, and so does the name of the run: the same
-command gives the same clusters under the same names, and decisions taken on them (pleinair.curation.reviews) still hold.
+command gives the same clusters under the same names, and decisions taken on them (pleinair.curation.clusters.reviews) still hold.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pleinair.config import config_digest
-from pleinair.curation.cluster_names import Namer, name_by_words
+from pleinair.curation.clusters.hierarchy import Hierarchy, HierarchyConfig, cluster_hierarchy
+from pleinair.curation.clusters.kmeans import Indices, Points
+from pleinair.curation.clusters.names import Namer, name_by_words
 from pleinair.curation.embeddings import Embedded, embedded_table, read_embeddings
-from pleinair.curation.hierarchy import Hierarchy, HierarchyConfig, cluster_hierarchy
-from pleinair.curation.kmeans import Indices, Points
 from pleinair.curation.stages import IMAGES, KEPT
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.vocabulary import Vocabulary

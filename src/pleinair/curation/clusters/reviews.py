@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from pleinair.curation.clusters import ClusterRow, clustered_table, clusters_table
+from pleinair.curation.clusters.warehouse import ClusterRow, clustered_table, clusters_table
 from pleinair.krablet import Database, Table
 from pleinair.records.errors import ConfigError
 

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pleinair.curation.kmeans import Clustering, Indices, Points, assign, kmeans
+from pleinair.curation.clusters.kmeans import Clustering, Indices, Points, assign, kmeans
 from pleinair.records.errors import ConfigError
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pleinair.curation.clusters.kmeans import Indices
 from pleinair.curation.duplicates import groups
 from pleinair.curation.hamming import Pairs
-from pleinair.curation.kmeans import Indices
 
 _BLOCK = 2048
 

@@ -18,7 +18,7 @@ import torch
 
 from pleinair.config import config_digest
 from pleinair.curation.embeddings import get_vectors
-from pleinair.curation.small_training import TrainingProgress, batch_of, train_resumably
+from pleinair.curation.small_models.loop import TrainingProgress, batch_of, train_resumably
 from pleinair.curation.stages import KEPT
 from pleinair.curation.store import ObjectStore
 from pleinair.krablet import Table
