@@ -88,7 +88,6 @@ def test_every_picture_is_kept_or_dropped_with_its_reason(database: Database, pi
     assert ingested(database, pictures) == Ingested(12, 12, 0)
     done = curated(database, pictures)
     assert done.run.stuck == {name: [] for name in done.run.stuck}
-    captioning = ("ocr", "describe", "reformat", "check")
     assert reasons(done.drops) == {
         "fetch": {"broken": 1},
         "probe": {"aspect": 1, "broken": 1, "small": 1},
@@ -96,7 +95,6 @@ def test_every_picture_is_kept_or_dropped_with_its_reason(database: Database, pi
         "pixels": {"entropy": 1},
         "captions": {"caption": 2},
         "duplicate": {"duplicate": 1},
-        **{stage: {} for stage in captioning},
     }
     assert [(stage.num_in, stage.num_dropped) for stage in done.drops] == [
         (12, 1),
@@ -105,7 +103,6 @@ def test_every_picture_is_kept_or_dropped_with_its_reason(database: Database, pi
         (8, 1),
         (7, 2),
         (7, 1),
-        *[(0, 0) for _ in captioning],
     ]
     assert sorted(rows(database, KEPT)) == ["good-0.png", "good-1.png", "good-2.png", "good-drawing.svg"]
     found = rows(database)
@@ -205,7 +202,7 @@ def test_a_curation_killed_at_any_moment_goes_on_to_the_same_rows(database: Data
         for stage in ("fetch", "probe", "hashes", "pixels", "captions"):
             connection.execute(f"UPDATE images SET {stage}_leased_until = now() WHERE {stage}_leased_until IS NOT NULL")  # type: ignore[arg-type]
     done = curated(database, folder)
-    assert [(stage.stage, stage.num_in) for stage in done.drops[:6]] == [
+    assert [(stage.stage, stage.num_in) for stage in done.drops] == [
         (name, 150) for name in ("fetch", "probe", "hashes", "pixels", "captions", "duplicate")
     ]
     assert sorted(rows(database, KEPT)) == [f"{seed:03d}.png" for seed in range(0, 150, 2)]

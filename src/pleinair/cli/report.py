@@ -62,7 +62,7 @@ def report_step(work: Workspace, db: Database, evaluated: Evaluated, seconds: di
         **evaluated.metrics,
         "seconds_total": sum(seconds.values()),
         "seconds": seconds,
-        "pictures_in": max(stage.num_in for stage in drops),
+        "pictures_in": max((stage.num_in for stage in drops), default=0),
         **{f"dropped_{stage.stage}": stage.num_dropped for stage in drops},
         "training_steps": sum(phase.num_steps for phase in work.recipe.phases),
         "commit": commit(),

@@ -41,8 +41,9 @@ class StageDrops:
 
 
 def drop_report(images: Table, *, num_examples: int = 8) -> list[StageDrops]:
-    """One entry per stage, in the order of the stages. Reads only dropped rows; examples are the first by name."""
-    return [_stage_drops(images, stage, num_examples) for stage in STAGE_COLUMNS]
+    """One entry per stage that has looked at a picture, in their order. Reads only dropped rows; examples are the first."""
+    found = [_stage_drops(images, stage, num_examples) for stage in STAGE_COLUMNS]
+    return [stage for stage in found if stage.num_in]
 
 
 def _stage_drops(images: Table, stage: str, num_examples: int) -> StageDrops:
