@@ -22,6 +22,7 @@ from pleinair.krablet import moves
 from pleinair.krablet.funnel import wire
 from pleinair.krablet.funnel.client import AsyncFunnelClient, FunnelClient
 from pleinair.krablet.funnel.errors import FunnelError, MutationError, moved
+from pleinair.krablet.funnel.routes import Routes
 from pleinair.krablet.shards import slot_of
 from pleinair.records.errors import ConfigError, QueueError
 from tests.krablet.conftest import empty_databases
@@ -281,3 +282,35 @@ def test_what_is_sent_again_of_a_slot_that_was_refused_is_withdrawn(tmp_path: Pa
         asyncio.run(work())
     assert frames[0] == [0, 1, [["stats", ["name", "hits"], [key, 1] * 3]]]
     assert frames[1] == [1, 2, [["", ["slot"], [slot_of(key)] * 2]]]
+
+
+def test_asking_over_a_connection_that_was_just_lost_is_refused_with_a_sentence(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        client.upsert("stats", {"name": "fox", "hits": 1}).result(60)
+        link = client._routes.links[1]
+
+        async def ask_at_once() -> None:
+            assert link._wire is not None
+            await link._wire.lost.wait()
+            await link.ask(wire.SLOTS)
+
+        asked = asyncio.run_coroutine_threadsafe(ask_at_once(), client._loop)
+        time.sleep(0.2)
+        cluster.restart(1)
+        with pytest.raises(FunnelError, match="the connection to the funnel was lost|no connection to the funnel now"):
+            asked.result(60)
+
+
+def test_a_client_that_breaks_says_so_instead_of_waiting(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = cluster.key_on(1)
+
+    async def broken(self: Routes) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(FunnelError, match=r"broke \(ZeroDivisionError.*open another"), cluster.client() as client:
+        client.upsert("stats", {"name": key, "hits": 1}).result(60)
+        monkeypatch.setattr(Routes, "_ask_all", broken)
+        moves.move_slots(cluster.database.shards, [slot_of(key)], 2)
+        with pytest.raises(FunnelError, match="broke"):
+            client.upsert("stats", {"name": key, "hits": 1}).result(60)
+        client.upsert("stats", {"name": key, "hits": 1})

@@ -300,7 +300,7 @@ class Link:
         if self._wire is not None:
             self._wire.abort()
 
-    def close(self, reason: str = "this client is closed: open another one") -> None:
+    def close(self, reason: str) -> None:
         self._give_up(FunnelError(reason))
 
     def received(self, wire_: _Wire, message: list[Any]) -> None:
@@ -372,6 +372,7 @@ class _Wire(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None  # uvloop raises on a transport that is closed
         if error is not None:
             self.trouble = f"{self.address}: {error}"
         self.lost.set()

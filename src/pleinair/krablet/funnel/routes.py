@@ -14,6 +14,7 @@ between. The map is what the servers say of themselves; an old map costs a detou
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -27,6 +28,8 @@ from pleinair.krablet.funnel.errors import FunnelError
 from pleinair.krablet.funnel.link import Link, LinkSettings, Mutation
 from pleinair.krablet.shards import NUM_SLOTS, slot_of
 from pleinair.records.errors import QueueError
+
+logger = logging.getLogger("pleinair.krablet.funnel.client")
 
 _PAUSE_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
@@ -86,6 +89,7 @@ class Routes:
         self._patience_seconds = settings.patience_seconds
         self._lock = lock
         self.settled = on_settled
+        self._failure: FunnelError | None = None
         self._loop = asyncio.get_running_loop()
         self._needed = asyncio.Event()
         self._detours: dict[int, _Detour] = {}
@@ -105,7 +109,16 @@ class Routes:
 
     def running(self) -> list[Coroutine[Any, Any, None]]:
         """What is to run in the event loop for as long as the client lives."""
-        return [*(link.run() for link in self.links), *([self._look_for_slots()] if self.routed else [])]
+        needed = [*(link.run() for link in self.links), *([self._look_for_slots()] if self.routed else [])]
+        return [self._watched(running) for running in needed]
+
+    async def _watched(self, running: Coroutine[Any, Any, None]) -> None:
+        """A fault of this program ends the client with a sentence, else it would wait for answers for ever."""
+        try:
+            await running
+        except Exception as error:
+            logger.exception("the funnel client ends")
+            self.close(f"this client broke ({error!r}): open another one, and report this")
 
     def knows(self, table: str) -> bool:
         return table in self._keys or not self.routed
@@ -128,7 +141,9 @@ class Routes:
         return self._keys[table].slot(table, row) if self.routed else -1
 
     def put(self, mutation: Mutation) -> Link | None:
-        """Queue a mutation; the link it is on, which may have to be woken. Raises the failure of that link."""
+        """Queue a mutation; the link it is on, which may have to be woken. Raises the failure of that link, or of all."""
+        if self._failure is not None:
+            raise self._failure
         link = self._link(mutation.slot)
         if link is None:
             self._detour(mutation.slot).later.append(mutation)
@@ -246,9 +261,10 @@ class Routes:
                 mutation.answer.set_exception(failure)
         self.settled(len(left))
 
-    def close(self) -> None:
+    def close(self, reason: str = "this client is closed: open another one") -> None:
+        self._failure = FunnelError(reason)
         for link in self.links:
-            link.close()
+            link.close(reason)
         with self._lock:
             for slot in list(self._detours):
-                self._fail(slot, FunnelError("this client is closed: open another one"))
+                self._fail(slot, self._failure)
