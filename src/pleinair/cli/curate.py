@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pleinair.cli.costs import note_costs
 from pleinair.cli.dsns import one
 
 if TYPE_CHECKING:
     from pleinair.cli.progress import ProgressLine
     from pleinair.curation import StageDrops
+    from pleinair.curation.curate import CurationConfig
     from pleinair.krablet import Database, Progress, RunSummary
 
 
@@ -44,7 +46,13 @@ def register(verbs: Any) -> None:
         help="filter, hash, caption and deduplicate what was ingested",
         description="Run every curation stage to the end. It may be stopped at any time; the same command goes on.",
     )
-    parser.add_argument("recipe", nargs="?", default="drawings", choices=["drawings", "photos"], help="which limits")
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        default="drawings",
+        help="which limits (drawings, photos), or a chain of steps: open-pictures, or the path of a .toml "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. probe.min_side=256")
     parser.add_argument("--processes", type=int, default=2, help="worker processes (default: %(default)s)")
     parser.add_argument("--fetch-again", action="store_true", help="read every picture from its source anew")
@@ -58,9 +66,12 @@ def curate(options: argparse.Namespace) -> int:
     from pleinair.cli.progress import ProgressLine
     from pleinair.config.overrides import override
     from pleinair.curation import curate as run_curation
-    from pleinair.curation.recipes import RECIPES
 
-    config = override(RECIPES[options.recipe], options.set)
+    if (chain := _chain(options.recipe)) is not None:
+        from pleinair.cli.chain import run_chain
+
+        return run_chain(chain, options)
+    config = override(_limits(options.recipe), options.set)
     line = ProgressLine("curate")
     with open_warehouse(options) as db:
         done = run_curation(
@@ -74,7 +85,27 @@ def curate(options: argparse.Namespace) -> int:
         )
     line.close()
     print(drop_table(done.drops), flush=True)
+    note_costs(options.home, done.run)
     return report_stuck(done.run)
+
+
+def _chain(recipe: str) -> Path | None:
+    """The file of a chain of steps, if that is what is meant."""
+    from pleinair.recipes.chain import SUFFIX, shipped_chains
+
+    return Path(recipe) if recipe.endswith(SUFFIX) else shipped_chains().get(recipe)
+
+
+def _limits(recipe: str) -> CurationConfig:
+    """Limits by name. Raises ConfigError."""
+    from pleinair.curation.recipes import RECIPES
+    from pleinair.recipes.chain import shipped_chains
+    from pleinair.records.errors import ConfigError
+
+    if recipe not in RECIPES:
+        known = ", ".join([*RECIPES, *shipped_chains()])
+        raise ConfigError(f"no curation recipe {recipe!r}: known are {known}, or give the path of a .toml file")
+    return RECIPES[recipe]
 
 
 def show_workers(line: ProgressLine, now: Progress) -> None:

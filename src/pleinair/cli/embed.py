@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pleinair.cli.costs import note_costs
 from pleinair.cli.curate import add_warehouse_options, open_warehouse
 
 
@@ -48,4 +49,5 @@ def embed(options: argparse.Namespace) -> int:
         )
     line.close()
     print(f"{sum(done.completed.values())} pictures embedded", flush=True)
+    note_costs(options.home, done)
     return report_stuck(done)

@@ -44,7 +44,7 @@ class Pool:
         grace_seconds: float,
         max_deaths: int,
         memory_mb: float | None,
-        report: Callable[[str, int, int], None],
+        report: Callable[[str, int, int, float], None],
     ) -> None:
         self._job = json.dumps(job).encode() + b"\n"
         self._processes = processes
@@ -129,7 +129,7 @@ class Pool:
         completed, failed = int(str(message["completed"])), int(str(message["failed"]))
         if completed:
             self._deaths_in_a_row = 0
-        self._report(f"{message['table']}.{message['stage']}", completed, failed)
+        self._report(f"{message['table']}.{message['stage']}", completed, failed, float(str(message["cpu_seconds"])))
 
     def _bury(self, worker: _WorkerProcess) -> None:
         self._forget(worker)

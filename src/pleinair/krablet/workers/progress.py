@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from pleinair.krablet.stages import Depth, Stage, StuckRow
 
@@ -58,6 +58,8 @@ class RunSummary:
     deaths: int
     retired: int = 0
     """Workers replaced because they had grown above the memory ceiling."""
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Processor time of the workers by stage; of those that work on several stages at once, about."""
 
 
 class Tally:
@@ -68,11 +70,13 @@ class Tally:
         self._began = time.monotonic()
         self._completed = {stage.label: 0 for stage in stages}
         self._failed = {stage.label: 0 for stage in stages}
+        self._cpu_seconds = {stage.label: 0.0 for stage in stages}
         self._samples: deque[tuple[float, dict[str, int]]] = deque([(self._began, dict(self._completed))])
 
-    def add(self, label: str, completed: int, failed: int) -> None:
+    def add(self, label: str, completed: int, failed: int, cpu_seconds: float) -> None:
         self._completed[label] += completed
         self._failed[label] += failed
+        self._cpu_seconds[label] += cpu_seconds
 
     def progress(self, depths: Sequence[Depth], pids: tuple[int, ...], deaths: int) -> Progress:
         now = time.monotonic()
@@ -93,4 +97,5 @@ class Tally:
         )  # fmt: skip
 
     def summary(self, stuck: dict[str, list[StuckRow]], deaths: int, retired: int) -> RunSummary:
-        return RunSummary(self._completed, self._failed, stuck, time.monotonic() - self._began, deaths, retired)
+        spent = time.monotonic() - self._began
+        return RunSummary(self._completed, self._failed, stuck, spent, deaths, retired, self._cpu_seconds)
