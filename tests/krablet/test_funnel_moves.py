@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,9 +308,13 @@ def test_a_client_that_breaks_says_so_instead_of_waiting(cluster: Cluster, monke
         raise ZeroDivisionError
 
     with pytest.raises(FunnelError, match=r"broke \(ZeroDivisionError.*open another"), cluster.client() as client:
+        count_while_it_breaks(cluster, client, key, lambda: monkeypatch.setattr(Routes, "_ask_all", broken))
+
+
+def count_while_it_breaks(cluster: Cluster, client: FunnelClient, key: str, break_it: Callable[[], None]) -> None:
+    client.upsert("stats", {"name": key, "hits": 1}).result(60)
+    break_it()
+    moves.move_slots(cluster.database.shards, [slot_of(key)], 2)
+    with pytest.raises(FunnelError, match="broke"):
         client.upsert("stats", {"name": key, "hits": 1}).result(60)
-        monkeypatch.setattr(Routes, "_ask_all", broken)
-        moves.move_slots(cluster.database.shards, [slot_of(key)], 2)
-        with pytest.raises(FunnelError, match="broke"):
-            client.upsert("stats", {"name": key, "hits": 1}).result(60)
-        client.upsert("stats", {"name": key, "hits": 1})
+    client.upsert("stats", {"name": key, "hits": 1})
