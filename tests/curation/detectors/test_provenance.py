@@ -83,9 +83,7 @@ def exif(order: str, **fields: bytes) -> bytes:
     entries += struct.pack(order + "HHII", 0x8769, 4, 1, second)
     assert first == len(head)
     directory = struct.pack(order + "H", 2) + entries + struct.pack(order + "I", 0)
-    inner = struct.pack(order + "H", 1) + struct.pack(
-        order + "HHII", 0x9286, 7, len(comment), data_at + len(software)
-    )
+    inner = struct.pack(order + "H", 1) + struct.pack(order + "HHII", 0x9286, 7, len(comment), data_at + len(software))
     return head + directory + inner + struct.pack(order + "I", 0) + software + comment
 
 
@@ -182,7 +180,9 @@ def test_a_text_that_unpacks_a_thousandfold_is_read_to_its_limit() -> None:
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**32 - 1) + b"tEXt" + b"a" * 100,
         b"\x89PNG\r\n\x1a\n" + (struct.pack(">I", 0) + b"tEXt" + b"\0" * 4) * 100_000,
         b"RIFF\xff\xff\xff\xffWEBPXMP \xff\xff\xff\xff",
-        jpeg_with((0xE1, b"Exif\0\0II*\0" + struct.pack("<I", 8) + b"\xff\xff" + b"\x69\x87\4\0\1\0\0\0\x08\0\0\0" * 900)),
+        jpeg_with(
+            (0xE1, b"Exif\0\0II*\0" + struct.pack("<I", 8) + b"\xff\xff" + b"\x69\x87\4\0\1\0\0\0\x08\0\0\0" * 900)
+        ),
         jpeg_with((0xE1, XMP_HEAD + b"DigitalSourceType" * 3000)),
         png_with((b"tEXt", b"parameters\0" + b"Steps: 1 " * 100_000)),
     ],

@@ -42,7 +42,7 @@ def square(picture: Pixels, side: int) -> Pixels:
 @torch.inference_mode()
 def reconstruct(codec: LatentCodec, pixels_NHWC: Pixels, noise: float = 0.0, seed: int = 0) -> Pixels:
     """Pictures through the autoencoder, with Gaussian noise of that deviation on the latents; sides divide by its scale."""
-    latents_NChw = codec.encode(to_signed_unit(pixels_NHWC))
+    latents_NChw = codec.encode(to_signed_unit(np.array(pixels_NHWC)))
     if noise:
         drawn = torch.randn(latents_NChw.shape, generator=torch.Generator().manual_seed(seed))
         latents_NChw = latents_NChw + noise * drawn

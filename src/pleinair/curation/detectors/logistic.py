@@ -128,8 +128,9 @@ def balance(labels_N: Flags) -> torch.Tensor:
 def _platt(logits_N: Array, labels_N: Flags) -> tuple[float, float]:
     """Slope and offset that calibrate held-out logits, with a touch of penalty so that separable ones stay finite."""
     mean, std, weights, bias = _fit(logits_N[:, None], labels_N, 1e-3)
-    slope = float(weights[0] / std[0])
-    return slope, bias - slope * float(mean[0])
+    # Held-out folds that say the opposite of the labels have learned nothing: their word is not turned round.
+    slope = max(0.0, float(weights[0] / std[0]))
+    return slope, bias - slope * float(mean[0]) if slope else 0.0
 
 
 def _balanced_loss(logits_N: Array, labels_N: Flags) -> float:
