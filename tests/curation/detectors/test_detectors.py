@@ -129,11 +129,11 @@ def test_frames_are_found_at_the_rim_and_hardly_in_the_global_vector(drawings: l
     config = FitConfig(candidates=((GLOBAL,), (RIM,)), max_false_rate=0.02)
     made = fit_detector(examples, MANIFEST, config).manifest
     assert made.features == (RIM,)
-    assert made.candidates[RIM] > 0.85 > made.candidates[GLOBAL] + 0.2
+    assert made.candidates[RIM] > 0.75 > made.candidates[GLOBAL] + 0.2
     assert made.labels == {"planted no": made.labels["planted yes"], "planted yes": made.labels["planted no"]}
     first = made.measures[0]
     assert (first.slice, first.origin, first.positives) == ("unseen pictures", "planted", first.negatives)
-    assert first.recall.value > 0.8
+    assert first.recall.value > 0.6
     assert first.false_rate.value < 0.15
     assert first.positives + made.labels["planted yes"] == 90
 
@@ -152,6 +152,31 @@ def test_the_picture_a_detector_is_measured_on_is_in_no_fit() -> None:
     }  # fmt: skip
     for one in made.measures:
         assert abs(one.recall.value - one.false_rate.value) < 0.3
+
+
+def test_a_source_left_out_is_measured_by_a_probe_that_never_saw_it() -> None:
+    """Each source has a tell of its own, which says nothing of the other."""
+    rng = np.random.default_rng(0)
+    labels, of_a = rng.random(600) < 0.5, np.arange(600) % 2 == 0
+    tells = rng.normal(size=(600, 2)).astype(np.float32)
+    tells[of_a, 0] += 6 * labels[of_a]
+    tells[~of_a, 1] += 6 * labels[~of_a]
+    sources = ["a" if own else "b" for own in of_a]
+    examples = Examples({"x": tells}, labels, [f"g{n}" for n in range(600)], sources, ["rule"] * 600)
+    made = fit_detector(examples, MANIFEST, FitConfig(candidates=(("x",),), max_false_rate=0.05)).manifest
+    recall = {one.slice: one.recall.value for one in made.measures}
+    assert recall["unseen pictures of b"] > 0.8
+    assert recall["source not trained on: b"] < 0.3
+
+
+def test_both_sides_of_a_planted_pair_go_through_one_codec() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    changed = 0
+    for seed in range(12):
+        clean, same = planted_pair(lambda own, rng: (own, own.copy()), picture, np.random.default_rng(seed))
+        np.testing.assert_array_equal(clean, same)
+        changed += bool((clean != picture).any())
+    assert 0 < changed < 12
 
 
 def test_a_dearer_set_of_features_must_find_clearly_more() -> None:
@@ -230,3 +255,5 @@ def test_a_text_labels_its_best_pictures_and_the_worst_half() -> None:
     assert sum(not one.shows for one in opinions.values()) == 50
     with pytest.raises(ConfigError, match="positive_share is 0.7"):
         opinions_of_scores({"a": 1.0}, "frame", positive_share=0.7)
+    with pytest.raises(ConfigError, match="has no word"):
+        opinions_of_scores({"a": float("nan")}, "?!")

@@ -11,16 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pleinair import krablet
 from pleinair.cli.main import main
 from pleinair.cli.places import cache_dir
+from pleinair.cli.tower import model_path
 from pleinair.curation import ObjectStore
 from pleinair.curation.detectors.checks import answers_of, draw_sheet, estimate, read_sheet
-from pleinair.curation.detectors.detector import Manifest, load_detector
+from pleinair.curation.detectors.detector import Detector, Manifest, load_detector
 from pleinair.curation.detectors.features import EDGES, GLOBAL, RIM
-from pleinair.curation.detectors.labels import labels_table, latest, read_labels, sample_pictures
+from pleinair.curation.detectors.labels import (
+    Sampled,
+    StoredPictures,
+    labels_table,
+    latest,
+    read_labels,
+    sample_pictures,
+)
+from pleinair.curation.detectors.logistic import LinearProbe
 from pleinair.curation.detectors.stage import (
     detected_table,
     detector_stage,
@@ -31,9 +40,11 @@ from pleinair.curation.detectors.stage import (
 )
 from pleinair.curation.detectors.vlm import Opinion, ask_whether
 from pleinair.curation.embeddings import embedded_table
+from pleinair.curation.small_models.tower_file import save_two_tower
 from pleinair.endpoints import ChatClient, Endpoint
 from pleinair.krablet import Database
 from pleinair.model.efficientnet import fetch_efficientnet
+from pleinair.model.two_tower import TwoTower, TwoTowerConfig
 from pleinair.records.errors import AnswerError, ConfigError, SourceError
 from tests.endpoints.servers import Answer, ServedVisionModel, completion, serve
 
@@ -176,6 +187,52 @@ def test_what_a_file_says_of_itself_comes_before_any_score() -> None:
     assert said == "detector ai v3: made by a generator, says the file: C2PA: trainedAlgorithmicMedia"
     assert verdict_of(manifest, 0.91, "", 0.9) == "detector ai v3: 0.91, over 0.90"
     assert verdict_of(manifest, 0.9, "", 0.9) == ""
+
+
+def test_a_marked_file_is_dropped_whatever_its_score_and_at_every_threshold(
+    warehouse: Database, store: ObjectStore
+) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", "a fox\nSteps: 20, Sampler: Euler")
+    written = io.BytesIO()
+    Image.open(io.BytesIO(picture(1, False))).save(written, "PNG", pnginfo=texts)
+    blind = LinearProbe(np.zeros(320, np.float32), np.ones(320, np.float32), np.zeros(320, np.float32), 0.0)
+    manifest = Manifest(name="ai", version=1, prompt="p", features=(RIM,), threshold=0.9, reads_provenance=True)
+    images = detected_table(warehouse, manifest)
+    images.update([{"image_name": "p001", "image_path": store.put(written.getvalue())}])
+    stage = detector_stage(images, manifest)
+    krablet.work(
+        [stage], {stage.name: lambda batch: score_rows(batch, Detector(manifest, blind), cache_dir(), store, 0.9)}
+    )
+    reason = "detector ai v1: made by a generator, says the file: text parameters: settings of a generator"
+    for threshold in (0.9, 1.0):
+        replay(images, manifest, threshold)
+        found = images.read(where="detector_ai_drop <> ''", columns=["image_name", "detector_ai_drop"])
+        assert [row for batch in found for row in batch.to_pylist()] == [
+            {"image_name": "p001", "detector_ai_drop": reason}
+        ]
+
+
+def test_a_text_gives_weak_labels_that_say_so(warehouse: Database, tmp_path: Path) -> None:
+    """A tower of random weights: the path is real, its taste is not."""
+    save_two_tower(
+        TwoTower(TwoTowerConfig(encoder_name=GLOBAL, embedding_width=1280, buckets=64)), model_path(tmp_path)
+    )
+    manifest = made(warehouse, tmp_path, "--text", "frame", "--positive-share", "0.2")
+    assert set(manifest.labels) == {"tower yes", "tower no"}
+    assert manifest.labelled_by == "text 'frame'"
+    assert {one.origin for one in manifest.measures} == {"tower"}
+    assert len(read_labels(warehouse, "frame", "tower")) == 24 + 60
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_of_the_sample(store: ObjectStore) -> None:
+    sampled = [
+        Sampled("gone", "a", "00/gone.png"),
+        Sampled("there", "a", store.put(picture(1, False))),
+        Sampled("torn", "a", store.put(picture(2, False)[:300])),
+    ]
+    stored = StoredPictures(sampled, store)
+    assert [one.name for one, _ in stored] == [one.name for one, _ in stored] == ["there"]
 
 
 def test_a_detector_on_the_global_vector_reads_stored_vectors_and_opens_no_picture(

@@ -12,13 +12,15 @@ Labels on pictures themselves are events in `detector_labels`, under their origi
 from __future__ import annotations
 
 import hashlib
+import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +71,17 @@ class Sampled:
     name: str
     source: str
     image_path: str
+
+
+class Pictures(Protocol):
+    """Named pictures that can be gone through more than once: a list, or `StoredPictures`."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Sampled, Pixels]]: ...
+
+
+_Example = tuple[Sampled, Pixels, bool]
 
 
 def labels_table(db: Database) -> Table:
@@ -138,17 +151,27 @@ def _order(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
-def read_pixels(sampled: Sequence[Sampled], store: ObjectStore) -> Iterator[tuple[Sampled, Pixels]]:
-    """Each picture that can be read; those that cannot are left out, their stage says why."""
-    for one in sampled:
-        try:
-            yield one, decode(store.get(one.image_path))
-        except (SourceError, ImageError):
-            continue
+@dataclass(frozen=True)
+class StoredPictures:
+    """Sampled pictures, decoded one at a time, again in every pass: photographs by the thousand do not fit in memory."""
+
+    sampled: Sequence[Sampled]
+    store: ObjectStore
+
+    def __len__(self) -> int:
+        return len(self.sampled)
+
+    def __iter__(self) -> Iterator[tuple[Sampled, Pixels]]:
+        """Each picture that can be read; those that cannot are left out, their stage says why."""
+        for one in self.sampled:
+            try:
+                yield one, decode(self.store.get(one.image_path))
+            except (SourceError, ImageError):
+                continue
 
 
 def planted_examples(
-    pictures: Sequence[tuple[Sampled, Pixels]],
+    pictures: Pictures,
     plant: Plant,
     feature_names: Sequence[str],
     cache: Path,
@@ -157,20 +180,17 @@ def planted_examples(
     on_progress: OnProgress = lambda done, total: None,
 ) -> Examples:
     """Each picture twice, without and with the flaw."""
-    groups = [one.name for one, _ in pictures for _ in range(2)]
-    sources = [one.source for one, _ in pictures for _ in range(2)]
 
-    def pairs() -> Iterator[Pixels]:
+    def pairs() -> Iterator[_Example]:
         for one, picture in pictures:
-            yield from planted_pair(plant, picture, np.random.default_rng(list(_order(one.name, seed)[:8])))
+            pair = planted_pair(plant, picture, np.random.default_rng(list(_order(one.name, seed)[:8])))
+            yield from ((one, side, flawed) for side, flawed in zip(pair, (False, True), strict=True))
 
-    features = _features(pairs(), len(groups), feature_names, cache, on_progress)
-    labels_N = np.arange(len(groups)) % 2 == 1
-    return Examples(features, labels_N, groups, sources, ["planted"] * len(groups))
+    return _examples(pairs(), 2 * len(pictures), "planted", feature_names, cache, on_progress)
 
 
 def labelled_examples(
-    pictures: Sequence[tuple[Sampled, Pixels]],
+    pictures: Pictures,
     opinions: Mapping[str, Opinion],
     origin: Origin,
     feature_names: Sequence[str],
@@ -180,34 +200,36 @@ def labelled_examples(
     on_progress: OnProgress = lambda done, total: None,
 ) -> Examples:
     """Pictures with an opinion of at least that confidence. Raises ConfigError when there is none."""
-    chosen = [
-        (one, picture, opinions[one.name].shows)
-        for one, picture in pictures
-        if one.name in opinions and opinions[one.name].confidence >= min_confidence
-    ]
-    if not chosen:
+    sure = {name: one.shows for name, one in opinions.items() if one.confidence >= min_confidence}
+    if not sure:
         raise ConfigError(f"none of {len(pictures)} pictures has a label of confidence {min_confidence:g} or more")
-    features = _features((picture for _, picture, _ in chosen), len(chosen), feature_names, cache, on_progress)
-    return Examples(
-        features,
-        np.array([shows for *_, shows in chosen]),
-        [one.name for one, *_ in chosen],
-        [one.source for one, *_ in chosen],
-        [origin] * len(chosen),
-    )
+    chosen = ((one, picture, sure[one.name]) for one, picture in pictures if one.name in sure)
+    return _examples(chosen, len(sure), origin, feature_names, cache, on_progress)
 
 
-def _features(
-    pictures: Iterator[Pixels], total: int, names: Sequence[str], cache: Path, on_progress: OnProgress
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Features of a stream, a batch in memory at a time."""
+def _examples(
+    stream: Iterator[_Example],
+    total: int,
+    origin: Origin,
+    names: Sequence[str],
+    cache: Path,
+    on_progress: OnProgress,
+) -> Examples:
+    """Features of a stream, a batch of pictures in memory at a time."""
     parts: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
-    for start in range(0, total, _BATCH):
-        batch = [next(pictures) for _ in range(min(_BATCH, total - start))]
+    labels, known = list[bool](), list[Sampled]()
+    while batch := list(islice(stream, _BATCH)):
         for name in names:
-            parts[name].append(feature_set(name, cache)(batch))
-        on_progress(start + len(batch), total)
-    return {name: np.concatenate(of_set) for name, of_set in parts.items()}
+            parts[name].append(feature_set(name, cache)([picture for _, picture, _ in batch]))
+        labels += [label for *_, label in batch]
+        known += [one for one, *_ in batch]
+        on_progress(len(labels), total)
+    if not known:
+        raise SourceError(f"none of the {total} pictures can be read: run 'pleinair curate --fetch-again'")
+    features = {name: np.concatenate(of_set) for name, of_set in parts.items()}
+    return Examples(
+        features, np.array(labels), [one.name for one in known], [one.source for one in known], [origin] * len(known)
+    )
 
 
 def opinions_of_scores(scores: Mapping[str, float], text: str, *, positive_share: float = 0.02) -> dict[str, Opinion]:
@@ -217,6 +239,8 @@ def opinions_of_scores(scores: Mapping[str, float], text: str, *, positive_share
     """
     if not 0 < positive_share < 0.5:
         raise ConfigError(f"positive_share is {positive_share}: give the share of pictures that may show it, under 0.5")
+    if any(math.isnan(score) for score in scores.values()):
+        raise ConfigError(f"the text {text!r} has no word that can be looked for: give words")
     ordered = sorted(scores, key=lambda name: (-scores[name], name))
     num_yes = max(1, round(positive_share * len(ordered)))
     by = f"text {text!r}"
