@@ -13,7 +13,7 @@ from pleinair.curation.detectors.features import EDGES, GLOBAL, RESIDUAL, RIM, f
 from pleinair.curation.detectors.fitting import Examples, FitConfig, fit_detector
 from pleinair.curation.detectors.generated import reconstruct, reconstructed_by, square
 from pleinair.curation.detectors.labels import Sampled, opinions_of_scores, planted_examples
-from pleinair.curation.detectors.logistic import LinearProbe, fit_probe, threshold_for
+from pleinair.curation.detectors.logistic import fit_probe, threshold_for
 from pleinair.curation.detectors.measures import Measure, Share
 from pleinair.curation.detectors.planted import PLANTS, framed, planted_pair
 from pleinair.curation.pictures import Pixels, decode
@@ -62,11 +62,11 @@ def test_scores_are_calibrated_on_folds_that_were_not_fitted() -> None:
 
 
 def test_a_rare_class_weighs_as_much_as_a_common_one() -> None:
-    features, labels, groups = clouds(2000, 1.5)
+    features, labels, groups = clouds(2000, 0.6)
     chosen = ~labels | (np.arange(2000) < 200)
     own = [group for group, keep in zip(groups, chosen, strict=True) if keep]
-    scores = fit_probe(features[chosen], labels[chosen], own).held_out_scores_N
-    assert (scores[labels[chosen]] > 0.5).mean() > 0.9
+    found = fit_probe(features[chosen], labels[chosen], own).held_out_scores_N > 0.5
+    assert abs(found[labels[chosen]].mean() - (~found[~labels[chosen]]).mean()) < 0.12
 
 
 def test_no_group_is_scored_by_a_fold_that_saw_its_twin() -> None:
@@ -228,14 +228,14 @@ def test_features_keep_their_widths_and_see_every_size() -> None:
         features_of(pictures, ["rim-9"], cache_dir())
 
 
-def test_a_probe_does_not_run_away_on_a_feature_that_never_varied() -> None:
+def test_a_probe_does_not_run_away_on_a_feature_that_hardly_varied() -> None:
     features, labels, groups = clouds(200, 1.5)
-    features[:, 0] = 1.0
+    features[:, 0] *= 1e-4
     probe = fit_probe(features, labels, groups).probe
     wild = features.copy()
-    wild[:, 0] = 1e6
-    assert isinstance(probe, LinearProbe)
-    assert np.abs(probe.scores(wild) - probe.scores(features)).max() < 0.05
+    wild[:, 0] = 1e3
+    assert ((probe.scores(features) > 0.5) == labels).mean() > 0.95
+    assert np.abs(probe.logits(wild)).max() < 100
 
 
 def test_a_reconstruction_differs_from_its_picture_in_nothing_but_the_decoder(

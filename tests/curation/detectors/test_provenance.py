@@ -38,9 +38,9 @@ def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
     return plain[:2] + made + plain[2:]
 
 
-def webp_with(kind: bytes, body: bytes) -> bytes:
-    plain = picture("WEBP")
-    data = plain[:12] + plain[12:] + kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+def webp_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    made = b"".join(kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2) for kind, body in chunks)
+    data = picture("WEBP") + made
     return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
 
 
@@ -94,12 +94,12 @@ ELEMENT = f"<Iptc4xmpExt:DigitalSourceType>{IPTC}compositeWithTrainedAlgorithmic
 MADE = {
     "jpeg c2pa": (jpeg_with(*app11(credentials("trainedAlgorithmicMedia"))), "C2PA: trainedAlgorithmicMedia"),
     "jpeg c2pa over segments": (
-        jpeg_with(*app11(credentials("trainedAlgorithmicMedia"), size=90)),
+        jpeg_with(*app11(credentials("trainedAlgorithmicMedia"), size=20)),
         "C2PA: trainedAlgorithmicMedia",
     ),
     "png c2pa": (png_with((b"caBX", credentials("trainedAlgorithmicMedia"))), "C2PA: trainedAlgorithmicMedia"),
     "webp c2pa": (
-        webp_with(b"C2PA", credentials("compositeWithTrainedAlgorithmicMedia")),
+        webp_with((b"C2PA", credentials("compositeWithTrainedAlgorithmicMedia"))),
         "C2PA: compositeWithTrainedAlgorithmicMedia",
     ),
     "jpeg xmp": (jpeg_with((0xE1, XMP_HEAD + xmp(TRAINED))), "XMP DigitalSourceType: trainedAlgorithmicMedia"),
@@ -107,7 +107,7 @@ MADE = {
         png_with(itxt("XML:com.adobe.xmp", ELEMENT, packed=True)),
         "XMP DigitalSourceType: compositeWithTrainedAlgorithmicMedia",
     ),
-    "webp xmp": (webp_with(b"XMP ", xmp('xmp:CreatorTool="Adobe Firefly"')), "XMP CreatorTool: Adobe Firefly"),
+    "webp xmp": (webp_with((b"XMP ", xmp('xmp:CreatorTool="Adobe Firefly"'))), "XMP CreatorTool: Adobe Firefly"),
     "a1111": (png_with((b"tEXt", b"parameters\0" + A1111.encode())), "text parameters: settings of a generator"),
     "a1111 packed": (
         png_with((b"zTXt", b"parameters\0\0" + zlib.compress(A1111.encode()))),
@@ -127,7 +127,7 @@ MADE = {
         jpeg_with((0xE1, b"Exif\0\0" + exif(">", comment=b"UNICODE\0" + A1111.encode("utf-16-be")))),
         "text UserComment: settings of a generator",
     ),
-    "webp exif": (webp_with(b"EXIF", exif("<", software=b"ComfyUI\0")), "text Software: ComfyUI"),
+    "webp exif": (webp_with((b"ODD ", b"odd"), (b"EXIF", exif("<", software=b"ComfyUI\0"))), "text Software: ComfyUI"),
 }
 
 NOT_MADE = {

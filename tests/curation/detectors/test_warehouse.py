@@ -303,6 +303,8 @@ def test_an_answer_stands_for_as_many_pictures_as_its_stratum_has_per_picture_sh
     sheet = draw_sheet(images, manifest, threshold=0.5, most=40)
     assert sheet.sizes == {"over": 20, "near": 40, "under": 60}
     assert [sheet.strata.count(one) for one in ("over", "near", "under")] == [20, 10, 10]
+    assert list(sheet.strata) != sorted(sheet.strata)  # a picture's place does not tell its score
+    assert list(sheet.strata) != sorted(sheet.strata, key=["over", "near", "under"].index)
     shows = {name: stratum == "over" for name, stratum in zip(sheet.names, sheet.strata, strict=True)}
     shows[next(name for name, stratum in zip(sheet.names, sheet.strata, strict=True) if stratum == "under")] = True
     from pleinair.curation.detectors.labels import events_of
