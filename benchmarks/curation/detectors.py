@@ -66,8 +66,9 @@ def measure_generated(seed: int = 0) -> list[Result]:
     prompted = [drawings[place] for place in order[:NUM_SAMPLES]]
     asked = {row.image_name for row in prompted}
     others = [row for row in listed("drawings") if row.image_name not in asked]
+    photos = gather(listed("gcompris"), 250, seed)
     pictures = [
-        *gather(listed("gcompris"), 250, seed),
+        *photos,
         *gather(others, 450, seed),
         *gather(listed("openclipart"), 200, seed),
     ]

@@ -347,11 +347,13 @@ def test_a_models_answers_over_http_make_a_detector(
     assert "border-rule: " in out
     assert 90 < int(out.partition(" of 120 pictures have an answer")[0].split()[-1]) < 120
     assert set(manifest.labels) == {"vlm yes", "vlm no"}
-    assert sum(manifest.labels.values()) < 95  # the unsure ones are left out, a fifth is unseen
     assert manifest.labelled_by == "border-rule question@1"
     assert {one.origin for one in manifest.measures} == {"vlm"}
     events = read_labels(warehouse, "frame", "vlm")
     assert {event.confidence for event in events} == {0.95, 0.6}
+    unseen = manifest.measures[0].positives + manifest.measures[0].negatives
+    sure = {event.image_name for event in events if event.confidence > 0.8}
+    assert sum(manifest.labels.values()) + unseen == len(sure)
     truth = rows_of(warehouse, "concept")
     assert all(event.shows == (truth[event.image_name]["concept"] == "framed") for event in events)
     assert labels_table(warehouse).count("origin = 'human'") == 0
