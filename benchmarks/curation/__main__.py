@@ -10,13 +10,27 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.curation import captioning, clusters, embeddings, entities, near, semantic, tags, tail, takedowns, web
+from benchmarks.curation import (
+    captioning,
+    clusters,
+    detectors,
+    embeddings,
+    entities,
+    near,
+    semantic,
+    tags,
+    tail,
+    takedowns,
+    web,
+)
 from benchmarks.krablet.rounds import Result, commit, machine
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "captioning": captioning.measure,
     "clusters": clusters.measure,
+    "detectors-ai": lambda rounds: detectors.measure_generated(),
+    "detectors-frame": lambda rounds: detectors.measure_frames(),
     "embeddings": embeddings.measure,
     "entities": entities.measure,
     "entities-full-size": entities.measure_full_size,

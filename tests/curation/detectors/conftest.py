@@ -1,0 +1,14 @@
+"""One model per test process."""
+
+from __future__ import annotations
+
+import pytest
+
+from pleinair.cli.places import text_encoder_dir
+from pleinair.model.text_encoder import fetch_smollm2
+from tests.endpoints.servers import ServedVisionModel
+
+
+@pytest.fixture(scope="session")
+def vision_model() -> ServedVisionModel:
+    return ServedVisionModel(fetch_smollm2(text_encoder_dir()))
