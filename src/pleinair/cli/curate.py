@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pleinair.curation import StageDrops
     from pleinair.krablet import Database, Progress, RunSummary
 
+RECIPE_NAMES = ("drawings", "photos", "mixed")
+"""The recipes of `curation.recipes`, here so that `--help` imports nothing."""
+
 
 def add_warehouse_options(parser: argparse.ArgumentParser) -> None:
     """Options that say where the warehouse is."""
@@ -44,7 +47,7 @@ def register(verbs: Any) -> None:
         help="filter, hash, caption and deduplicate what was ingested",
         description="Run every curation stage to the end. It may be stopped at any time; the same command goes on.",
     )
-    parser.add_argument("recipe", nargs="?", default="drawings", choices=["drawings", "photos"], help="which limits")
+    parser.add_argument("recipe", nargs="?", default="drawings", choices=RECIPE_NAMES, help="which limits")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. probe.min_side=256")
     parser.add_argument("--processes", type=int, default=2, help="worker processes (default: %(default)s)")
     parser.add_argument("--fetch-again", action="store_true", help="read every picture from its source anew")

@@ -114,6 +114,8 @@ PIXEL_FILTERS = (
     Filter(kind="flat border", stage="pixels", measure="border_flatness", limit="max_border_flatness", off=1.0),
     Filter(kind="bars", stage="pixels", measure="bar_flatness_v1", limit="max_bar_flatness", off=1.0),
     Filter(kind="flat background", stage="pixels", measure="flat_share_v1", limit="max_flat_share", off=1.0),
+    Filter(kind="text", stage="pixels", measure="text_density_v1", limit="max_text_density", off=1.0),
+    Filter(kind="read text", stage="pixels", measure="ocr_share", limit="max_ocr_share", off=1.0),
     Filter(
         kind="noise",
         stage="pixels",
@@ -133,10 +135,8 @@ PIXEL_FILTERS = (
         logarithmic=True,
     ),
     Filter(kind="complex", stage="pixels", measure="complexity_{resolution}_v1", limit="max_complexity", off=1.0),
-    Filter(kind="text", stage="pixels", measure="text_density_v1", limit="max_text_density", off=1.0),
-    Filter(kind="read text", stage="pixels", measure="ocr_share", limit="max_ocr_share", off=1.0),
 )
-"""In the order in which they are asked; the first that fails gives the reason."""
+"""In the order in which they are asked; the first that fails gives the reason. Small print comes before the noise it also is."""
 
 FILTERS = (*PROBE_FILTERS, *PIXEL_FILTERS)
 

@@ -123,7 +123,7 @@ def _changed(stage: str, after: str, old: str | None, new: str | None) -> dict[s
 
 def judge_all(measured: Measured, table: LimitTable) -> tuple[Verdicts, Verdicts]:
     """Verdicts of probe and pixels; `UNKNOWN` where a picture was never measured so far."""
-    limits = _limits_of_each(measured, table)
+    limits = limits_of_each(measured, table)
     damage = measured.words["damage"]
     probes = _reasons(PROBE_FILTERS, measured, limits, table.resolution)
     # Without a width the header was broken; undecoded and no bomb any more is unknown.
@@ -148,7 +148,7 @@ def _reasons(
     return reasons
 
 
-def _limits_of_each(measured: Measured, table: LimitTable) -> dict[str, NDArray[np.float64]]:
+def limits_of_each(measured: Measured, table: LimitTable) -> dict[str, NDArray[np.float64]]:
     """By field of the limits, the limit of every picture."""
     kinds: dict[tuple[str | None, str | None], int] = {}
     pairs = zip(measured.words["source"], measured.words["style"], strict=True)
