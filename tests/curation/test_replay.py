@@ -159,10 +159,10 @@ def test_a_trial_counts_who_would_go_and_who_would_come_back_and_changes_nothing
     assert not trial.would_return
     _, back = filter_costs(read_measures(images, more=["image_path"]), LimitTable(), STRICT.filters)
     assert back.would_return == trial.would_go
-    white = next(cost for cost in costs if cost.filter.kind == "white")
+    white = next(cost for cost in costs if cost.filter.kind == "white").by_source[source]
     assert [one.image_name.rpartition("/")[2] for one in white.dropped] == ["4.png", "5.png"]
     assert [one.image_name.rpartition("/")[2] for one in white.kept] == ["3.png", "2.png", "1.png", "0.png"]
-    assert (white.by_source[source].num_unknown, white.by_source[source].num_dropped) == (1, 2)
+    assert (white.num_unknown, white.num_dropped) == (1, 2)
     assert verdicts(judged) == first
 
 

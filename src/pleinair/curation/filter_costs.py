@@ -18,7 +18,8 @@ from pleinair.curation.limits import LimitTable
 from pleinair.curation.replay import Measured, judge_all, limits_of_each
 from pleinair.krablet import Table
 
-NUM_NEAREST = 10
+NUM_NEAREST = 5
+"""Pictures shown of each source, on each side of a limit."""
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +44,10 @@ class SourceCost:
     num_unknown: int = 0
     num_dropped: int = 0
     """By this filter, whatever the others say."""
+    dropped: list[Near] = field(default_factory=list)
+    """The pictures beyond the limit that are nearest to it."""
+    kept: list[Near] = field(default_factory=list)
+    """Those within it: the first to go if it moved."""
 
     def known(self) -> NDArray[np.float32]:
         """All values, sorted."""
@@ -55,15 +60,12 @@ class FilterCost:
 
     filter: Filter
     by_source: dict[str, SourceCost] = field(default_factory=dict)
-    dropped: list[Near] = field(default_factory=list)
-    """The pictures beyond the limit that are nearest to it."""
-    kept: list[Near] = field(default_factory=list)
-    """Those within it: the first to go if it moved."""
 
     def add(self, measured: Measured, limits: NDArray[np.float64], resolution: int) -> None:
         """Count some more pictures."""
         values, sources = measured.measures[self.filter.column(resolution)], measured.words["source"]
         known, failing = ~np.isnan(values), self.filter.fails(values, limits)
+        distance = np.abs(self._scaled(values) - self._scaled(limits))
         names, which = np.unique(np.array([source or "" for source in sources]), return_inverse=True)
         for number, name in enumerate(names):
             own, cost = which == number, self.by_source.setdefault(str(name), SourceCost())
@@ -71,9 +73,8 @@ class FilterCost:
             cost.limits |= set(np.unique(limits[own]).tolist())
             cost.num_unknown += int((own & ~known).sum())
             cost.num_dropped += int((own & failing).sum())
-        distance = np.abs(self._scaled(values) - self._scaled(limits))
-        self.dropped = _nearest(self.dropped, measured, values, distance, failing & known)
-        self.kept = _nearest(self.kept, measured, values, distance, ~failing & known)
+            cost.dropped = _nearest(cost.dropped, measured, values, distance, own & failing)
+            cost.kept = _nearest(cost.kept, measured, values, distance, own & known & ~failing)
 
     def _scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.log10(np.maximum(values, 1e-3)) if self.filter.logarithmic else values

@@ -101,12 +101,11 @@ def _filter_section(cost: FilterCost, store: ObjectStore) -> Section:
     body = join(
         [
             _cost_table(cost.filter, sources),
-            element("div", *_histograms(cost.filter, sources), class_="plots"),
-            _curves(cost.filter, sources),
+            element("div", *_histograms(cost.filter, sources), _curves(cost.filter, sources), class_="plots"),
             element("h3", "Just beyond the limit: dropped"),
-            _pictures(cost.dropped, store),
+            _pictures([near for own in sources.values() for near in own.dropped], store),
             element("h3", "Just within: the first to go if it moved"),
-            _pictures(cost.kept, store),
+            _pictures([near for own in sources.values() for near in own.kept], store),
         ]
     )
     return Section(heading=cost.filter.kind.capitalize(), body=body, lead=ABOUT[cost.filter.kind])
@@ -125,7 +124,7 @@ def _cost_table(one: Filter, sources: Mapping[str, SourceCost]) -> Html:
     rows = []
     for name, own in sources.items():
         values = own.known()
-        limits = ", ".join("off" if is_off(one, limit) else f"{limit:g}" for limit in sorted(own.limits))
+        limits = ", ".join("off" if is_off(one, limit) else _number(limit) for limit in sorted(own.limits))
         rows.append(
             (
                 name,
@@ -134,10 +133,14 @@ def _cost_table(one: Filter, sources: Mapping[str, SourceCost]) -> Html:
                 limits,
                 f"{own.num_dropped:,}",
                 f"{own.num_dropped / values.size:.2%}",
-                *(f"{limit_to_lose(one, values, share):.4g}" for share in _LOSSES),
+                *(_number(limit_to_lose(one, values, share)) for share in _LOSSES),
             )
         )
     return table(columns, rows, number_columns=columns[1:])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def is_off(one: Filter, limit: float) -> bool:
@@ -199,7 +202,7 @@ def _curves(one: Filter, sources: Mapping[str, SourceCost]) -> Html:
 def _pictures(near: Sequence[Near], store: ObjectStore) -> Html:
     if not near:
         return element("p", "None.")
-    return strip([GridCell(picture=_thumbnail(one, store), note=f"{one.value:.4g} {one.source}") for one in near])
+    return strip([GridCell(picture=_thumbnail(one, store), note=f"{_number(one.value)} {one.source}") for one in near])
 
 
 def _thumbnail(one: Near, store: ObjectStore) -> bytes | None:

@@ -5,7 +5,7 @@ Heights are logarithmic, because what a limit drops is a few among very many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pleinair.pages.plot import Axis, short, ticks
 WIDTH, HEIGHT = 640, 150
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 26, 24
 NUM_BINS = 80
+TICKS_APART = 44
 SMALLEST = 1e-3
 """Where a logarithmic axis begins at the latest; smaller values are counted there."""
 
@@ -90,9 +91,18 @@ def _frame(across: Axis, up: Axis) -> list[Html]:
     ]
     below = [
         element("text", short(value), x=f"{x:.1f}", y=base + 17, class_="middle")
-        for value, x in zip(ticks(across), across.place(ticks(across)), strict=True)
+        for value, x in _apart(ticks(across), across)
     ]
     return [element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, class_="rule"), *beside, *below]
+
+
+def _apart(values: Values, across: Axis) -> Iterator[tuple[float, float]]:
+    """Ticks and their places, those left out that would stand on the one before."""
+    last = float(-TICKS_APART)
+    for value, x in zip(values, across.place(values), strict=True):
+        if x - last >= TICKS_APART and x <= WIDTH - RIGHT - 10:
+            yield float(value), float(x)
+            last = float(x)
 
 
 def _mark(x: float, value: float) -> Html:
