@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks.curation import planted
 from benchmarks.krablet.rounds import Result, interleaved, ratio, result
+from pleinair.captioning.ocr import RapidOCR
 from pleinair.cli.places import cache_dir
 from pleinair.curation import find_source, open_image
 from pleinair.curation import pixels as measures
@@ -35,7 +36,7 @@ def measure(rounds: int = 5) -> list[Result]:
     """`filters_vs_numpy` first, then the share of planted faults found and of clean pictures dropped."""
     photographs = pictures("gcompris", 253)
     cv2.setNumThreads(1)
-    return [*speed(photographs[:NUM_TIMED], rounds), *found(photographs)]
+    return [*speed(photographs[:NUM_TIMED], rounds), *found(photographs), *text_beside_ocr(photographs)]
 
 
 def pictures(source: str, number: int) -> list[Pixels]:
@@ -188,3 +189,20 @@ def _share(name: str, judged: Sequence[Pixels], source: str, config: CurationCon
     print(f"  {name}: {sum(counts.values())} of {len(reasons)} dropped ({told})", flush=True)
     label = name.replace(" ", "_")
     return result(f"filters_dropped_{label}", sum(counts.values()) / len(reasons), f"of {len(reasons)}", told)
+
+
+def text_beside_ocr(photographs: Sequence[Pixels], number: int = 8) -> list[Result]:
+    """The measure from pixels beside the share that OCR reads, where small print was planted and where it was not."""
+    rng, reader, rows = np.random.default_rng(2), RapidOCR(), []
+    printed = [planted.text_panel(pixels, rng) for pixels in photographs[:number]]
+    for name, some in (("photographs", photographs[:number]), ("text_panel", printed)):
+        began = time.process_time()
+        read = [reader.read(pixels).share for pixels in some]
+        seconds = (time.process_time() - began) / number
+        dense = [measures.pixel_statistics(pixels).text_density_v1 for pixels in some]
+        print(f"  {name}: OCR {np.round(read, 2)} in {seconds:.1f} s each, pixels {np.round(dense, 2)}", flush=True)
+        rows += [
+            result(f"text_density_{name}", median(dense), "share, median", f"OCR reads {median(read):.3f}"),
+            result(f"text_ocr_seconds_{name}", seconds, "CPU s a picture"),
+        ]
+    return rows

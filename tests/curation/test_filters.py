@@ -44,9 +44,11 @@ def reason(pixels: Pixels, limits: PixelLimits, resolution: int = 256, **known: 
 
 def test_the_five_filters_equal_plain_numpy() -> None:
     framed = scene(1).copy()
-    framed[:12], framed[-40:, :60] = 251, (0, 3, 5)
+    framed[:12], framed[-40:, :60] = (250, 251, 255), (0, 3, 5)
     odd = scene(2, (97, 61))
-    for pixels in (scene(), framed, odd, drawing(), np.full((64, 64, 3), 255, np.uint8), scene(3, (70, 5))):
+    between = np.full((40, 40, 3), 100, np.uint8)  # the border's median is 100.5, and 92 and 109 are 8.5 away
+    between[:, 20:], between[0, :4], between[0, -7:] = 101, 92, 109
+    for pixels in (scene(), framed, odd, between, drawing(), np.full((64, 64, 3), 255, np.uint8), scene(3, (70, 5))):
         ours, naive = five(pixels), numpy_five(pixels)
         assert [ours[name] for name in FIVE] == pytest.approx([naive[name] for name in FIVE], rel=1e-9, abs=1e-9)
         shipped = asdict(pixel_statistics(pixels))
