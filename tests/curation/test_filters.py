@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tomllib
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 from benchmarks.curation import planted
 from benchmarks.curation.filters import FIVE, five, numpy_five
 from pleinair.cli.curate import RECIPE_NAMES
-from pleinair.config.overrides import from_document, override
+from pleinair.config.overrides import from_document, override, to_document
+from pleinair.curation import stages
 from pleinair.curation.curate import CurationConfig
 from pleinair.curation.filter_page import ABOUT, is_off, limit_to_lose, lost
 from pleinair.curation.filters import FILTERS, PIXEL_FILTERS, PROBE_FILTERS, Verdict, judge, with_sizes
@@ -22,7 +24,7 @@ from pleinair.curation.pictures import Pixels
 from pleinair.curation.pixels import PixelLimits, pixel_statistics, text_density
 from pleinair.curation.probe import COLUMNS, ProbeLimits, from_columns, judged, measure
 from pleinair.curation.recipes import MIXED, RECIPES
-from pleinair.records.errors import ConfigError
+from pleinair.records.errors import ConfigError, SourceError
 
 
 def scene(seed: int = 0, size: tuple[int, int] = (300, 240)) -> Pixels:
@@ -253,6 +255,19 @@ def test_a_bomb_nobody_decoded_must_be_looked_at_when_it_is_one_no_more() -> Non
     assert bomb is not None
     assert bomb.drop.startswith("bomb: 300 x 300")
     assert from_columns(row, ProbeLimits()) is None
+
+
+def test_a_measured_row_is_judged_without_its_picture(tmp_path: Path) -> None:
+    measured = {**asdict(pixel_statistics(scene())), "ocr_share": None}
+    probed = asdict(measure(encoded(Image.fromarray(scene())), 10**8))
+    row = {"image_path": "not/there.png", "source": "mine", "style": None, **measured, **probed}
+    arguments = {"store": str(tmp_path), "limits": to_document(LimitTable())}
+    for stage, unknown in ((stages.probe, "damage"), (stages.pixels, "entropy")):
+        (verdict,) = stage([row], **arguments)
+        assert isinstance(verdict, dict)
+        assert verdict[f"{stage.__name__}_drop"] == ""
+        (missing,) = stage([{**row, unknown: None}], **arguments)
+        assert isinstance(missing, SourceError)
 
 
 def test_lost_pictures_are_counted_as_the_filter_counts_them() -> None:
