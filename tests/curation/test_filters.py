@@ -106,27 +106,26 @@ def test_small_print_is_dense_text_and_a_scene_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"),
+    ("fault", "kinds"),
     [
-        ("blank", "entropy"),
-        ("blank with a speck", "entropy"),
-        ("frame", "flat border"),
-        ("bars", "bars"),
-        ("flat background", "flat border"),
-        ("noise", "noise"),
-        ("text page", "entropy"),
-        ("text panel", "text"),
-        ("melted", "nothing sharp"),
+        ("blank", {"entropy"}),
+        ("blank with a speck", {"entropy"}),
+        ("frame", {"flat border"}),
+        ("bars", {"bars"}),
+        ("flat background", {"entropy", "flat border", "white"}),
+        ("noise", {"noise"}),
+        ("text page", {"entropy"}),
+        ("text panel", {"text"}),
+        ("melted", {"nothing sharp"}),
     ],
 )
-def test_a_planted_fault_is_dropped_for_what_it_is_and_the_scene_stays(fault: str, kind: str) -> None:
+def test_a_planted_fault_is_dropped_for_what_it_is_and_the_scene_stays(fault: str, kinds: set[str]) -> None:
     config = CurationConfig(resolution=512, pixels=MIXED.pixels, overrides=MIXED.overrides)
     limits = config.filters.of("gcompris", None).pixels
     rng = np.random.default_rng(7)
     assert reason(scene(), limits, 512) == ""
-    found = [reason(planted.FAULTS[fault](scene(seed), rng), limits, 512).partition(":")[0] for seed in range(5)]
-    assert all(found), found
-    assert max(set(found), key=found.count) == kind
+    found = {reason(planted.FAULTS[fault](scene(seed), rng), limits, 512).partition(":")[0] for seed in range(5)}
+    assert found <= kinds
 
 
 def test_verdicts_say_kind_value_and_limit() -> None:

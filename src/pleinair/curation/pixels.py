@@ -142,13 +142,13 @@ def entropy(planes: Planes) -> float:
 
 def histograms(planes: Planes) -> Counts:
     """How often each of the 256 levels occurs in each channel, shape (3, 256)."""
-    # calcHist: 3x faster than np.bincount, 12x than np.histogram.
+    # calcHist: several times faster than np.bincount and np.histogram (benchmarks.curation filters).
     return np.stack([_cv2().calcHist([plane], [0], None, [256], [0, 256]).ravel() for plane in planes])
 
 
 def white_and_black(planes: Planes) -> tuple[float, float]:
     """Shares of white and of black pixels."""
-    # The darkest and the brightest channel, compared once: 3x faster than inRange over pixels of three channels.
+    # The darkest and the brightest channel, compared once: 0.17 ms at 512 against 0.55 of inRange on three channels.
     cv2, (red, green, blue) = _cv2(), planes
     white = cv2.compare(cv2.min(cv2.min(red, green), blue), _WHITE_FROM, cv2.CMP_GE)
     black = cv2.compare(cv2.max(cv2.max(red, green), blue), _BLACK_TO, cv2.CMP_LE)
@@ -237,7 +237,7 @@ def text_density(grey: Grey) -> float:
     strokes = cv2.compare(outlines, _EDGE_FROM, cv2.CMP_GE)
     lines = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((1, 9), np.uint8))
     lines = cv2.morphologyEx(lines, cv2.MORPH_OPEN, np.ones((2, 9), np.uint8))
-    # Contours, their holes left out: 6x faster than connected components with statistics.
+    # Contours, their holes left out: cheaper than connected components with statistics, 0.6 against 1.9 ms at 512.
     contours, nesting = cv2.findContours(lines, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     inside = np.reshape(nesting, (-1, 4))[:, 3] >= 0 if len(contours) else ()
     found = (_line_area(contour) for contour, hole in zip(contours, inside, strict=True) if not hole)
