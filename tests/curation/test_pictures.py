@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pleinair.curation.pictures import decode, read_header
-from pleinair.curation.pixels import PixelLimits, PixelStatistics, pixel_drop, pixel_statistics
+from pleinair.curation.pixels import PixelLimits
 from pleinair.curation.probe import Probe, ProbeLimits, probe
 from pleinair.curation.store import ObjectStore
 from pleinair.records.errors import ConfigError, ImageError, SourceError
@@ -152,49 +152,6 @@ def test_limits_out_of_range_name_field_value_and_remedy() -> None:
         PixelLimits(max_white_ratio=2)
     with pytest.raises(ConfigError, match=r"pixels\.min_entropy is 9: give 0 to 8 bits"):
         PixelLimits(min_entropy=9)
-
-
-def naive_statistics(pixels: np.ndarray) -> PixelStatistics:  # type: ignore[type-arg]
-    entropies = []
-    for channel in range(3):
-        shares = np.bincount(pixels[..., channel].ravel(), minlength=256) / pixels[..., 0].size
-        entropies.append(-sum(share * np.log2(share) for share in shares if share))
-    height, width = pixels.shape[:2]
-    band = max(1, round(0.04 * min(height, width)))
-    parts = (pixels[:band], pixels[-band:], pixels[:, :band], pixels[:, -band:])
-    border = np.concatenate([part.reshape(-1, 3) for part in parts]).astype(int)
-    flat = (abs(border - np.median(border, axis=0)).max(1) <= 8).mean()
-    white, black = (pixels >= 250).all(-1).mean(), (pixels <= 5).all(-1).mean()
-    return PixelStatistics(float(np.mean(entropies)), float(white), float(black), float(flat))
-
-
-def test_pixel_statistics_equal_the_naive_formulas() -> None:
-    framed = photo(90, 120)
-    framed.paste((250, 251, 255), (0, 0, 90, 40))
-    framed.paste((0, 3, 5), (0, 100, 90, 120))
-    for image in (photo(), framed, Image.new("RGB", (64, 64), "white")):
-        ours, naive = pixel_statistics(np.asarray(image)), naive_statistics(np.asarray(image))
-        assert np.allclose([*vars(ours).values()], [*vars(naive).values()], atol=1e-6)
-
-
-def test_a_blank_picture_drops_and_a_drawing_on_white_stays() -> None:
-    limits = PixelLimits()
-    assert pixel_drop(pixel_statistics(np.full((64, 64, 3), 255, np.uint8)), limits) == "entropy: 0.000, under 0.05"
-    drawing = Image.new("RGB", (64, 64), "white")
-    drawing.paste("red", (24, 24, 40, 40))
-    assert pixel_drop(pixel_statistics(np.asarray(drawing)), limits) == ""
-
-
-@pytest.mark.parametrize(
-    ("statistics", "reason"),
-    [
-        (PixelStatistics(0.9, 0.996, 0.0, 0.0), "white: 0.996, over 0.99"),
-        (PixelStatistics(0.9, 0.0, 0.996, 0.0), "black: 0.996, over 0.99"),
-        (PixelStatistics(0.9, 0.1, 0.1, 0.95), "flat border: 0.950, over 0.9"),
-    ],
-)
-def test_each_pixel_limit_drops_with_its_value(statistics: PixelStatistics, reason: str) -> None:
-    assert pixel_drop(statistics, PixelLimits(max_border_flatness=0.9)) == reason
 
 
 def test_the_store_keeps_one_file_per_content(tmp_path: Path) -> None:

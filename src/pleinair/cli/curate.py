@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pleinair.curation.curate import CurationConfig
     from pleinair.krablet import Database, Progress, RunSummary
 
+RECIPE_NAMES = ("drawings", "photos", "mixed")
+"""The recipes of `curation.recipes`, here so that `--help` imports nothing."""
+
 
 def add_warehouse_options(parser: argparse.ArgumentParser) -> None:
     """Options that say where the warehouse is."""
@@ -50,7 +53,7 @@ def register(verbs: Any) -> None:
         "recipe",
         nargs="?",
         default="drawings",
-        help="which limits (drawings, photos), or a chain of steps: open-pictures, or the path of a .toml "
+        help="which limits (drawings, photos, mixed), or a chain of steps: open-pictures, or the path of a .toml "
         "(default: %(default)s)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. probe.min_side=256")

@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         entities,
         export,
         fetch,
+        filters,
         ingest,
         krablet,
         run,
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    curating = (ingest, curate, caption, embed, detector, cluster, tags, tower, entities, takedown)
+    curating = (ingest, curate, filters, caption, embed, detector, cluster, tags, tower, entities, takedown)
     for noun in (run, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)

@@ -4,22 +4,25 @@
     curate   workers run the queue stages to the end, then duplicates are found over all that passed
 
 Both may be stopped anywhere and run again: rows are the only state, and a stage looks only at rows it has not judged.
-Changed limits make the stages they concern, and those after them, look again; a changed caption file, the captions.
+Changed limits are applied to what was measured, and only where a verdict changes do later stages look again; a changed
+caption file makes the captions look again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pleinair.config.overrides import to_document
 from pleinair.curation.duplicates import DuplicateLimits, Picture, find_duplicates
+from pleinair.curation.limits import LimitTable, Override
 from pleinair.curation.pixels import PixelLimits
 from pleinair.curation.probe import ProbeLimits
+from pleinair.curation.replay import judge_where_limits_changed
 from pleinair.curation.report import StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source
 from pleinair.curation.stages import (
@@ -28,6 +31,7 @@ from pleinair.curation.stages import (
     STAGE_COLUMNS,
     declare_stages,
     images_table,
+    verdicts_from,
 )
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.takedowns import KIND as TAKEDOWN
@@ -66,8 +70,20 @@ class CurationConfig:
     """Broken files, sizes, aspect ratios."""
     pixels: PixelLimits = field(default_factory=PixelLimits)
     """Blank pictures, frames, flat backgrounds."""
+    resolution: int = 256
+    """Resolution stage of the training this is for: 256, 512 or 1024."""
+    overrides: tuple[Override, ...] = ()
+    """What differs from `probe` and `pixels` for some sources, styles or resolution stages."""
     duplicates: DuplicateLimits = field(default_factory=_drawing_duplicates)
     """Which pictures count as the same, and which of them stays."""
+
+    def __post_init__(self) -> None:
+        _ = self.filters
+
+    @property
+    def filters(self) -> LimitTable:
+        """The limits of the probe and the pixels, for every picture."""
+        return LimitTable(resolution=self.resolution, probe=self.probe, pixels=self.pixels, overrides=self.overrides)
 
 
 @dataclass(frozen=True)
@@ -138,13 +154,7 @@ def _changes(images: Table, rows: Sequence[PictureRow]) -> Iterable[dict[str, An
             # What was taken down stays empty, unless another address now stands under its name.
             taken_down = (old.pop("fetch_drop") or "").startswith(f"{TAKEDOWN}:") and old["uri"] == new["uri"]
             if old != new and not taken_down:
-                yield {**new, **_verdicts_from("fetch" if old["uri"] != new["uri"] else "captions")}
-
-
-def _verdicts_from(stage: str) -> dict[str, None]:
-    """Columns that make `stage` and all after it look again."""
-    names = list(STAGE_COLUMNS)
-    return {f"{name}_drop": None for name in names[names.index(stage) :]}
+                yield {**new, **verdicts_from("fetch" if old["uri"] != new["uri"] else "captions")}
 
 
 def curate(
@@ -167,7 +177,7 @@ def curate(
     images = images_table(db)
     stages = declare_stages(images)
     arguments = _stage_arguments(config, cache, store)
-    _look_again_where_limits_changed(db, images, arguments)
+    judge_where_limits_changed(db, images, config.filters)
     if fetch_again:
         _look_again(images, "fetch")
     _check_web_policy(images, config.fetch)
@@ -188,11 +198,12 @@ def _check_web_policy(images: Table, policy: FetchPolicy) -> None:
 def _stage_arguments(config: CurationConfig, cache: Path, store: Path) -> dict[str, dict[str, Any]]:
     """What each stage's function is called with; must survive JSON."""
     place = str(store.resolve())
+    limits = to_document(config.filters)
     return {
         "fetch": {"cache": str(cache.resolve()), "store": place, "policy": asdict(config.fetch)},
-        "probe": {"store": place, "limits": asdict(config.probe)},
+        "probe": {"store": place, "limits": limits},
         "hashes": {"store": place},
-        "pixels": {"store": place, "limits": asdict(config.pixels)},
+        "pixels": {"store": place, "limits": limits},
         "captions": {"style_words": {name: style.words for name, style in STYLES.items()}},
     }
 
@@ -203,22 +214,8 @@ def _spec(spec: Callable[..., StageSpec], name: str, arguments: Mapping[str, Any
     return spec(f"{module}:{name}", **arguments)
 
 
-def _look_again_where_limits_changed(db: Database, images: Table, arguments: Mapping[str, Mapping[str, Any]]) -> None:
-    """Take back verdicts made under other limits; those of the last curation are in the table `curation_limits`."""
-    table = db.table("curation_limits", key="stage", columns={"stage": "text", "limits": "text"})
-    last = {row["stage"]: row["limits"] for batch in table.read() for row in batch.to_pylist()}
-    now = {
-        stage: json.dumps(values["limits"], sort_keys=True) for stage, values in arguments.items() if "limits" in values
-    }
-    changed = [stage for stage, limits in now.items() if last.get(stage, limits) != limits]
-    if changed:
-        _look_again(images, changed[0])
-    # After the verdicts are gone: stopped in between, the next run takes them back once more.
-    table.upsert({"stage": stage, "limits": limits} for stage, limits in now.items())
-
-
 def _look_again(images: Table, stage: str) -> None:
-    verdicts = _verdicts_from(stage)
+    verdicts = verdicts_from(stage)
     for batch in images.read(where=f"{stage}_drop IS NOT NULL", columns=["image_name"]):
         images.update({"image_name": name, **verdicts} for name in batch.column("image_name").to_pylist())
 

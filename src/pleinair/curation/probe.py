@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from pleinair.curation.filters import PROBE_FILTERS, judge, with_sizes
 from pleinair.curation.pictures import decode, read_header
 from pleinair.records.errors import ConfigError, ImageError
 
@@ -27,39 +30,59 @@ class ProbeLimits:
 
 @dataclass(frozen=True)
 class Probe:
-    """What the probe found: `drop` is empty for a kept picture, else the reason."""
+    """What the probe found: `drop` is empty for a kept picture, else the reason. The rest are columns."""
 
     drop: str
     format: str | None = None
     width: int | None = None
     height: int | None = None
     aspect: float | None = None
+    damage: str | None = ""
+    """What is wrong with the file, empty where it decodes; None where nobody dared to decode it."""
+
+
+COLUMNS = ("format", "width", "height", "aspect", "damage")
+"""What of a Probe is kept as columns."""
 
 
 def probe(data: bytes, limits: ProbeLimits) -> Probe:
-    """Format, size and verdict of an encoded picture. Never raises for a bad one."""
+    """Format, size and verdict of an encoded picture. Never raises for a bad one.
+
+    Whatever is not a bomb is decoded, so that the verdict can be made again under other limits without the file.
+    """
+    return judged(measure(data, limits.max_pixels), limits)
+
+
+def measure(data: bytes, max_pixels: int) -> Probe:
+    """The columns, no verdict; `max_pixels` says what is not decoded."""
     try:
         header = read_header(data)
     except ImageError as error:
-        return Probe(str(error))
+        return Probe("", damage=str(error))
     width, height = header.width, header.height
-    found = (header.format, width, height, max(width, height) / max(1, min(width, height)))
-    reason = _header_reason(width, height, limits)
-    if not reason:
-        try:
-            decode(data)
-        except ImageError as error:
-            reason = str(error)
-    return Probe(reason, *found)
+    aspect = max(width, height) / max(1, min(width, height))
+    damage = _damage(data) if width * height <= max_pixels else None
+    return Probe("", header.format, width, height, aspect, damage)
 
 
-def _header_reason(width: int, height: int, limits: ProbeLimits) -> str:
-    if width * height > limits.max_pixels:
-        megapixels, most = width * height / 1e6, limits.max_pixels / 1e6
-        return f"bomb: {width} x {height} is {megapixels:.0f} megapixels, over {most:.0f}; scale it down"
-    if min(width, height) < limits.min_side:
-        return f"small: {width} x {height}, under {limits.min_side} pixels"
-    aspect = max(width, height) / min(width, height)
-    if aspect > limits.max_aspect:
-        return f"aspect: {aspect:.1f}, over {limits.max_aspect:g}"
+def _damage(data: bytes) -> str:
+    try:
+        decode(data)
+    except ImageError as error:
+        return str(error)
     return ""
+
+
+def judged(found: Probe, limits: ProbeLimits) -> Probe:
+    """What was measured, with the verdict under these limits."""
+    if found.width is None or found.height is None:
+        return replace(found, drop=found.damage or "")
+    sizes = with_sizes({"width": found.width, "height": found.height, "aspect": found.aspect})
+    verdict = judge(PROBE_FILTERS, sizes, limits, resolution=0)
+    return replace(found, drop=verdict.reason or found.damage or "")
+
+
+def from_columns(row: Mapping[str, Any], limits: ProbeLimits) -> Probe | None:
+    """The verdict from what was measured before; None where the picture must be looked at."""
+    found = judged(Probe("", **{name: row[name] for name in COLUMNS}), limits)
+    return None if found.damage is None and (found.width is None or not found.drop) else found

@@ -11,7 +11,8 @@ A function here is a thin coat around a pure one: it gets a batch of rows and gi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from PIL import Image
 from pleinair.config.overrides import from_document
 from pleinair.curation import hashes as fingerprint
 from pleinair.curation.fetch import Outcome, Row, fetch_rows
+from pleinair.curation.filters import PIXEL_FILTERS, judge
+from pleinair.curation.limits import LimitTable
 from pleinair.curation.pictures import decode
-from pleinair.curation.pixels import PixelLimits, pixel_drop, pixel_statistics
-from pleinair.curation.probe import ProbeLimits
-from pleinair.curation.probe import probe as probe_picture
+from pleinair.curation.pixels import PixelStatistics, pixel_statistics
+from pleinair.curation.probe import COLUMNS as PROBE_COLUMNS
+from pleinair.curation.probe import from_columns, judged, measure
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.takedowns import read_snapshot
 from pleinair.curation.web import FetchPolicy
@@ -61,15 +64,16 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
         "consent_signal": "text",
         "consent_at": "timestamptz",
     },
-    "probe": {"probe_drop": "text", "format": "text", "width": "integer", "height": "integer", "aspect": "real"},
-    "hashes": {"hashes_drop": "text", "phash12_v1": "text", "colour_v1": "text", "thumb16_v1": "bytea"},
-    "pixels": {
-        "pixels_drop": "text",
-        "entropy": "real",
-        "white_ratio": "real",
-        "black_ratio": "real",
-        "border_flatness": "real",
+    "probe": {
+        "probe_drop": "text",
+        "format": "text",
+        "width": "integer",
+        "height": "integer",
+        "aspect": "real",
+        "damage": "text",
     },
+    "hashes": {"hashes_drop": "text", "phash12_v1": "text", "colour_v1": "text", "thumb16_v1": "bytea"},
+    "pixels": {"pixels_drop": "text", **{field.name: "real" for field in fields(PixelStatistics)}},
     "captions": {"captions_drop": "text", "caption_long": "text", "caption_medium": "text", "caption_short": "text"},
     "duplicate": {"duplicate_drop": "text", "duplicate_group": "text", "duplicate_of": "text"},
     "ocr": {
@@ -103,11 +107,14 @@ KEPT = (
 )
 """SQL condition of the pictures that passed everything; captioning may have looked at them or not."""
 
+MEASURES = tuple(field.name for field in fields(PixelStatistics))
+"""The columns of the pixels stage that a verdict is made of."""
+
 _READS: Mapping[str, Sequence[str]] = {
     "fetch": ("uri", "licence"),
-    "probe": ("image_path",),
+    "probe": ("image_path", "source", "style", *PROBE_COLUMNS),
     "hashes": ("image_path",),
-    "pixels": ("image_path",),
+    "pixels": ("image_path", "source", "style", "ocr_share", *MEASURES),
     "captions": ("image_name", "caption", "caption_error", "label", "tags", "style", "group_name"),
 }
 _BATCH: Mapping[str, int] = {"fetch": 32, "probe": 64, "hashes": 64, "pixels": 64, "captions": 256}
@@ -145,15 +152,25 @@ def fetch(batch: Sequence[Row], *, cache: str, store: str, policy: Mapping[str, 
     )
 
 
-def probe(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> list[Outcome]:
-    """Format, size, and whether the picture decodes."""
-    bounds = ProbeLimits(**limits)
+def verdicts_from(stage: str) -> dict[str, None]:
+    """Columns that make `stage` and all after it look again; from `fetch` on what was measured is forgotten as well."""
+    names = list(STAGE_COLUMNS)
+    taken_back = dict.fromkeys(f"{name}_drop" for name in names[names.index(stage) :])
+    if stage == "fetch":
+        taken_back |= dict.fromkeys((*PROBE_COLUMNS, *MEASURES, "ocr_share"))
+    return taken_back
 
-    def values(data: bytes) -> dict[str, object]:
-        found = asdict(probe_picture(data, bounds))
+
+def probe(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> list[Outcome]:
+    """Format, size, and whether the picture decodes; from the columns where they are there."""
+    table = from_document(LimitTable, dict(limits))
+
+    def values(row: Row, read: Callable[[], bytes]) -> dict[str, object]:
+        own = table.of(row["source"], row["style"]).probe
+        found = asdict(from_columns(row, own) or judged(measure(read(), own.max_pixels), own))
         return {"probe_drop": found.pop("drop"), **found}
 
-    return _each(batch, store, values)
+    return _each_row(batch, store, values)
 
 
 def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
@@ -168,25 +185,35 @@ def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
 
 
 def pixels(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> list[Outcome]:
-    """Statistics of pixels, and whether they speak against the picture."""
-    bounds = PixelLimits(**limits)
+    """Statistics of pixels, and whether they speak against the picture; measured where the columns are not there."""
+    table = from_document(LimitTable, dict(limits))
 
-    def values(data: bytes) -> dict[str, object]:
-        statistics = pixel_statistics(decode(data))
-        return {"pixels_drop": pixel_drop(statistics, bounds), **asdict(statistics)}
+    def values(row: Row, read: Callable[[], bytes]) -> dict[str, object]:
+        known = {name: row[name] for name in MEASURES}
+        statistics = asdict(pixel_statistics(decode(read()))) if None in known.values() else known
+        own = table.of(row["source"], row["style"]).pixels
+        verdict = judge(PIXEL_FILTERS, {**statistics, "ocr_share": row["ocr_share"]}, own, table.resolution)
+        return {"pixels_drop": verdict.reason, **statistics}
 
-    return _each(batch, store, values)
+    return _each_row(batch, store, values)
 
 
 def _each(batch: Sequence[Row], store: str, values: Callable[[bytes], dict[str, object]]) -> list[Outcome]:
     """`values` of each row's stored bytes; what a row raises is its own outcome."""
+    return _each_row(batch, store, lambda _, read: values(read()))
+
+
+def _each_row(
+    batch: Sequence[Row], store: str, values: Callable[[Row, Callable[[], bytes]], dict[str, object]]
+) -> list[Outcome]:
+    """`values` of each row and of a function that reads its stored bytes; what a row raises is its own outcome."""
     # The probe has set the limit of pixels; Pillow's own would warn of pictures the limit allows.
     Image.MAX_IMAGE_PIXELS = None
     objects = ObjectStore(Path(store))
     outcomes: list[Outcome] = []
     for row in batch:
         try:
-            outcomes.append(values(objects.get(row["image_path"])))
+            outcomes.append(values(row, partial(objects.get, row["image_path"])))
         except (SourceError, ImageError) as error:
             outcomes.append(error)
     return outcomes

@@ -1,6 +1,7 @@
 """Self-contained HTML pages: shell, tables, picture grids, plots. One file per page, no script, no outside request."""
 
 from pleinair.pages.grid import GridCell, GridRow, grid, mark_swatch, strip
+from pleinair.pages.histogram import histogram
 from pleinair.pages.html import Html, Node, element, escape, join
 from pleinair.pages.page import Section, beside, code, folded, headline_figures, page, write_page
 from pleinair.pages.picture import Pixels, data_uri, encode_png, encode_webp, picture
@@ -26,6 +27,7 @@ __all__ = [
     "folded",
     "grid",
     "headline_figures",
+    "histogram",
     "interval_bar",
     "join",
     "line_plot",
