@@ -235,12 +235,15 @@ def test_a_finished_run_is_exported_and_loads_in_diffusers(calm: Path, tmp_path:
 def test_a_packaged_model_draws_as_its_run_does_within_its_eight_bits(calm: Path, tmp_path: Path) -> None:
     checkpoint, packaged = newest_checkpoint(calm / "runs/demo/checkpoints"), tmp_path / "model.safetensors"
     assert main(["export", str(checkpoint), "--to", "package", "-o", str(packaged)]) == 0
+    run, package = ["--run", str(calm / "runs/demo")], ["--model", str(packaged)]
     drawn = []
-    for source in (["--run", str(calm / "runs/demo")], ["--model", str(packaged)]):
+    for source in (run, package, [*run, "--seed", "1"]):
         assert main(["sample", "a red apple", *source, "--steps", "2", "-o", str(tmp_path / "apple.png")]) == 0
         with Image.open(tmp_path / "apple.png") as apple:
             drawn.append(np.asarray(apple, np.float32))
-    assert np.abs(drawn[0] - drawn[1]).mean() < 2
+    by_rounding, by_seed = (np.abs(drawn[0] - other).mean() for other in drawn[1:])
+    print("DIFFS", by_rounding, by_seed)
+    assert by_rounding < by_seed / 4
     assert packaged.stat().st_size < 0.4 * (checkpoint / "transformer.safetensors").stat().st_size
     assert main(["export", str(checkpoint), "--to", "package", "-o", str(packaged)]) == 1
 
