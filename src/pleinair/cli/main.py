@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         caption,
         cluster,
         curate,
+        drops,
         embed,
         entities,
         export,
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    curating = (ingest, curate, caption, embed, cluster, tags, tower, entities, takedown, pick)
+    curating = (ingest, curate, caption, embed, cluster, tags, tower, entities, takedown, drops, pick)
     for noun in (run, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
