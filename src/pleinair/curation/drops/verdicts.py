@@ -24,6 +24,8 @@ class Verdict:
     reason: str
     value: float | None = None
     limit: float | None = None
+    whole: float | None = None
+    """What the value is a part of, in a verdict such as `12 of 144 bits`."""
     distance: float | None = None
     """How sure the drop is: 0 at the limit, growing away from it, relative to the limit. None where no number says."""
 
@@ -31,15 +33,16 @@ class Verdict:
 def read_verdict(reason: str) -> Verdict:
     """The parts of a verdict `kind: value and limit`."""
     kind, _, said = reason.partition(":")
-    if found := _LIMITED.match(said):
-        value, limit = _value(found[1], found[2]), float(found[3])
+    limited = _LIMITED.match(said)
+    if limited and not _OF.match(said.strip()):
+        value, limit = _value(limited[1], limited[2]), float(limited[3])
         distance = None if value is None else abs(value - limit) / (abs(limit) or 1.0)
-        return Verdict(kind, reason, value, limit, distance)
+        return Verdict(kind, reason, value, limit, distance=distance)
     if found := _OF.search(said):
         part, whole = float(found[1]), float(found[2])
         # Bits apart speak against a duplicate, failing claims against a caption.
         share = part / (whole or 1.0)
-        return Verdict(kind, reason, part, None, 1.0 - share if "bits" in said else share)
+        return Verdict(kind, reason, part, whole=whole, distance=1.0 - share if "bits" in said else share)
     return Verdict(kind, reason)
 
 

@@ -108,8 +108,8 @@ def _terms(drop: Dropped, row: Row) -> list[Html]:
         failing = element("ul", *(element("li", claim) for claim in row["failing_claims"]), class_="claims")
         caption = row.get("description") or row.get("caption_long") or ""
         return [element("span", caption), element("span", "does not hold:", class_="against"), failing]
-    if row.get("consent_signal") or drop.verdict.kind in ("licence", "consent"):
-        told = [row.get("licence"), row.get("consent"), row.get("consent_signal")]
+    if row.get("consent") not in (None, "allowed") or drop.verdict.reason == row.get("fetch_drop"):
+        told = [row.get("licence") or "licence unknown", row.get("consent"), row.get("consent_signal"), row["uri"]]
         return [element("span", ", ".join(filter(None, told)))]
     return []
 
@@ -119,7 +119,7 @@ def _held(verdict: Verdict) -> str:
     if verdict.value is None:
         return ""
     if verdict.limit is None:
-        return f"{verdict.value:g}"
+        return f"{verdict.value:g} of {verdict.whole:g}"
     side = "under" if verdict.value < verdict.limit else "over"
     return f"{verdict.value:g}, {side} {verdict.limit:g}"
 
