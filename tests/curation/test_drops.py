@@ -214,14 +214,15 @@ def test_the_pages_carry_captions_of_strangers_as_text_and_refer_to_nothing_else
 
 def test_a_sample_says_so_and_holds_the_nearest(warehouse: Database, tmp_path: Path) -> None:
     images = images_table(warehouse)
-    rows = ({"image_name": f"planted/{n:05d}", "uri": "x", "source": "x", "pixels_drop": f"white: {n / 10_000 + 0.5}, over 0.5"}
-            for n in range(5000))  # fmt: skip
+    values = {f"planted/{number:05d}": 0.5 + (5000 - number) / 10_000 for number in range(5000)}
+    given = {"uri": "x", "source": "x"}
+    rows = ({"image_name": name, **given, "pixels_drop": f"white: {value}, over 0.5"} for name, value in values.items())
     images.upsert(rows)
     (white,) = [r for stage in read_drops(images, 40) for r in stage.reasons if r.kind == "white"]
-    nearest = [f"planted/{n:05d}" for n in range(20)]
+    nearest = [f"planted/{n:05d}" for n in range(4999, 4979, -1)]
     assert (white.count, len(white.shown)) == (5000, 40)
     assert [drop.image_name for drop in white.shown[:20]] == nearest
-    assert max(int(drop.image_name[-5:]) for drop in white.shown[20:]) > 2500
+    assert min(int(drop.image_name[-5:]) for drop in white.shown[20:]) < 2500
     out = tmp_path / "sampled"
     done = write_drop_pages(warehouse, images, ObjectStore(tmp_path / "store"), out, most=40)
     assert done.num_dropped == 5008

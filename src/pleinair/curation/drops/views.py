@@ -146,7 +146,8 @@ def picture_page(row: Row, keeper: Row | None, stages: Sequence[str]) -> str:
     )
     sections = [
         Section(
-            heading="Verdicts", body=table(["stage", "verdict", "last tried", "failures"], known.history(row, stages))
+            heading="Verdicts",
+            body=table(["stage", "verdict", "last tried", "failures"], known.history(row, stages), number_columns=[]),
         ),
         *_about_captions(row),
         Section(heading="Where it came from", body=facts(known.origin(row))),

@@ -32,7 +32,6 @@ from pleinair.curation.thumbnails import THUMB_SIDE, thumbnail_file
 from pleinair.records.errors import ConfigError, DatabaseError, ImageError, PleinairError, SourceError
 
 HOST = "127.0.0.1"
-PORT = 8741
 VIEW_SIDE = 1280
 MAX_BODY_BYTES = 2**20
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -191,7 +190,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def board_served(board: Board, store: ObjectStore, token: str, port: int = PORT) -> Iterator[str]:
+def board_served(board: Board, store: ObjectStore, token: str, port: int) -> Iterator[str]:
     """Serve the page inside the block, which is given its address. Raises ConfigError when the port is taken."""
     try:
         server = _Server((HOST, port), partial(Handler, board, store, token))
