@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         cluster,
         curate,
         detector,
+        drops,
         embed,
         entities,
         export,
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         filters,
         ingest,
         krablet,
+        pick,
         run,
         sample,
         sql,
@@ -44,7 +46,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    curating = (ingest, curate, filters, caption, embed, detector, cluster, tags, tower, entities, takedown)
+    curating = (
+        ingest,
+        curate,
+        filters,
+        drops,
+        caption,
+        embed,
+        detector,
+        cluster,
+        tags,
+        tower,
+        entities,
+        takedown,
+        pick,
+    )
     for noun in (run, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pleinair.cli.curate import add_warehouse_options, open_warehouse
+
+if TYPE_CHECKING:
+    from pleinair.krablet import Database
 
 
 def register(verbs: Any) -> None:
@@ -60,18 +63,26 @@ def tower(options: argparse.Namespace) -> int:
 
 def find(options: argparse.Namespace) -> int:
     """Print the pictures that fit a text best, best first."""
+    from pleinair.curation import KEPT
+
+    with open_warehouse(options) as db:
+        found = fitting(db, options.home, options.text, KEPT)
+    for name, score in found[: options.most]:
+        print(f"{score:.3f}  {name}")
+    return 0
+
+
+def fitting(db: Database, home: Path, text: str, where: str) -> list[tuple[str, float]]:
+    """Embedded pictures with how well they fit a text, best first."""
     import torch
 
-    from pleinair.curation import KEPT, ObjectStore
+    from pleinair.curation import ObjectStore
     from pleinair.curation.embeddings import embedded_table, read_embeddings
     from pleinair.curation.small_models.tower_file import load_two_tower
 
-    model = load_two_tower(model_path(options.home))
-    with open_warehouse(options) as db:
-        pictures = read_embeddings(embedded_table(db), ObjectStore(options.home / "store"), where=KEPT)
+    model = load_two_tower(model_path(home))
+    pictures = read_embeddings(embedded_table(db), ObjectStore(home / "store"), where=where)
     with torch.inference_mode():
         images_ND = model.image_features(torch.from_numpy(pictures.vectors_ND))
-        scores_N = (images_ND @ model.text_features([options.text])[0]).numpy()
-    for row in (-scores_N).argsort()[: options.most]:
-        print(f"{scores_N[row]:.3f}  {pictures.names[row]}")
-    return 0
+        scores_N = (images_ND @ model.text_features([text])[0]).numpy()
+    return [(pictures.names[row], float(scores_N[row])) for row in (-scores_N).argsort()]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pleinair.records.errors import SourceError
 
+THUMBNAILS = "thumbnails"
+"""Folder below the root for small copies, by side; see `pleinair.curation.thumbnails`."""
 _SIGNATURES = (
     (b"\x89PNG", "png"),
     (b"\xff\xd8\xff", "jpg"),
@@ -64,7 +66,9 @@ class ObjectStore:
             ) from error
 
     def remove(self, relative: str) -> None:
-        """Take a picture out for good; one that is gone already is fine."""
+        """Take a picture out for good, its small copies too; one that is gone already is fine."""
+        for copy in (self.root / THUMBNAILS).glob(f"*/{relative}.webp"):
+            copy.unlink(missing_ok=True)
         (self.root / relative).unlink(missing_ok=True)
 
 

@@ -3,7 +3,7 @@
 from pleinair.pages.grid import GridCell, GridRow, grid, mark_swatch, strip
 from pleinair.pages.histogram import histogram
 from pleinair.pages.html import Html, Node, element, escape, join
-from pleinair.pages.page import Section, beside, code, folded, headline_figures, page, write_page
+from pleinair.pages.page import Section, beside, code, folded, headline_figures, page, style_sheet, write_page
 from pleinair.pages.picture import Pixels, data_uri, encode_png, encode_webp, picture
 from pleinair.pages.plot import Series, interval_bar, line_plot
 from pleinair.pages.table import facts, table
@@ -35,6 +35,7 @@ __all__ = [
     "page",
     "picture",
     "strip",
+    "style_sheet",
     "table",
     "write_page",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-VOID_TAGS = frozenset({"br", "col", "circle", "hr", "img", "line", "meta", "path", "polyline", "rect"})
+VOID_TAGS = frozenset({"br", "col", "circle", "hr", "img", "line", "link", "meta", "path", "polyline", "rect"})
 
 
 class Html(str):
@@ -37,7 +37,7 @@ def element(tag: str, *children: Node, **attributes: Attribute) -> Html:
     """One element with its children and attributes."""
     written = "".join(write_attribute(name, value) for name, value in attributes.items())
     if tag in VOID_TAGS:
-        return Html(f"<{tag}{written}>" if tag in {"br", "col", "hr", "img", "meta"} else f"<{tag}{written}/>")
+        return Html(f"<{tag}{written}>" if tag in {"br", "col", "hr", "img", "link", "meta"} else f"<{tag}{written}/>")
     return Html(f"<{tag}{written}>{join(children)}</{tag}>")
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from pleinair.pages.html import Html, Node, element, join
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+FOLDER_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'self'"
+"""Of a page in a folder of pages, which share their style sheet and show pictures beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +35,27 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.heading.lower()).strip("-")
 
 
-def page(title: str, opening: Html, sections: Sequence[Section], *, kicker: str = "", footer: Node = "") -> str:
-    """A whole HTML document. `opening` comes first, under the title and before the contents."""
+def page(
+    title: str,
+    opening: Html,
+    sections: Sequence[Section],
+    *,
+    kicker: Node = "",
+    footer: Node = "",
+    sheet: str | None = None,
+) -> str:
+    """A whole HTML document. `opening` comes first, under the title and before the contents.
+
+    `sheet` is the address of a style sheet in the page's folder, in place of one inside; pictures may then be files there.
+    """
     head = join(
         [
             element("meta", charset="utf-8"),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="color-scheme", content="light dark"),
-            element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+            element("meta", http_equiv="Content-Security-Policy", content=POLICY if sheet is None else FOLDER_POLICY),
             element("title", title),
-            element("style", Html(style_sheet())),
+            element("style", Html(style_sheet())) if sheet is None else element("link", rel="stylesheet", href=sheet),
         ]
     )
     top = element("header", element("p", kicker, class_="kicker") if kicker else "", element("h1", title))
