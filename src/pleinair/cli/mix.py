@@ -1,0 +1,76 @@
+"""`pleinair mix FILE`: a reproducible list of pictures to train on, with its datasheet."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pleinair.cli.curate import add_warehouse_options, open_warehouse
+
+if TYPE_CHECKING:
+    from pleinair.krablet import Database
+    from pleinair.packing.mix import Mix
+
+
+def register(verbs: Any) -> None:
+    """Add the verb `mix`."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "mix",
+        help="choose what is trained on: a reproducible list and its datasheet",
+        description="Choose pictures as a mix file says; the same file and warehouse give the same list everywhere.",
+    )
+    parser.add_argument("file", type=Path, help="the mix, a TOML file; docs/packing.md has one")
+    parser.add_argument("--out", type=Path, default=Path("mixes"), help="folder of mixes (default: %(default)s)")
+    parser.add_argument("--explain", action="store_true", help="say how many pictures each condition leaves, and stop")
+    parser.add_argument("--expect", metavar="DIGEST", help="end with 1 when the list has another digest")
+    add_warehouse_options(parser)
+    parser.set_defaults(run=mix)
+
+
+def mix(options: argparse.Namespace) -> int:
+    """Make the mix; exit code 1 when it is not the expected one."""
+    from pleinair.cli.entities import names_file
+    from pleinair.cli.progress import ProgressLine
+    from pleinair.curation import ObjectStore
+    from pleinair.packing.datasheet import write_datasheet
+    from pleinair.packing.mix import read_mix
+    from pleinair.packing.mixing import make_mix
+
+    wanted, text = read_mix(options.file)
+    folder = options.out / wanted.name
+    lines: dict[str, ProgressLine] = {}
+    with open_warehouse(options) as db:
+        if options.explain:
+            return explain(db, wanted)
+        store = ObjectStore(options.home / "store")
+        made = make_mix(
+            db,
+            wanted,
+            text,
+            folder,
+            names=names_file(options),
+            write_sheet=lambda path, record: write_datasheet(path, record, store),
+            on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),
+        )
+    for line in lines.values():
+        line.close()
+    print(f"{made.num_draws} pictures, {made.num_rows} of them different, of {made.num_offered} offered")
+    print(f"list {made.digest}\n{folder / 'datasheet.html'}", flush=True)
+    if options.expect and options.expect != made.digest:
+        print(f"this is not the list {options.expect}: the warehouse, the file or the code differs", flush=True)
+        return 1
+    return 0
+
+
+def explain(db: Database, wanted: Mix) -> int:
+    """Print how many pictures are left after each condition."""
+    from pleinair.packing.mix import check_against
+    from pleinair.packing.mixing import declared_images, funnel_of
+    from pleinair.packing.pool import pool_steps
+
+    images = declared_images(db, wanted)
+    check_against(wanted, images.columns)
+    for name, count in funnel_of(images, pool_steps(wanted, images)):
+        print(f"{count:>12,}  {name}")
+    return 0
