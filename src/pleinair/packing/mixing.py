@@ -43,7 +43,7 @@ from pleinair.packing.pool import (
     together,
 )
 from pleinair.packing.selection import Choice, Pool, choose
-from pleinair.packing.tallies import FACT_COLUMNS, UNKNOWN, Tallies
+from pleinair.packing.tallies import FACT_COLUMNS, UNKNOWN, Tallies, Tally, add_coverage
 from pleinair.records.errors import PackError
 
 MIX_VERSION = 1
@@ -102,10 +102,11 @@ class MixRecord:
     drops: Sequence[StageDrops]
     by_source: Mapping[str, tuple[int, int]]
     """Source of the warehouse to pictures ingested and kept."""
-    entity_counts: Counts
-    """Pictures of each entity in the list, counted again."""
-    titles: Sequence[str]
-    """Names of the entities."""
+    kept_entities: Tally
+    """Entities of all kept pictures, before the mix's own conditions; `tallies` has those after."""
+    kept_clusters: Tally
+    titles: Mapping[str, str]
+    """Names of entities by key."""
     cluster_names: Mapping[str, str]
     """Names of clusters above the leaves, by path."""
     num_takedowns: int
@@ -138,7 +139,7 @@ def make_mix(
     with staged(folder) as unfinished:
         digest = write_list(
             unfinished / "list.parquet",
-            _watched(read_rows(images, wheres, second_columns(mix)), "pictures written", total, on_progress),
+            _watched(read_rows(images, wheres, second_columns(images)), "pictures written", total, on_progress),
             pool,
             choice,
             mix,
@@ -157,9 +158,23 @@ def declared_images(db: Database, mix: Mix) -> Table:
     return declare(db)[0] if mix.entities else images
 
 
-def second_columns(mix: Mix) -> list[str]:
+def second_columns(images: Table) -> list[str]:
     """What the pass that writes the list reads."""
-    return [*LIST_COLUMNS, *FACT_COLUMNS, *(["entity_ids"] if mix.entities else [])]
+    return [*LIST_COLUMNS, *FACT_COLUMNS, *coverage_columns(images)]
+
+
+def coverage_columns(images: Table) -> list[str]:
+    """Columns of entities and clusters, as far as there are any."""
+    return [column for column in ("cluster", "entity_ids") if column in images.columns]
+
+
+def coverage_of(images: Table, where: str) -> tuple[Tally, Tally]:
+    """Entities and clusters of all pictures that match."""
+    entities, clusters = Tally(), Tally()
+    if columns := coverage_columns(images):
+        for batch in images.read(where=where, columns=columns):
+            add_coverage(entities, clusters, batch, np.zeros(batch.num_rows, np.int64))
+    return entities, clusters
 
 
 @contextmanager
@@ -221,9 +236,11 @@ def _record(
     proof: EntityProof,
     steps: Sequence[Step],
 ) -> MixRecord:
-    titles = entity_titles(db, pool.entities)
+    kept_entities, kept_clusters = coverage_of(images, steps[0].where)
+    titles = entity_titles(db, sorted(kept_entities.offered)) if kept_entities.offered else {}
     if mix.entities:
-        require_none_lost(pool.counts, proof.counts, titles, keep=mix.entities.keep)
+        names = [titles.get(key, key) for key in pool.entities]
+        require_none_lost(pool.counts, proof.counts, names, keep=mix.entities.keep)
     manifest = MixManifest(
         version=MIX_VERSION,
         name=mix.name,
@@ -251,9 +268,10 @@ def _record(
         funnel=funnel_of(images, steps),
         drops=drop_report(images),
         by_source=by_source(db, steps[0].where),
-        entity_counts=proof.counts,
+        kept_entities=kept_entities,
+        kept_clusters=kept_clusters,
         titles=titles,
-        cluster_names=cluster_names(db) if mix.clusters else {},
+        cluster_names=cluster_names(db) if kept_clusters.offered else {},
         num_takedowns=takedowns_table(db).count(),
     )
 
@@ -281,9 +299,9 @@ def curation_limits(db: Database) -> dict[str, str]:
     return {row["stage"]: row["limits"] for row in sorted(rows, key=lambda row: row["stage"])}
 
 
-def entity_titles(db: Database, keys: Sequence[str]) -> list[str]:
-    """The title of each entity, its key where it has none."""
-    titles = {
+def entity_titles(db: Database, keys: Sequence[str]) -> dict[str, str]:
+    """The title of each entity that has one."""
+    return {
         row["entity"]: row["title"]
         for start in range(0, len(keys), 10_000)
         for batch in entities_table(db).read(
@@ -292,8 +310,8 @@ def entity_titles(db: Database, keys: Sequence[str]) -> list[str]:
             columns=["entity", "title"],
         )
         for row in batch.to_pylist()
+        if row["title"]
     }
-    return [titles.get(key) or key for key in keys]
 
 
 def cluster_names(db: Database) -> dict[str, str]:

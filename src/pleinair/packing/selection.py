@@ -231,7 +231,7 @@ def even_shares(sizes: Ints, floors: Ints, target: int, luck: Luck) -> Ints:
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.clip(middle, floors, sizes).sum() <= target else (low, middle - 1)
-    shares = np.clip(low, floors, sizes)
+    shares: Ints = np.clip(low, floors, sizes)
     larger = np.flatnonzero((floors <= low) & (low < sizes))
     lucky = larger[np.argsort(luck[larger], kind="stable")][: target - int(shares.sum())]
     shares[lucky] += 1

@@ -92,8 +92,12 @@ class Tallies:
     mix: Mix
     facets: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in FACETS})
     captions: dict[str, CaptionTally] = field(default_factory=lambda: {kind: CaptionTally() for kind in CAPTION_KINDS})
-    shown: list[list[Shown]] = field(default_factory=list)
+    shown: list[list[Shown]] = field(init=False)
     """By source of the mix, the first of the list."""
+    entities: Tally = field(default_factory=Tally)
+    """By key; empty where no stage looked for entities."""
+    clusters: Tally = field(default_factory=Tally)
+    """By the path of the finest cluster; empty where nothing is clustered."""
 
     def __post_init__(self) -> None:
         self.shown = [[] for _ in self.mix.sources]
@@ -102,6 +106,7 @@ class Tallies:
         """Count a batch."""
         for name, facet in FACETS.items():
             self.facets[name].add(facet(seen.batch), seen.repeats_N)
+        add_coverage(self.entities, self.clusters, seen.batch, seen.repeats_N)
         if len(seen.hit):
             chosen = seen.batch.take(pa.array(seen.hit))
             self._add_captions(chosen, seen.repeats_N[seen.hit])
@@ -122,6 +127,17 @@ class Tallies:
         rows = chosen.take(pa.array(first)).to_pylist()
         mine = [*self.shown[seen.source], *map(Shown, places[first].tolist(), rows)]
         self.shown[seen.source] = sorted(mine, key=lambda shown: shown.place)[:SHOWN_PICTURES]
+
+
+def add_coverage(entities: Tally, clusters: Tally, batch: pa.RecordBatch, repeats_N: npt.NDArray[np.int64]) -> None:
+    """Count what a batch says of entities and clusters, where it says something."""
+    if "cluster" in batch.schema.names:
+        in_one = pc.is_valid(batch.column("cluster"))
+        clusters.add(batch.column("cluster").filter(in_one), repeats_N[in_one.to_numpy(zero_copy_only=False)])
+    if "entity_ids" in batch.schema.names:
+        lists = batch.column("entity_ids")
+        owners_M = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+        entities.add(pc.list_flatten(lists), repeats_N[owners_M])
 
 
 def _column(name: str) -> Callable[[pa.RecordBatch], pa.Array]:
