@@ -30,6 +30,7 @@ def register(verbs: Any) -> None:
 
 def mix(options: argparse.Namespace) -> int:
     """Make the mix; exit code 1 when it is not the expected one."""
+    from pleinair import __version__
     from pleinair.cli.entities import names_file
     from pleinair.cli.progress import ProgressLine
     from pleinair.curation import ObjectStore
@@ -49,6 +50,7 @@ def mix(options: argparse.Namespace) -> int:
             wanted,
             text,
             folder,
+            code=__version__,
             names=names_file(options),
             write_sheet=lambda path, record: write_datasheet(path, record, store),
             on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pleinair import __version__
 from pleinair.config import from_document, to_document
 from pleinair.curation.clusters.warehouse import clustered_table, clusters_table
 from pleinair.curation.entities.build import entities_table
@@ -118,13 +117,14 @@ def make_mix(
     text: str,
     folder: Path,
     *,
+    code: str,
     names: Path | None = None,
     write_sheet: Callable[[Path, MixRecord], None] = lambda path, record: None,
     on_progress: Progress = lambda what, done, total: None,
 ) -> MixManifest:
     """Choose, write and prove a mix; `folder` appears whole, by rename, in the place of an older one.
 
-    `names` are the names entities are matched with; given, the list's captions are matched anew for the proof.
+    `code` is the version of the program, `names` the names entities are matched with; given, the list's captions are matched anew for the proof.
     Raises ConfigError, SourceError or CoverageError, and then leaves what was there.
     """
     images = declared_images(db, mix)
@@ -145,7 +145,7 @@ def make_mix(
             mix,
             watchers=(tallies.add, proof.add),
         )
-        record = _record(db, images, mix, text, digest, pool, choice, tallies, proof, steps)
+        record = _record(db, images, mix, text, code, digest, pool, choice, tallies, proof, steps)
         (unfinished / "mix.toml").write_text(text, encoding="utf-8")
         (unfinished / "manifest.json").write_text(json.dumps(to_document(record.manifest), indent=2) + "\n")
         write_sheet(unfinished / "datasheet.html", record)
@@ -229,6 +229,7 @@ def _record(
     images: Table,
     mix: Mix,
     text: str,
+    code: str,
     digest: str,
     pool: Pool,
     choice: Choice,
@@ -256,7 +257,7 @@ def _record(
         num_entities=int((pool.counts > 0).sum()),
         matched_anew=proof.matcher is not None,
         curation_limits=curation_limits(db),
-        code=__version__,
+        code=code,
     )
     return MixRecord(
         mix=mix,
