@@ -19,7 +19,7 @@ from pleinair.packing.mix import CAPTION_KINDS
 from pleinair.packing.mixing import MixRecord
 from pleinair.packing.pool import CAPTION_COLUMNS
 from pleinair.packing.questions import questions
-from pleinair.packing.tallies import UNKNOWN, Tally
+from pleinair.packing.tallies import ASPECTS, UNKNOWN, Tally, side_names
 from pleinair.pages import (
     GridCell,
     Html,
@@ -43,12 +43,16 @@ DROP_SIDE = 72
 _MOST_ROWS = 16
 _MOST_DROPS = 8
 _LONGEST_CAPTION = 320
+_BAR = Html("&nbsp;")
+"""Heading of a column of bars."""
+_ORDERED = {"short side": side_names(), "aspect": [name for name, _, _ in ASPECTS]}
+"""Facts whose values have an order of their own."""
 
 FACET_LEADS: Mapping[str, str] = {
     "licence": "As the source states it.",
     "style": "The author set or style a source names.",
     "group": "The coarse group of what is shown, where a source names one.",
-    "writing": "The writing system of the long caption. Which language it is, nothing here measures.",
+    "writing": "Any writing but Latin in the longest caption, else Latin. No stage tells languages.",
     "short side": "Of the stored picture, before any resizing.",
     "aspect": "Width to height.",
 }
@@ -108,9 +112,8 @@ def _lost(record: MixRecord) -> Html:
         [name, count, before - count if before is not None else "", percent(count, ingested), bar(count, ingested)]
         for (name, count), before in zip(steps, [None, *(count for _, count in steps[:-1])], strict=True)
     ]
-    funnel = table(
-        ["pictures", "left", "lost here", "of ingested", ""], rows, number_columns=["left", "lost here", "of ingested"]
-    )
+    head = ["pictures", "left", "lost here", "of ingested", _BAR]
+    funnel = table(head, thousands(rows), number_columns=head[1:-1])
     kept, tallies = record.kept_entities, record.tallies
     coverage: list[list[Node]] = [
         [name, len(before.offered), len(after.offered), len(after.chosen), len(after.offered) - len(after.chosen)]
@@ -123,7 +126,7 @@ def _lost(record: MixRecord) -> Html:
     if not coverage:
         return funnel
     head = ["coverage", "in kept pictures", "in offered ones", "in the list", "lost by choosing"]
-    return join([funnel, element("h3", "Entities and clusters"), table(head, coverage)])
+    return join([funnel, element("h3", "Entities and clusters"), table(head, thousands(coverage))])
 
 
 def _sources(record: MixRecord) -> Html:
@@ -138,8 +141,8 @@ def _sources(record: MixRecord) -> Html:
         rows.append(
             [source.name, weight, *counts, percent(choice.targets[place], total), bar(choice.targets[place], total)]
         )
-    head = ["source of the mix", "weight", "offered", "chosen", "repeats counted", "share", ""]
-    of_mix = table(head, rows, number_columns=head[1:-1])
+    head = ["source of the mix", "weight", "offered", "chosen", "repeats counted", "share", _BAR]
+    of_mix = table(head, thousands(rows), number_columns=head[1:-1])
     chosen = record.tallies.facets["source"]
     warehouse: list[list[Node]] = [
         [name, ingested, kept, chosen.offered[name], chosen.chosen[name], percent(chosen.chosen[name], ingested)]
@@ -147,12 +150,12 @@ def _sources(record: MixRecord) -> Html:
     ]
     head = ["source of the warehouse", "ingested", "kept", "offered", "chosen", "of ingested"]
     conditions = facts({source.name: element("code", source.where) for source in mix.sources})
-    return join([of_mix, conditions, element("h3", "In the warehouse"), table(head, warehouse)])
+    return join([of_mix, conditions, element("h3", "In the warehouse"), table(head, thousands(warehouse))])
 
 
 def _samples(record: MixRecord, store: ObjectStore) -> Html:
     return join(
-        join([element("h3", source.name), strip(_shown_cells(record, place, store))])
+        join([element("h3", source.name), element("div", strip(_shown_cells(record, place, store)), class_="large")])
         for place, source in enumerate(record.mix.sources)
     )
 
@@ -184,7 +187,9 @@ def _contents(record: MixRecord) -> Html:
 
 def _facet(name: str, tally: Tally, label: Callable[[str], str] = str) -> Html:
     total = max(1, tally.draws.total())
-    ordered = sorted(tally.offered, key=lambda value: (-tally.draws[value], value))
+    own_order = _ORDERED.get(name, ())
+    ordered = [value for value in own_order if value in tally.offered]
+    ordered += sorted(set(tally.offered) - set(ordered), key=lambda value: (-tally.draws[value], value))
     rows: list[list[Node]] = [
         [
             label(value),
@@ -195,13 +200,18 @@ def _facet(name: str, tally: Tally, label: Callable[[str], str] = str) -> Html:
         ]
         for value in ordered
     ]
-    head = [name, "offered", "chosen", "share of a pass", ""]
+    head = [name, "offered", "chosen", "share of a pass", _BAR]
     numbers = head[1:-1]
-    shown = table(head, rows[:_MOST_ROWS], number_columns=numbers)
+    shown = table(head, thousands(rows)[:_MOST_ROWS], number_columns=numbers)
     if len(rows) <= _MOST_ROWS:
         return shown
     return join(
-        [shown, folded(f"{len(rows) - _MOST_ROWS:,} more", table(head, rows[_MOST_ROWS:300], number_columns=numbers))]
+        [
+            shown,
+            folded(
+                f"{len(rows) - _MOST_ROWS:,} more", table(head, thousands(rows[_MOST_ROWS:300]), number_columns=numbers)
+            ),
+        ]
     )
 
 
@@ -213,7 +223,7 @@ def _captions(record: MixRecord) -> Html:
         words = f"{tally.words / tally.pictures:.1f}" if tally.pictures else ""
         rows.append([kind, percent(weight, sum(asked)), percent(tally.share, total), tally.pictures, words])
     head = ["caption", "asked", "drawn", "pictures that have one", "words each"]
-    return join([table(head, rows, number_columns=head[1:]), *_caption_examples(record)])
+    return join([table(head, thousands(rows), number_columns=head[1:]), *_caption_examples(record)])
 
 
 def _caption_examples(record: MixRecord) -> Iterable[Html]:
@@ -236,7 +246,7 @@ def _entities(record: MixRecord) -> Html:
         [name, *(_in_bin(counter, least, most) for counter in (kept.offered, tally.offered, tally.chosen))]
         for name, least, most in BINS[1:]
     ]
-    bins = table(["pictures that name it", "entities in kept", "in offered", "in the list"], rows)
+    bins = table(["pictures that name it", "entities in kept", "in offered", "in the list"], thousands(rows))
     gone = sorted(set(tally.offered) - set(tally.chosen), key=lambda key: (-tally.offered[key], key))
     early = sorted(set(kept.offered) - set(tally.offered), key=lambda key: (-kept.offered[key], key))
     named = join(
@@ -309,7 +319,10 @@ def _filters(record: MixRecord, store: ObjectStore) -> Html:
     ]
     head = ["stage", "looked at", "dropped", "share"]
     return join(
-        [table(head, rows, number_columns=head[1:]), *(_stage(drops, store) for drops in record.drops if drops.reasons)]
+        [
+            table(head, thousands(rows), number_columns=head[1:]),
+            *(_stage(drops, store) for drops in record.drops if drops.reasons),
+        ]
     )
 
 
@@ -396,6 +409,11 @@ def thumbnail(store: ObjectStore, image_path: str | None, side: int) -> bytes | 
     written = io.BytesIO()
     picture.save(written, "WEBP", quality=76)
     return written.getvalue()
+
+
+def thousands(rows: Iterable[Sequence[Node]]) -> list[list[Node]]:
+    """Rows with their integers grouped by three digits."""
+    return [[f"{node:,}" if isinstance(node, int) else node for node in row] for row in rows]
 
 
 def percent(part: float, whole: float) -> str:

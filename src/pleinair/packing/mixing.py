@@ -124,7 +124,8 @@ def make_mix(
 ) -> MixManifest:
     """Choose, write and prove a mix; `folder` appears whole, by rename, in the place of an older one.
 
-    `code` is the version of the program, `names` the names entities are matched with; given, the list's captions are matched anew for the proof.
+    `code` is the version of the program. `names` are the names entities are matched with; given, the list's captions are
+    matched anew for the proof.
     Raises ConfigError, SourceError or CoverageError, and then leaves what was there.
     """
     images = declared_images(db, mix)

@@ -4,7 +4,7 @@
     batches of (key, cluster, entity ids) --luck of the key, numbers for names--> Pool, by rising luck
 
 Names of pictures are not held: a picture is its luck, and a second pass finds the chosen ones by it. At 10^8 pictures that is
-about 6 GB without entities; every mention of an entity adds about 30 bytes (docs/packing.md).
+about 10 GB, 15 with clusters; every mention of an entity adds about 35 bytes (docs/packing.md).
 """
 
 from __future__ import annotations

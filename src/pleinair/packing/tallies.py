@@ -147,9 +147,12 @@ def _column(name: str) -> Callable[[pa.RecordBatch], pa.Array]:
 def short_side(batch: pa.RecordBatch) -> pa.Array:
     """Bins of the short side in pixels."""
     side_N = np.minimum(_numbers(batch, "width"), _numbers(batch, "height"))
-    names = [f"{low} to {high - 1} px" for low, high in pairwise(SHORT_SIDES)]
-    names.append(f"{SHORT_SIDES[-1]} px and more")
-    return _binned(np.searchsorted(SHORT_SIDES, side_N, side="right") - 1, names)
+    return _binned(np.searchsorted(SHORT_SIDES, side_N, side="right") - 1, side_names())
+
+
+def side_names() -> list[str]:
+    """What the bins of the short side are called."""
+    return [*(f"{low} to {high - 1} px" for low, high in pairwise(SHORT_SIDES)), f"{SHORT_SIDES[-1]} px and more"]
 
 
 def aspect(batch: pa.RecordBatch) -> pa.Array:
