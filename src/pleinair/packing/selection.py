@@ -81,11 +81,11 @@ def choose(pool: Pool, mix: Mix) -> Choice:
     base_N = np.zeros(len(pool.luck_N), np.int32)
     for members, target in groups:
         base_N[members] = target // max(1, len(members))
-    required_N = _required(pool, mix, base_N > 0)
+    required_N = _required(pool, mix, base_N > 0) & (base_N == 0)
     weights_N = _rarity(pool, mix)
     for members, target in groups:
         rest = target - int(base_N[members].sum())
-        forced_N = required_N[members] & (base_N[members] == 0)
+        forced_N = required_N[members]
         _check_room(int(forced_N.sum()), rest, target, mix, pool.source_N[members])
         base_N[members[_take(pool, members, forced_N, rest, weights_N[members], mix)]] += 1
     taken = np.bincount(pool.source_N, base_N, minlength=len(mix.sources)).astype(int)
