@@ -10,7 +10,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.curation import captioning, clusters, embeddings, entities, near, semantic, tags, tail, takedowns, web
+from benchmarks.curation import (
+    captioning,
+    clusters,
+    embeddings,
+    entities,
+    loader,
+    near,
+    semantic,
+    tags,
+    tail,
+    takedowns,
+    web,
+)
 from benchmarks.krablet.rounds import Result, commit, machine
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -20,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "embeddings": embeddings.measure,
     "entities": entities.measure,
     "entities-full-size": entities.measure_full_size,
+    "loader": loader.measure,
     "near": near.measure,
     "semantic": lambda rounds: semantic.measure(),
     "tags": lambda rounds: tags.measure(),

@@ -106,6 +106,11 @@ class Arrangement:
     digest: str
     """Of all of it."""
 
+    def keys(self, selected: Ints) -> list[str]:
+        """Keys of some of the listed pictures."""
+        keys: list[str] = self.listed.keys.take(pa.array(selected)).to_pylist()
+        return keys
+
 
 def arrange(listed: Listed, stages: Sequence[BucketConfig], seed: int) -> Arrangement:
     """Each picture in the nearest bucket of each stage, and the rows of each bucket shuffled by `seed`."""

@@ -27,7 +27,7 @@ from pleinair.config import config_digest
 from pleinair.model.autoencoder import LatentCodec
 from pleinair.model.pixels import to_signed_unit
 from pleinair.model.text_encoder import FeatureProjection, TextEncoder
-from pleinair.packing.arrangement import Arrangement, Listed, ShapeRows, checked, shuffled
+from pleinair.packing.arrangement import Arrangement, Listed, checked, shuffled
 from pleinair.packing.buckets import Bucket
 from pleinair.packing.pictures import CuratedPicture
 from pleinair.packs.writer import SHARD_BYTES, PackRow, PackWriter
@@ -117,63 +117,60 @@ def write_latents(
     writer = PackWriter(directory, manifest, config.shard_bytes)
     captions = _caption_encoder(writer.staging, arrangement, read, text_encoder, config, on_progress)
 
-    def encode(bucket: Bucket, pictures: Sequence[PackPicture]) -> list[bytes]:
+    def encode(pictures: Sequence[PackPicture]) -> list[bytes]:
         pixels_BHWC = np.stack([picture.pixels_HWC for picture in pictures])
         return stored_rows(codec.encode(to_signed_unit(pixels_BHWC)), config.dtype)
 
-    for shape in arrangement.shapes:
-        sides = (shape.bucket.height // codec.downscale, shape.bucket.width // codec.downscale)
-        _write_shape(writer, arrangement, shape, (codec.latent_channels, *sides), read, encode, captions, on_progress)
+    write_shapes(writer, arrangement, codec.latent_channels, read, encode, captions, on_progress)
     files = [writer.staging / "feature_projection.safetensors", writer.write_empty_prompt(captions.encode([""])[0])]
     return writer.finish(files, text_variance_kept=captions.variance_kept)
 
 
 @torch.inference_mode()
-def _write_shape(
+def write_shapes(
     writer: PackWriter,
     arrangement: Arrangement,
-    rows: ShapeRows,
-    shape: tuple[int, ...],
+    channels: int,
     read: Read,
-    encode: Callable[[Bucket, Sequence[PackPicture]], list[bytes]],
+    encode: Callable[[Sequence[PackPicture]], list[bytes]],
     captions: CaptionEncoder | None,
     on_progress: Progress,
 ) -> None:
-    """The rows of one shape from where the last whole shard ends."""
-    bucket, total = rows.bucket, len(rows.selected)
-    label = f"pictures packed at {bucket.width} x {bucket.height} px"
-    weights_NV = arrangement.listed.caption_weights_NV
-    for start in range(writer.rows_done(bucket.resolution, shape), total, ENCODE_BATCH):
-        selected = rows.selected[start : start + ENCODE_BATCH]
-        pictures = _read_checked(read, arrangement.listed.keys.take(pa.array(selected)).to_pylist(), bucket)
-        texts = [picture.captions for picture in pictures]
-        features = captions.encode_rows(texts) if captions else [()] * len(pictures)
-        ready = [
-            PackRow(
-                key=picture.key,
-                data=data,
-                width=picture.width,
-                height=picture.height,
-                lost_share=picture.lost_share,
-                style=picture.style,
-                concept=picture.concept,
-                captions=picture.captions,
-                caption_weights=tuple(weights_NV[number].tolist()),
-                text_features=tokens,
-                repeat=int(copy),
-            )
-            for picture, data, number, copy, tokens in zip(
-                pictures,
-                encode(bucket, pictures),
-                selected,
-                rows.copies[start : start + ENCODE_BATCH],
-                features,
-                strict=True,
-            )
-        ]
-        writer.write(bucket.resolution, shape, ready)
-        on_progress(label, start + len(ready), total)
-    writer.end_shape(bucket.resolution, shape)
+    """All rows, each shape from where its last whole shard ends; `encode` gives the bytes that are stored."""
+    for rows in arrangement.shapes:
+        bucket, total = rows.bucket, len(rows.selected)
+        sides = (bucket.height // writer.manifest.downscale, bucket.width // writer.manifest.downscale)
+        shape = (channels, *sides)
+        for start in range(writer.rows_done(bucket.resolution, shape), total, ENCODE_BATCH):
+            chunk = slice(start, start + ENCODE_BATCH)
+            pictures = _read_checked(read, arrangement.keys(rows.selected[chunk]), bucket)
+            texts = captions.encode_rows([of.captions for of in pictures]) if captions else [()] * len(pictures)
+            weights_NV = arrangement.listed.caption_weights_NV[rows.selected[chunk]]
+            ready = [
+                _row(*parts)
+                for parts in zip(pictures, encode(pictures), texts, weights_NV, rows.copies[chunk], strict=True)
+            ]
+            writer.write(bucket.resolution, shape, ready)
+            on_progress(f"pictures packed at {bucket.width} x {bucket.height} px", start + len(ready), total)
+        writer.end_shape(bucket.resolution, shape)
+
+
+def _row(
+    picture: PackPicture, data: bytes, text: tuple[bytes, ...], weights_V: npt.NDArray[np.float32], copy: np.int64
+) -> PackRow:
+    return PackRow(
+        key=picture.key,
+        data=data,
+        width=picture.width,
+        height=picture.height,
+        lost_share=picture.lost_share,
+        style=picture.style,
+        concept=picture.concept,
+        captions=picture.captions,
+        caption_weights=tuple(weights_V.tolist()),
+        text_features=text,
+        repeat=int(copy),
+    )
 
 
 def _read_checked(read: Read, keys: Sequence[str], bucket: Bucket) -> Sequence[PackPicture]:
@@ -279,8 +276,8 @@ def first_captions(arrangement: Arrangement, read: Read, most: int) -> list[str]
     captions = {"": None}
     for rows in arrangement.shapes:
         for start in range(0, len(rows.selected), ENCODE_BATCH):
-            selected = pa.array(rows.selected[start : start + ENCODE_BATCH])
-            for picture in _read_checked(read, arrangement.listed.keys.take(selected).to_pylist(), rows.bucket):
+            selected = rows.selected[start : start + ENCODE_BATCH]
+            for picture in _read_checked(read, arrangement.keys(selected), rows.bucket):
                 captions |= dict.fromkeys(picture.captions)
             if len(captions) >= most:
                 return list(captions)[:most]

@@ -129,12 +129,12 @@ class LatentLoader(_Rows):
         tokens_BTW = np.empty((len(mine.groups), longest, self.empty_prompt.shape[1]), np.uint8)
         for group, run in _groups(mine):
             tokens_NW, starts = group.tokens(self.empty_prompt.shape[1], len(self.pack.manifest.caption_names))
-            for row in range(run.start, run.stop):
-                caption, length = mine.captions[row], mine.lengths[row]
-                first = starts[mine.places[row], caption]
-                of_row = self.empty_prompt if caption == EMPTY_PROMPT else tokens_NW[first : first + length]
-                tokens_BTW[row, :length] = of_row
-                tokens_BTW[row, length:] = 0
+            captions = mine.captions[run]
+            firsts = starts[mine.places[run], captions].tolist()
+            of_run = zip(captions.tolist(), firsts, mine.lengths[run].tolist(), tokens_BTW[run], strict=True)
+            for caption, first, length, row_TW in of_run:
+                row_TW[:length] = self.empty_prompt if caption == EMPTY_PROMPT else tokens_NW[first : first + length]
+                row_TW[length:] = 0
         return tokens_BTW
 
     def _tensor(self, values: Bytes, shape: tuple[int, ...]) -> Tensor:

@@ -21,7 +21,7 @@ Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 WINDOW_BATCHES = 16
 """Batches among which rows are shuffled and sorted by text length: little padding, and still shuffled."""
-HAND_WINDOWS = 8
+HAND_WINDOWS = 4
 """Windows whose batches are dealt in random order, so that shapes alternate."""
 
 
@@ -42,9 +42,9 @@ def salt(*parts: int) -> Hashes:
     return state
 
 
-def uniform(hashes: Hashes, *parts: int) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each hash, different for other `parts`."""
-    return (mix(hashes ^ salt(*parts)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def uniform(hashes: Hashes, salted: Hashes) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each hash, different for another salt."""
+    return (mix(hashes ^ salted) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(length: int, *parts: int) -> Ints:

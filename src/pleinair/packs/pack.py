@@ -19,6 +19,8 @@ from pleinair.records.packs import PACK_VERSION, PackManifest
 
 SHARDS_OPEN = 64
 """Shards mapped at a time."""
+GROUPS_KEPT = 1024
+"""Row groups whose addresses are kept, a few kilobytes each."""
 VERIFY_BYTES = 2**31
 """Packs up to this size are hashed when they are opened, unless the caller says otherwise."""
 
@@ -37,9 +39,13 @@ class Pack:
             verify = sum(shard.num_bytes for shard in self.manifest.shards) <= VERIFY_BYTES
         (verify_pack if verify else verify_sizes)(directory)
         self.shard = lru_cache(maxsize=SHARDS_OPEN)(self._open_shard)
+        self.group = lru_cache(maxsize=GROUPS_KEPT)(self._open_group)
 
     def _open_shard(self, number: int) -> Shard:
         return Shard(self.directory, self.manifest, self.manifest.shards[number])
+
+    def _open_group(self, shard: int, number: int) -> Group:
+        return self.shard(shard).group(number)
 
     def shapes(self, resolution: int) -> list[tuple[int, ...]]:
         """Shapes of one resolution, in order. Raises PackError when the pack has none."""
@@ -105,8 +111,7 @@ class ShapeRows:
 
     def group(self, group: int) -> Group:
         """One row group."""
-        shard = self.pack.shard(int(self.shards[group]))
-        return shard.group(int(self.numbers[group]))
+        return self.pack.group(int(self.shards[group]), int(self.numbers[group]))
 
 
 def shape_rows(pack: Pack, resolution: int, shape: tuple[int, ...]) -> ShapeRows:

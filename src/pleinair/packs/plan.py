@@ -21,6 +21,7 @@ from pleinair.packs.order import (
     deal,
     permutation,
     row_stream,
+    salt,
     uniform,
 )
 from pleinair.packs.pack import ShapeRows
@@ -141,13 +142,14 @@ class Planner:
         if not rows.pack.manifest.text_dim:
             return np.full(len(groups), EMPTY_PROMPT), np.zeros(len(groups), np.int64)
         captions, lengths = [], []
+        draw, drop = (salt(self.config.seed, use, epoch) for use in (CAPTION, DROP))
         for run in runs(groups):
             group, at = rows.group(int(groups[run.start])), places[run]
             hashes = group.fixed("key_hash", np.uint64)[at, 0]
             weights = self._weights(group.fixed("caption_weights", np.float32, len(names))[at])
-            drawn = choose(weights, uniform(hashes, self.config.seed, CAPTION, epoch))
+            drawn = choose(weights, uniform(hashes, draw))
             tokens = group.fixed("num_tokens", np.int32, len(names))[at, drawn]
-            dropped = uniform(hashes, self.config.seed, DROP, epoch) < self.config.drop_caption
+            dropped = uniform(hashes, drop) < self.config.drop_caption
             captions.append(np.where(dropped, EMPTY_PROMPT, drawn))
             lengths.append(np.where(dropped, self.empty_tokens, tokens))
         return np.concatenate(captions), np.concatenate(lengths)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,15 +26,14 @@ from pleinair.records.packs import PackManifest, ShardEntry, shard_schema
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Ints: TypeAlias = npt.NDArray[np.int64]
 MAX_HEADER_BYTES = 128
-GROUPS_KEPT = 64
-"""Row groups of a shard whose addresses are kept, about 10 kB each."""
 
 
 class Group:
     """The columns of one row group, as views of the file."""
 
-    def __init__(self, num_rows: int, pages: Mapping[str, Bytes]) -> None:
-        self.num_rows, self._pages = num_rows, pages
+    def __init__(self, num_rows: int, page_of: Callable[[str], Bytes]) -> None:
+        self.num_rows, self._page_of = num_rows, page_of
+        self._pages: dict[str, Bytes] = {}
         self._tokens: tuple[Bytes, Ints] | None = None
         self._found_starts: dict[str, list[int]] = {}
 
@@ -50,7 +48,7 @@ class Group:
 
     def variable(self, name: str, places: Ints) -> list[bytes]:
         """Binaries of any length, those of some rows."""
-        page, starts = self._pages[name], self._starts(name)
+        page, starts = self._page(name), self._starts(name)
         return [page[starts[place] + 4 : starts[place + 1]].tobytes() for place in places.tolist()]
 
     def tokens(self, width: int, num_captions: int) -> tuple[Bytes, Ints]:
@@ -62,9 +60,14 @@ class Group:
             self._tokens = values, starts.reshape(self.num_rows, num_captions)
         return self._tokens
 
+    def _page(self, name: str) -> Bytes:
+        if name not in self._pages:
+            self._pages[name] = self._page_of(name)
+        return self._pages[name]
+
     def _last(self, name: str, size: int) -> Bytes:
         """The last bytes of a page: its values, behind the levels of a list."""
-        page = self._pages[name]
+        page = self._page(name)
         if size > len(page):
             raise PackError(f"column {name} has {len(page)} bytes where {size} are needed")
         return page[len(page) - size :]
@@ -72,9 +75,10 @@ class Group:
     def _starts(self, name: str) -> list[int]:
         """Where each value begins in its page; a value follows its length, four bytes."""
         if name not in self._found_starts:
-            page, starts = self._pages[name], [0]
+            page, starts = memoryview(self._page(name)), [0]
             for _ in range(self.num_rows):
-                starts.append(starts[-1] + 4 + int.from_bytes(page[starts[-1] : starts[-1] + 4].tobytes(), "little"))
+                last = starts[-1]
+                starts.append(last + 4 + int.from_bytes(page[last : last + 4], "little"))
             self._found_starts[name] = starts
         return self._found_starts[name]
 
@@ -94,7 +98,7 @@ class Shard:
             self._check(shard_schema(manifest, entry.shape, entry.name))
         except (OSError, ValueError, pa.ArrowException) as damaged:
             raise self._refusal(str(damaged)) from damaged
-        self.group = lru_cache(maxsize=GROUPS_KEPT)(self._group)
+        self._places = {name: place for place, name in enumerate(self._metadata.schema.to_arrow_schema().names)}
 
     def _check(self, expected: pa.Schema) -> None:
         found = self._metadata.schema.to_arrow_schema()
@@ -108,22 +112,21 @@ class Shard:
     def _refusal(self, why: str) -> PackError:
         return PackError(f"pack {self.path.parent} is damaged: {self.path.name}: {why}; pack again")
 
-    def _group(self, number: int) -> Group:
+    def group(self, number: int) -> Group:
+        """A row group, by its number in the shard."""
         group = self._metadata.row_group(number)
-        columns = {}
-        for place in range(group.num_columns):
-            column = group.column(place)
-            columns[column.path_in_schema.partition(".")[0]] = self._page(column)
-        return Group(group.num_rows, columns)
+        return Group(group.num_rows, lambda name: self._page(group.column(self._places[name])))
 
     def _page(self, column: pq.ColumnChunkMetaData) -> Bytes:
         """The only page of a column of a row group, without its header."""
-        end = column.data_page_offset + column.total_compressed_size
-        size = page_size(self._bytes[column.data_page_offset : column.data_page_offset + MAX_HEADER_BYTES].tobytes())
-        header = column.total_compressed_size - size
-        if column.compression != "UNCOMPRESSED" or column.has_dictionary_page or not 0 < header <= MAX_HEADER_BYTES:
+        start, whole = column.data_page_offset, column.total_compressed_size
+        try:
+            size = page_size(self._mapped[start : start + MAX_HEADER_BYTES])
+        except ValueError as damaged:
+            raise self._refusal(f"column {column.path_in_schema}: {damaged}") from damaged
+        if column.has_dictionary_page or not 0 < whole - size <= MAX_HEADER_BYTES:
             raise self._refusal(f"column {column.path_in_schema} is not one page of plain values")
-        return self._bytes[end - size : end]
+        return self._bytes[start + whole - size : start + whole]
 
     def will_need(self, number: int) -> None:
         """Tell the system that a row group is read next, so that it comes in one piece."""
