@@ -176,7 +176,7 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
     Given the process id of its `supervisor`, it ends once that is no longer its parent, so that no trainer outlives the
     run that started it; a new trainer waits for the old one to be gone.
     """
-    from pleinair.packs.loader import LatentLoader
+    from pleinair.packs.loader import LatentLoader, Prefetched
     from pleinair.packs.pack import Pack
     from pleinair.training.engine import Phase, StepRecord, train
     from pleinair.training.stages.pretrain import Pretrain
@@ -185,7 +185,7 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
     pack = Pack(work.pack)
     torch.manual_seed(recipe.engine.seed)
     stage = Pretrain(Transformer(recipe.transformer), load_projection(work.pack), recipe.pretrain)
-    loaders = [LatentLoader(pack, phase.resolution, recipe.loader_of(phase)) for phase in recipe.phases]
+    loaders = [Prefetched(LatentLoader(pack, phase.resolution, recipe.loader_of(phase))) for phase in recipe.phases]
     phases = [
         Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader)
         for phase, loader in zip(recipe.phases, loaders, strict=True)

@@ -141,7 +141,9 @@ def write_shapes(
         bucket, total = rows.bucket, len(rows.selected)
         sides = (bucket.height // writer.manifest.downscale, bucket.width // writer.manifest.downscale)
         shape = (channels, *sides)
-        for start in range(writer.rows_done(bucket.resolution, shape), total, ENCODE_BATCH):
+        done = writer.rows_done(bucket.resolution, shape)
+        # From the start of its chunk, so that every picture is encoded beside the same others as without a kill.
+        for start in range(done - done % ENCODE_BATCH, total, ENCODE_BATCH):
             chunk = slice(start, start + ENCODE_BATCH)
             pictures = _read_checked(read, arrangement.keys(rows.selected[chunk]), bucket)
             texts = captions.encode_rows([of.captions for of in pictures]) if captions else [()] * len(pictures)
@@ -150,7 +152,7 @@ def write_shapes(
                 _row(*parts)
                 for parts in zip(pictures, encode(pictures), texts, weights_NV, rows.copies[chunk], strict=True)
             ]
-            writer.write(bucket.resolution, shape, ready)
+            writer.write(bucket.resolution, shape, ready[max(0, done - start) :])
             on_progress(f"pictures packed at {bucket.width} x {bucket.height} px", start + len(ready), total)
         writer.end_shape(bucket.resolution, shape)
 

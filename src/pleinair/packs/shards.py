@@ -75,7 +75,7 @@ class Group:
     def _starts(self, name: str) -> list[int]:
         """Where each value begins in its page; a value follows its length, four bytes."""
         if name not in self._found_starts:
-            page, starts = memoryview(self._page(name)), [0]
+            page, starts = self._page(name).data, [0]
             for _ in range(self.num_rows):
                 last = starts[-1]
                 starts.append(last + 4 + int.from_bytes(page[last : last + 4], "little"))
