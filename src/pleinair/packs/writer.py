@@ -224,7 +224,10 @@ def rows_table(rows: Sequence[PackRow], schema: pa.Schema, manifest: PackManifes
     names = manifest.caption_names
     for row in rows:
         if not len(row.captions) == len(row.caption_weights) == len(names):
-            raise PackError(f"{row.key} has {len(row.captions)} captions: give one for each of {', '.join(names)}")
+            raise PackError(
+                f"{row.key} has {len(row.captions)} captions and {len(row.caption_weights)} weights: "
+                f"give one for each of {', '.join(names)}"
+            )
     if manifest.text_dim:
         width = schema.field("text_features").type.value_type.byte_width
         columns["num_tokens"] = [[len(tokens) // width for tokens in row.text_features] for row in rows]
