@@ -1,7 +1,7 @@
 """The loader beside WebDataset and litdata: one process, warm page cache, latents and text features as batched tensors.
 
 The same random samples go into a pack, tars and chunks. Every run is a process of its own; loaders take turns within a round.
-Two sets: pictures of 64 px as the demo's (3 x 16 x 16 latents, 4 x 192 text features a token), and latents of K2's size at 256
+Two sets: pictures of 64 px as the demo's (16 x 8 x 8 latents, 4 x 192 text features a token), and latents of K2's size at 256
 px (16 x 32 x 32) with about as much text.
 """
 
@@ -53,7 +53,7 @@ class Set:
     most_tokens: int
 
 
-SETS = (Set("64px", 64, (3, 16, 16), (4, 192), 24), Set("k2", 256, (16, 32, 32), (4, 192), 20))
+SETS = (Set("64px", 64, (16, 8, 8), (4, 192), 24), Set("k2", 256, (16, 32, 32), (4, 192), 20))
 Sample = tuple[str, bytes, bytes]
 
 
