@@ -76,3 +76,44 @@ def explain(db: Database, wanted: Mix) -> int:
     for name, count in funnel_of(images, pool_steps(wanted, images)):
         print(f"{count:>12,}  {name}")
     return 0
+
+
+def pack_mix(options: argparse.Namespace) -> int:
+    """Pack the list of a mix into `NAME.pack` beside it, in aspect buckets of its stage."""
+    from pleinair.checkpoint.store import digest_file
+    from pleinair.cli.places import shipped
+    from pleinair.cli.progress import ProgressLine
+    from pleinair.cli.steps import open_text_encoder
+    from pleinair.curation import ObjectStore, images_table
+    from pleinair.packing.arrangement import arrange, read_list
+    from pleinair.packing.buckets import BucketConfig
+    from pleinair.packing.latents import PackConfig, write_latents
+    from pleinair.packing.mix import read_mix
+    from pleinair.packing.mixing import read_manifest
+    from pleinair.packing.pool import CAPTION_COLUMNS, kept_where
+    from pleinair.packing.warehouse import reader, still_kept
+    from pleinair.sampling.shipped import load_autoencoder
+
+    folder = Path(options.recipe)
+    pack = folder.with_name(f"{folder.name}.pack")
+    manifest, (wanted, _) = read_manifest(folder), read_mix(folder / "mix.toml")
+    stage = BucketConfig(resolution=manifest.resolution, max_upscale=wanted.stage.max_enlarge)
+    lines: dict[str, ProgressLine] = {}
+    with open_warehouse(options) as db:
+        images = images_table(db)
+        listed = still_kept(read_list(folder / "list.parquet"), images, kept_where(images))
+        packed = write_latents(
+            arrange(listed, [stage], wanted.seed),
+            pack,
+            reader(images, ObjectStore(options.home / "store"), [stage], CAPTION_COLUMNS),
+            codec=load_autoencoder(shipped("autoencoder")),
+            autoencoder_sha256=digest_file(shipped("autoencoder")).sha256,
+            text_encoder=open_text_encoder(),
+            config=PackConfig(caption_names=manifest.caption_names),
+            on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),
+        )
+    print(
+        f"{packed.left_out or 'nothing'} left out; {manifest.num_rows - len(listed.keys)} dropped since the list was made"
+    )
+    print(f"pack: {pack}", flush=True)
+    return 0
