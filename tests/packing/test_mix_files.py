@@ -94,7 +94,7 @@ def test_everything_but_name_and_sources_may_be_left_out() -> None:
         ("name = \nseed = 1", "the mix is not TOML: .*line 1.*; correct that line"),
         ('name = "m"\nsources = []', r"a mix needs pictures: write at least one \[\[sources\]\]"),
         ('name = "../m"\n[[sources]]\nname = "a"', "name is '../m': give letters, digits, - and _"),
-        (ONE_SOURCE + "wieght = 2", "unknown key 'wieght' for MixSource: did you mean 'weight'"),
+        (ONE_SOURCE + "weight_ = 2", "unknown key 'weight_' for MixSource: did you mean 'weight'"),
         (ONE_SOURCE + "[clusters]\nlevel = 2", "unknown key 'level' for ClusterBalance: did you mean 'levels'"),
         (ONE_SOURCE + "[entities]\nkeep = 0", "entities.keep is 0: give 1 or more, or remove"),
         (ONE_SOURCE + '[entities]\nkeep = "x"', "keep='x' has the wrong type: int"),
@@ -180,7 +180,7 @@ def test_a_condition_of_comparisons_is_taken_as_it_stands(condition: str) -> Non
         ("(TRUE", "has a bracket without its other half"),
         ("TRUE) OR (TRUE", "has a bracket without its other half"),
         (" ", "is empty: write a condition"),
-        ("licens = 'MIT'", "names 'licens', which is no column of images: did you mean 'licence'"),
+        ("licence_ = 'MIT'", "names 'licence_', which is no column of images: did you mean 'licence'"),
     ],
 )
 def test_a_condition_that_does_more_is_refused(condition: str, sentence: str) -> None:
