@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         filters,
         ingest,
         krablet,
+        mix,
         pick,
         run,
         sample,
@@ -46,21 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    curating = (
-        ingest,
-        curate,
-        filters,
-        drops,
-        caption,
-        embed,
-        detector,
-        cluster,
-        tags,
-        tower,
-        entities,
-        takedown,
-        pick,
-    )
+    looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, tags, tower, entities, takedown)
+    curating = (*looking, pick, mix)
     for noun in (run, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from pleinair.cli.workspace import add_run_options
@@ -13,7 +14,7 @@ def register(verbs: Any) -> None:
     """Add the verbs `run`, `pack`, `train`, `evaluate` and `report`."""
     for verb, function, told in (
         ("run", run, "a whole recipe: ingest, curate, pack, train, evaluate, report; goes on where it was stopped"),
-        ("pack", pack, "write a recipe's pack from the curated pictures"),
+        ("pack", pack, "write the pack of a recipe, or of a mix's folder"),
         ("train", train, "train a recipe's model from its pack; resumes"),
         ("evaluate", evaluate, "draw with a recipe's model, judge the drawings, and write page and numbers"),
         ("report", evaluate, "the same as evaluate; drawings that are there are not made again"),
@@ -75,11 +76,14 @@ def run_steps(work: Any, clock: Any) -> Any:
 
 
 def pack(options: argparse.Namespace) -> int:
-    """Write the pack."""
+    """Write the pack of a recipe, or of a mix where the name is that of its folder."""
     from pleinair.cli import steps
+    from pleinair.cli.mix import pack_mix
     from pleinair.cli.parts import ready_parts
     from pleinair.cli.workspace import only_one, open_workspace
 
+    if (Path(options.recipe) / "manifest.json").exists():
+        return pack_mix(options)
     work = open_workspace(options)
     with only_one(work.run_dir), steps.open_database(work) as db:
         steps.pack_step(work, steps.curated_pictures(work, db), ready_parts(work, db))

@@ -29,6 +29,7 @@ from pleinair.model.pixels import to_bytes, to_signed_unit
 from pleinair.model.text_encoder import FeatureProjection, SmolLM2, fetch_smollm2
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, PleinairError
+from pleinair.records.packs import PACK_VERSION
 
 if TYPE_CHECKING:
     from pleinair.evaluation.drawings import Drawings, Neighbours
@@ -112,6 +113,7 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
 
     trained = [picture for picture in pictures if not picture.held_out]
     inputs = {
+        "format": PACK_VERSION,
         "pictures": [[picture.key, *picture.captions] for picture in trained],
         "resolutions": list(work.recipe.resolutions),
         "text_dim": work.recipe.text_dim,
@@ -174,7 +176,8 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
     Given the process id of its `supervisor`, it ends once that is no longer its parent, so that no trainer outlives the
     run that started it; a new trainer waits for the old one to be gone.
     """
-    from pleinair.packs.loader import LatentLoader, Pack
+    from pleinair.packs.loader import LatentLoader, Prefetched
+    from pleinair.packs.pack import Pack
     from pleinair.training.engine import Phase, StepRecord, train
     from pleinair.training.stages.pretrain import Pretrain
 
@@ -182,7 +185,7 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
     pack = Pack(work.pack)
     torch.manual_seed(recipe.engine.seed)
     stage = Pretrain(Transformer(recipe.transformer), load_projection(work.pack), recipe.pretrain)
-    loaders = [LatentLoader(pack, phase.resolution, recipe.loader_of(phase)) for phase in recipe.phases]
+    loaders = [Prefetched(LatentLoader(pack, phase.resolution, recipe.loader_of(phase))) for phase in recipe.phases]
     phases = [
         Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader)
         for phase, loader in zip(recipe.phases, loaders, strict=True)

@@ -73,6 +73,8 @@ def _coerce(value: Any, wanted: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         for choice in arguments:
+            if isinstance(value, dict) and dataclasses.is_dataclass(choice):
+                return _coerce(value, choice, key)  # its own sentence says what is wrong inside
             try:
                 return _coerce(value, choice, key)
             except ConfigError:
@@ -106,9 +108,11 @@ def _coerce(value: Any, wanted: Any, key: str) -> Any:
 def from_document(config_class: type[Config], document: dict[str, Any]) -> Config:
     """The dataclass written by `to_document`. Raises ConfigError for unknown keys and wrong types."""
     hints = typing.get_type_hints(config_class)
-    unknown = sorted(set(document) - {field.name for field in dataclasses.fields(config_class)})  # type: ignore[arg-type]
-    if unknown:
-        raise ConfigError(f"unknown key '{unknown[0]}' for {config_class.__name__}: remove it or fix its spelling")
+    known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    if unknown := sorted(set(document) - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "remove it or fix its spelling"
+        raise ConfigError(f"unknown key '{unknown[0]}' for {config_class.__name__}: {hint}")
     values = {name: _coerce(value, hints[name], name) for name, value in document.items()}
     try:
         return config_class(**values)

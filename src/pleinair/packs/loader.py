@@ -1,201 +1,209 @@
-"""Reading packs: latents and text features as batches, each a function of (seed, step).
+"""Reading packs: latents and text features, or pictures, as batches, each a function of (pack, seed, step).
 
-    rows of one resolution --permute by (seed, epoch)--> draw one caption each --sort by length inside a window-->
-    batches of near-equal text length --shuffle--> batch(step)
+    step --Planner--> rows and captions of the global batch --part of this rank--> Shard views --copy--> batch
 
-Nothing is remembered between steps, so any batch can be had again: resuming and finding the pictures behind a loss
-spike are the same call. The whole pack is held in memory, float16.
+Nothing is remembered between steps: the state of a loader is the step. So resuming, with another number of ranks too, and
+finding the pictures behind a loss spike are the same call. Only addresses are held in memory; the rows stay in the files.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import io
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from torch import Tensor
 
-from pleinair.config import from_document
-from pleinair.records.errors import ConfigError, PackError
-from pleinair.records.packs import PACK_VERSION, PackManifest
+from pleinair.packs.pack import Pack, shape_rows
+from pleinair.packs.plan import EMPTY_PROMPT, Chosen, LoaderConfig, Planner, runs
+from pleinair.packs.shards import Bytes, Group
+from pleinair.records.errors import PackError
+from pleinair.records.packs import Kind
 
-SORT_WINDOW_BATCHES = 16
-"""Batches among which rows are sorted by text length: enough to leave almost no padding, few enough to stay shuffled."""
+Batch = TypeVar("Batch")
+BatchOut = TypeVar("BatchOut", covariant=True)
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """One training batch."""
+    """One training batch, or a rank's part of it."""
 
     keys: list[str]
     latents_BCHW: Tensor
-    """Float32, standardised."""
+    """Standardised."""
     text_features_BTLD: Tensor
-    """Float32, projected."""
+    """Projected, padded on the right to the longest of the global batch, so that all ranks have one shape."""
     text_mask_BT: Tensor
     """Bool, true where real."""
 
 
-@dataclass(frozen=True)
-class Captions:
-    """All distinct captions of a pack, features in one flat array."""
+class _Rows:
+    """What loaders of latents and of pictures share: the plan, this rank's part of it, and keys."""
 
-    texts: list[str]
-    offsets: npt.NDArray[np.int64]
-    """Token offsets into `features_NLD`, one more than captions; caption 0 is the empty prompt."""
-    features_NLD: npt.NDArray[np.float16]
+    def __init__(
+        self, pack: Pack, resolution: int, config: LoaderConfig, kinds: tuple[Kind, ...], rank: int, num_ranks: int
+    ) -> None:
+        self.pack, self.config, self.rank, self.num_ranks = pack, config, rank, num_ranks
+        if pack.manifest.kind not in kinds:
+            raise PackError(f"pack {pack.directory} holds {pack.manifest.kind}, not {' or '.join(kinds)}: name another")
+        shapes = [shape_rows(pack, resolution, shape) for shape in pack.shapes(resolution)]
+        self.empty_prompt = pack.empty_prompt() if pack.manifest.text_dim else np.zeros((0, 0), np.uint8)
+        self.plan = Planner(shapes, config, len(self.empty_prompt))
+        self._check(resolution)
 
-    def lengths(self, caption_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """Token counts."""
-        return self.offsets[caption_ids + 1] - self.offsets[caption_ids]
-
-    def padded(self, caption_ids: npt.NDArray[np.int32]) -> tuple[Tensor, Tensor]:
-        """Features (B, T, L, D) float32 padded on the right, and their mask (B, T)."""
-        lengths = self.lengths(caption_ids)
-        features_BTLD = np.zeros((len(caption_ids), int(lengths.max()), *self.features_NLD.shape[1:]), np.float32)
-        for row, (caption_id, length) in enumerate(zip(caption_ids, lengths, strict=True)):
-            start = self.offsets[caption_id]
-            features_BTLD[row, :length] = self.features_NLD[start : start + length]
-        mask_BT = np.arange(features_BTLD.shape[1])[None] < lengths[:, None]
-        return torch.from_numpy(features_BTLD), torch.from_numpy(mask_BT)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All rows of one resolution."""
-
-    keys: list[str]
-    styles: list[str | None]
-    concepts: list[str | None]
-    latents_NCHW: npt.NDArray[np.float16]
-    caption_ids_NV: npt.NDArray[np.int32]
-
-
-class Pack:
-    """A pack directory, verified and opened. Raises PackError naming the file that is missing, damaged or too new."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.manifest = read_pack_manifest(directory)
-        for name, expected in self.manifest.files.items():
-            path = directory / name
-            if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-                raise PackError(
-                    f"pack {directory} is damaged: {name} is missing or does not match its hash; pack again"
-                )
-        self.captions = self._read_captions()
-
-    def rows(self, resolution: int) -> Rows:
-        """Rows of one resolution. Raises PackError when the pack has none."""
-        manifest = self.manifest
-        if resolution not in manifest.resolutions:
+    def _check(self, resolution: int) -> None:
+        names, weights, size = self.pack.manifest.caption_names, self.config.caption_weights, self.config.batch_size
+        if weights is not None and len(weights) != len(names):
             raise PackError(
-                f"pack {self.directory} has no pictures at {resolution} px, only {manifest.resolutions}: pack again"
+                f"caption_weights has {len(weights)} entries and the pack {self.pack.directory} has {len(names)} "
+                f"captions a row: give one weight for each of {', '.join(names)}"
             )
-        table = pq.read_table(self.directory / "rows.parquet", filters=[("resolution", "=", resolution)])
-        side = resolution // manifest.downscale
-        shape = (len(table), manifest.latent_channels, side, side)
-        latents = np.frombuffer(b"".join(table["latents"].to_pylist()), np.float16).reshape(shape)
-        caption_ids = np.asarray(table["caption_ids"].to_pylist(), np.int32)
-        labels = (table["style"].to_pylist(), table["concept"].to_pylist())
-        return Rows(table["key"].to_pylist(), *labels, latents, caption_ids)
-
-    def _read_captions(self) -> Captions:
-        table = pq.read_table(self.directory / "captions.parquet")
-        counts = table["num_tokens"].to_numpy()
-        shape = (int(counts.sum()), len(self.manifest.text_layers), self.manifest.text_dim)
-        features = np.frombuffer(b"".join(table["features"].to_pylist()), np.float16).reshape(shape)
-        return Captions(table["caption"].to_pylist(), np.concatenate([[0], np.cumsum(counts)]), features)
-
-
-def read_pack_manifest(directory: Path) -> PackManifest:
-    """The manifest alone. Raises PackError when there is none or its version is unknown."""
-    try:
-        document = json.loads((directory / "pack.json").read_text())
-        manifest = from_document(PackManifest, document)
-    except (OSError, json.JSONDecodeError, ConfigError) as unreadable:
-        raise PackError(f"{directory} is not a pack: pack.json cannot be read ({unreadable})") from unreadable
-    if manifest.version != PACK_VERSION:
-        raise PackError(
-            f"pack {directory} has format version {manifest.version}, this code reads {PACK_VERSION}: pack again"
-        )
-    return manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How rows become batches."""
-
-    batch_size: int = 64
-    """Pictures per batch."""
-    seed: int = 0
-    """Seed of order and caption choice."""
-    caption_weights: tuple[float, ...] = (0.5, 0.25, 0.25)
-    """Chance of each caption of a row, in the pack's order (long, medium, short): mostly long, always some short."""
-    drop_caption: float = 0.1
-    """Chance of the empty prompt, for guidance."""
-
-
-class LatentLoader:
-    """Batches of one resolution of a pack."""
-
-    def __init__(self, pack: Pack, resolution: int, config: LoaderConfig) -> None:
-        self.rows = pack.rows(resolution)
-        self.captions = pack.captions
-        self.config = config
-        if len(config.caption_weights) != self.rows.caption_ids_NV.shape[1]:
+        if not self.plan.num_batches:
+            most = max(rows.num_rows for rows in self.plan.shapes)
+            raise PackError(f"{most} pictures at {resolution} px do not fill a batch of {size}: lower batch_size")
+        if not 0 <= self.rank < self.num_ranks <= size:
             raise PackError(
-                f"caption_weights has {len(config.caption_weights)} entries and the pack {pack.directory} has "
-                f"{self.rows.caption_ids_NV.shape[1]} captions a row: give one weight for each of "
-                f"{', '.join(pack.manifest.caption_names)}"
+                f"rank {self.rank} of {self.num_ranks} has no part of a batch of {size}: count ranks from 0, "
+                "and give every rank at least one picture"
             )
-        if len(self.rows.keys) < config.batch_size:
-            raise PackError(
-                f"{len(self.rows.keys)} pictures at {resolution} px do not fill a batch of {config.batch_size}: lower batch_size"
-            )
-        self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 
     def __len__(self) -> int:
-        """Batches per epoch; a remainder smaller than a batch waits for a later epoch's order."""
-        return len(self.rows.keys) // self.config.batch_size
+        """Batches per epoch."""
+        return self.plan.num_batches
+
+    def keys(self, step: int) -> list[str]:
+        """Keys of the pictures of a step, those of this rank; nothing else of them is read."""
+        return self._keys(self._mine(self.plan.chosen(step)))
+
+    def _mine(self, chosen: Chosen) -> Chosen:
+        return chosen.part(self.rank, self.num_ranks)
+
+    def _keys(self, mine: Chosen) -> list[str]:
+        keys: list[str] = []
+        for group, run in _groups(mine):
+            keys += [key.decode() for key in group.variable("key", mine.places[run])]
+        return keys
+
+    def _values(self, mine: Chosen) -> Bytes:
+        """Latents or raw pixels, a row each."""
+        kind = self.pack.manifest.kind
+        width = self.pack.manifest.row_bytes(mine.rows.shape)
+        values_BW = np.empty((len(mine.groups), width), np.uint8)
+        for group, run in _groups(mine):
+            np.take(
+                group.values(kind, width), mine.places[run], axis=0, out=values_BW[run], mode="clip"
+            )  # "raise" copies twice
+        return values_BW
+
+
+def _groups(mine: Chosen) -> Iterator[tuple[Group, slice]]:
+    """The row groups of a batch, with the slice of the batch that comes from each."""
+    for run in runs(mine.groups):
+        yield mine.rows.group(int(mine.groups[run.start])), run
+
+
+class LatentLoader(_Rows):
+    """Batches of one resolution of a pack, one shape per batch; rank `rank` of `num_ranks` gets its part of each."""
+
+    def __init__(self, pack: Pack, resolution: int, config: LoaderConfig, *, rank: int = 0, num_ranks: int = 1) -> None:
+        super().__init__(pack, resolution, config, ("latents",), rank, num_ranks)
+        self._dtype = getattr(torch, pack.manifest.dtype)
 
     def batch(self, step: int) -> LatentBatch:
         """The batch of a step, counted from 0 over all epochs."""
-        rows, caption_ids = self._rows_of(step)
-        features_BTLD, mask_BT = self.captions.padded(caption_ids)
-        latents_BCHW = torch.from_numpy(self.rows.latents_NCHW[rows].astype(np.float32))
-        return LatentBatch([self.rows.keys[row] for row in rows], latents_BCHW, features_BTLD, mask_BT)
+        chosen = self.plan.chosen(step)
+        mine = self._mine(chosen)
+        latents_BCHW = self._tensor(self._values(mine), mine.rows.shape)
+        features_BTLD = self._tensor(self._text(mine, int(chosen.lengths.max())), self.pack.manifest.token_shape)
+        mask_BT = np.arange(features_BTLD.shape[1])[None] < mine.lengths[:, None]
+        return LatentBatch(self._keys(mine), latents_BCHW, features_BTLD, torch.from_numpy(mask_BT))
+
+    def _text(self, mine: Chosen, longest: int) -> Bytes:
+        """Tokens (B, T, bytes of a token), zero where a caption is shorter than the longest."""
+        tokens_BTW = np.empty((len(mine.groups), longest, self.empty_prompt.shape[1]), np.uint8)
+        for group, run in _groups(mine):
+            tokens_NW, starts = group.tokens(self.empty_prompt.shape[1], len(self.pack.manifest.caption_names))
+            captions = mine.captions[run]
+            firsts = starts[mine.places[run], captions].tolist()
+            of_run = zip(captions.tolist(), firsts, mine.lengths[run].tolist(), tokens_BTW[run], strict=True)
+            for caption, first, length, row_TW in of_run:
+                row_TW[:length] = self.empty_prompt if caption == EMPTY_PROMPT else tokens_NW[first : first + length]
+                row_TW[length:] = 0
+        return tokens_BTW
+
+    def _tensor(self, values: Bytes, shape: tuple[int, ...]) -> Tensor:
+        stored: Tensor = torch.from_numpy(values).view(self._dtype).unflatten(-1, shape)
+        return stored.float() if self.config.dtype == "float32" else stored
+
+
+class PixelLoader(_Rows):
+    """Batches of pictures in [-1, 1], for autoencoders and judges, from a pack of raw or of encoded pictures."""
+
+    def __init__(self, pack: Pack, resolution: int, config: LoaderConfig, *, rank: int = 0, num_ranks: int = 1) -> None:
+        super().__init__(pack, resolution, config, ("pixels", "encoded"), rank, num_ranks)
+
+    def batch(self, step: int) -> Tensor:
+        """Pictures (B, 3, H, W) float32, channels last in memory."""
+        pixels_BHWC = torch.from_numpy(self.pixels(step))
+        pictures_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        return pictures_BCHW.contiguous(memory_format=torch.channels_last)
+
+    def pixels(self, step: int) -> Bytes:
+        """The same as bytes (B, H, W, 3)."""
+        mine = self._mine(self.plan.chosen(step))
+        channels, height, width = mine.rows.shape
+        if self.pack.manifest.kind == "encoded":
+            return self._decoded(mine)
+        return self._values(mine).reshape(-1, height, width, channels)
+
+    def _decoded(self, mine: Chosen) -> npt.NDArray[np.uint8]:
+        pictures = []
+        for group, run in _groups(mine):
+            for encoded in group.variable("encoded", mine.places[run]):
+                pictures.append(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")))
+        return np.stack(pictures)
+
+
+class Loader(Protocol[BatchOut]):
+    """Batches and keys by step."""
+
+    def batch(self, step: int) -> BatchOut:
+        """The batch of a step."""
+        ...
+
+    def keys(self, step: int) -> list[str]:
+        """Keys of its pictures."""
+        ...
+
+
+class Prefetched(Generic[Batch]):
+    """The same batches, the next `depth` of them read by a thread meanwhile. Any step may be asked for at any time."""
+
+    def __init__(self, loader: Loader[Batch], depth: int = 2) -> None:
+        self.loader, self.depth = loader, depth
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pack-reader")
+        self._ahead: dict[int, Future[Batch]] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; the thread goes on with those after it. An error of reading is raised here."""
+        wanted = range(step, step + 1 + self.depth)
+        for other in [known for known in self._ahead if known not in wanted]:
+            self._ahead.pop(other).cancel()
+        for other in wanted:
+            if other not in self._ahead:
+                self._ahead[other] = self._thread.submit(self.loader.batch, other)
+        return self._ahead.pop(step).result()
 
     def keys(self, step: int) -> list[str]:
         """Keys of the pictures of a step."""
-        return [self.rows.keys[row] for row in self._rows_of(step)[0]]
+        return self.loader.keys(step)
 
-    def _rows_of(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        epoch, position = divmod(step, len(self))
-        rows_SB, caption_ids_SB = self._plan(epoch)
-        return rows_SB[position], caption_ids_SB[position]
-
-    def _plan_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """Rows and captions of every batch of an epoch, (batches, batch size) each."""
-        random = np.random.default_rng([self.config.seed, epoch])
-        order = random.permutation(len(self.rows.keys))[: len(self) * self.config.batch_size]
-        caption_ids = self._draw_captions(order, random)
-        lengths = self.captions.lengths(caption_ids)
-        window = SORT_WINDOW_BATCHES * self.config.batch_size
-        by_length = np.lexsort((lengths, np.arange(len(order)) // window))
-        batches = random.permutation(len(self))
-        shape = (len(self), self.config.batch_size)
-        return order[by_length].reshape(shape)[batches], caption_ids[by_length].reshape(shape)[batches]
-
-    def _draw_captions(self, order: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.int32]:
-        weights = np.asarray(self.config.caption_weights) / sum(self.config.caption_weights)
-        choice = random.choice(len(weights), size=len(order), p=weights)
-        caption_ids = self.rows.caption_ids_NV[order, choice]
-        caption_ids[random.random(len(order)) < self.config.drop_caption] = 0
-        return caption_ids
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)

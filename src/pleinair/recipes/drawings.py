@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pleinair.model.transformer import TransformerConfig
-from pleinair.packs.loader import LoaderConfig
+from pleinair.packs.plan import LoaderConfig
 from pleinair.recipes.concepts import DRAWINGS, EVERYDAY
 from pleinair.recipes.recipe import EvaluationConfig, PhaseConfig, Recipe
 from pleinair.training.engine import EngineConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pleinair.model.transformer import TransformerConfig
-from pleinair.packs.loader import LoaderConfig
+from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import ConfigError
 from pleinair.sampling import SamplingConfig
 from pleinair.training.engine import EngineConfig

@@ -88,7 +88,7 @@ def sample_rare_first(
         raise ValueError(f"keep is {keep}: every entity keeps at least 1 picture")
     counts = pictures_per_entity(matches, num_entities)
     luck = _luck(keys, seed)
-    chosen = _required(matches, counts, keep, luck)
+    chosen = required_pictures(matches, counts, keep, luck)
     num_required = int(chosen.sum())
     if num_required > size:
         raise CoverageError(
@@ -110,10 +110,15 @@ def _luck(keys: Sequence[str], seed: int) -> npt.NDArray[np.float64]:
     return (bits.astype(np.float64) + 0.5) / 2.0**64
 
 
-def _required(matches: Matches, counts: Counts, keep: int, luck: npt.NDArray[np.float64]) -> Mask:
-    """Pictures without which some entity would have fewer than min(keep, all it has); rare entities choose first."""
-    chosen = np.zeros(len(matches.offsets) - 1, bool)
-    kept = np.zeros(len(counts), np.int64)
+def required_pictures(
+    matches: Matches, counts: Counts, keep: int, luck: npt.NDArray[np.float64], already: Mask | None = None
+) -> Mask:
+    """Pictures without which some entity would have fewer than min(keep, all it has); rare entities choose first.
+
+    Those chosen `already` count, and stay in the answer.
+    """
+    chosen = np.zeros(len(matches.offsets) - 1, bool) if already is None else already.copy()
+    kept = pictures_per_entity(taken(matches, chosen), len(counts))
     starts, pictures = _pictures_by_entity(matches, counts, luck)
     for entity in np.argsort(counts, kind="stable").tolist():
         need = min(keep, int(counts[entity])) - int(kept[entity])
