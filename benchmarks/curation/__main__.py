@@ -1,4 +1,4 @@
-"""`python -m benchmarks.curation [NAME ...]`: the benchmarks of curation; writes results.json beside this file.
+"""`python -m benchmarks.curation [NAME ...]`: the benchmarks of curation; writes results.json and README.md's table.
 
 All by default. A figure that is measured again replaces the old one.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.curation import captioning, clusters, embeddings, entities, near, semantic, tags, tail, takedowns, web
+from benchmarks.curation.figures import RESULTS
+from benchmarks.curation.figures import main as write_table
 from benchmarks.krablet.rounds import Result, commit, machine
 
-RESULTS = Path(__file__).with_name("results.json")
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "captioning": captioning.measure,
     "clusters": clusters.measure,
@@ -39,6 +39,7 @@ def main() -> None:
         for row in BENCHMARKS[name](args.rounds):
             old[row["name"]] = {**row, "commit": commit(), "machine": machine()}
         RESULTS.write_text(json.dumps(list(old.values()), indent=1) + "\n")
+        write_table()
 
 
 if __name__ == "__main__":

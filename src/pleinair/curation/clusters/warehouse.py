@@ -152,12 +152,18 @@ def make_hierarchy(
     return cluster_hierarchy(leading_directions(embedded.unit(), config.dims), levels, on_progress)
 
 
-def leading_directions(vectors_ND: Points, dims: int) -> Points:
-    """Coordinates along the `dims` directions of largest variance, (N, dims) at most; distances nearly stay."""
-    if dims >= min(vectors_ND.shape):
-        return vectors_ND
-    _, directions_DD = np.linalg.eigh(vectors_ND.T @ vectors_ND)
-    return np.ascontiguousarray(vectors_ND @ directions_DD[:, -dims:], dtype=np.float32)
+def leading_directions(unit_ND: Points, dims: int) -> Points:
+    """Coordinates along the `dims` directions of largest variance, (N, dims) at most, brought back to length 1.
+
+    What is rare lies in directions that are rare, and these are left out: as projected, rare pictures crowd about the
+    centre and pass for common ones. At length 1 they are as far from others as they were (docs/curation-clusters.md).
+    """
+    if dims >= min(unit_ND.shape):
+        return unit_ND
+    _, directions_DD = np.linalg.eigh(unit_ND.T @ unit_ND)
+    projected_ND = unit_ND @ directions_DD[:, -dims:]
+    lengths_N1 = np.linalg.norm(projected_ND, axis=1, keepdims=True)
+    return np.ascontiguousarray(projected_ND / np.maximum(lengths_N1, 1e-12), dtype=np.float32)
 
 
 def run_name(embedded: Embedded, config: ClusterConfig) -> str:
