@@ -40,6 +40,8 @@ TABLE_COLUMNS: Mapping[str, str] = {
     "flags": "text[]",
     "nearest": "text[]",
 }
+MAX_TOP = 10_000
+"""Clusters of the coarsest level; as many as the paper has over 743 million pictures."""
 _FACTS = ("image_name", "caption_long", "entropy", "border_flatness", "image_path")
 
 
@@ -65,7 +67,7 @@ class ClusterConfig:
     """How pictures are clustered."""
 
     hierarchy: HierarchyConfig | None = None
-    """Levels; None chooses about 15 pictures a leaf and ten clusters a cluster (`levels_for`)."""
+    """Levels; None chooses about 15 pictures a leaf and three leaves a cluster (`levels_for`)."""
     dims: int = 128
     """Leading principal directions of the centred vectors that are clustered."""
     num_nearest: int = 12
@@ -94,11 +96,17 @@ class ClusterRow:
 
 
 def levels_for(num_pictures: int) -> HierarchyConfig:
-    """Levels for a number of pictures: leaves of about 15, and each level a tenth of the one below, down to 8 or more."""
+    """Levels for a number of pictures: leaves of about 15 pictures, three leaves a cluster of the next level.
+
+    A few coarse clusters on top would undo the balance: each gets the same share, however many kinds it holds. Tenths of
+    a level follow only while it has more than MAX_TOP clusters.
+    """
     sizes = [max(1, num_pictures // 15)]
-    while sizes[-1] >= 80:
+    if sizes[0] >= 3:
+        sizes.append(sizes[0] // 3)
+    while sizes[-1] > MAX_TOP:
         sizes.append(sizes[-1] // 10)
-    return HierarchyConfig(num_clusters=tuple(sizes), resample_points=(7, *(5,) * (len(sizes) - 1)))
+    return HierarchyConfig(num_clusters=tuple(sizes), resample_points=(7, 2, *(5,) * len(sizes))[: len(sizes)])
 
 
 def clustered_table(db: Database) -> Table:
