@@ -1,6 +1,6 @@
 """`python -m benchmarks.curation.figures`: README.md's table of what curation is to reach, from results.json.
 
-A row names a figure, or all whose names begin alike (`detector_*`); whether it meets its aim is computed, so the page
+A row names a figure, or all whose names begin alike (`mix_keys_per_s*`); whether it meets its aim is computed, so the page
 cannot say otherwise than the figures. `python -m benchmarks.curation` writes the table anew after every benchmark, and a test
 compares the two.
 """
@@ -88,8 +88,12 @@ AIMS = (
     Aim(what="drawings: rare tags that a sample still has", name="tail_drawings", note="no aim: a hard case"),
     Aim(what="loader, latents and text features, one process", name="loader_vs_webdataset", of="ratio", least=5),
     Aim(what="the same", name="loader_vs_litdata", of="ratio", least=1.2),
-    Aim(what="keys of a mix drawn", name="mix_keys_per_s", note="no aim"),
-    Aim(what="detectors made on demand", name="detector_*", note="no aim"),
+    Aim(what="keys of a mix drawn", name="mix_keys_per_s*", note="no aim"),
+    Aim(what="a detector of frames, made on demand: recall", name="detector_frame_recall", note="no aim"),
+    Aim(what="its precision", name="detector_frame_precision", note="no aim"),
+    Aim(what="the detector of generated pictures: recall", name="detector_ai_recall", note="no aim but to report it"),
+    Aim(what="its precision", name="detector_ai_precision", note="no aim but to report it"),
+    Aim(what="its share of real pictures called generated", name="detector_ai_false_rate", note="no aim but to report it"),
     Aim(what="the whole chain over 100,000 pictures, workers killed", name="pipeline_*", note="no aim in numbers"),
 )  # fmt: skip
 
