@@ -1,6 +1,6 @@
 """Clusters of kept pictures: made, named, flagged, written to the warehouse.
 
-    vectors --centre, PCA--> hierarchy --> images.cluster ("3/17/204": top/middle/leaf)
+    vectors --centre, PCA--> hierarchy --> images.cluster ("17/204": top/leaf)
                                       `--> clusters: one row each with size, name, words, flags, the pictures nearest
 
 Everything depends on the pictures, their vectors and the configuration alone, and so does the name of the run: the same
