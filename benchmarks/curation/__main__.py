@@ -1,4 +1,4 @@
-"""`python -m benchmarks.curation [NAME ...]`: the benchmarks of curation; writes results.json beside this file.
+"""`python -m benchmarks.curation [NAME ...]`: the benchmarks of curation; writes results.json and README.md's table.
 
 All by default. A figure that is measured again replaces the old one.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.curation import (
     captioning,
@@ -26,9 +25,10 @@ from benchmarks.curation import (
     takedowns,
     web,
 )
+from benchmarks.curation.figures import RESULTS
+from benchmarks.curation.figures import main as write_table
 from benchmarks.krablet.rounds import Result, commit, machine
 
-RESULTS = Path(__file__).with_name("results.json")
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "captioning": captioning.measure,
     "clusters": clusters.measure,
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "detectors-frame": lambda rounds: detectors.measure_frames(),
     "embeddings": embeddings.measure,
     "entities": entities.measure,
+    "entities-danker": entities.measure_danker,
     "entities-full-size": entities.measure_full_size,
     "filters": filters.measure,
     "loader": loader.measure,
@@ -43,7 +44,9 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "near": near.measure,
     "semantic": lambda rounds: semantic.measure(),
     "tags": lambda rounds: tags.measure(),
-    "tail": lambda rounds: tail.measure(),
+    "tail-cifar": lambda rounds: tail.measure_cifar(),
+    "tail-drawings": lambda rounds: tail.measure_words("drawings"),
+    "tail-openclipart": lambda rounds: tail.measure_words("openclipart"),
     "takedowns": lambda rounds: takedowns.measure(),
     "web": lambda rounds: web.measure(),
 }
@@ -59,6 +62,7 @@ def main() -> None:
         for row in BENCHMARKS[name](args.rounds):
             old[row["name"]] = {**row, "commit": commit(), "machine": machine()}
         RESULTS.write_text(json.dumps(list(old.values()), indent=1) + "\n")
+        write_table()
 
 
 if __name__ == "__main__":

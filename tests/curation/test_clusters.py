@@ -31,6 +31,7 @@ from pleinair.curation.clusters.warehouse import (
     FlagLimits,
     cluster_pictures,
     clustered_table,
+    leading_directions,
     levels_for,
 )
 from pleinair.curation.embeddings import (
@@ -331,7 +332,21 @@ def test_the_best_of_a_group_stays_and_leaf_borders_part_pictures() -> None:
     assert [(duplicate.row, duplicate.of) for duplicate in parted] == [(2, 0)]
 
 
+def test_pictures_in_directions_that_are_left_out_stay_as_far_from_others_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(400, 4)) * (4, 4, 4, 0.1)
+    rare = rng.normal(size=(8, 4)) * 0.3 + (0, 0, 0.3, 5)
+    vectors = np.concatenate([common, rare]).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    projected = leading_directions(unit, 3)
+    assert projected.shape == (408, 3)
+    np.testing.assert_allclose(np.linalg.norm(projected, axis=1), 1, atol=1e-6)
+    assert leading_directions(unit, 4) is unit
+
+
 def test_default_levels_suit_the_number_of_pictures() -> None:
-    assert levels_for(15_558).num_clusters == (1037, 103, 10)
+    assert levels_for(15_558).num_clusters == (1037, 345)
     assert levels_for(20).num_clusters == (1,)
-    assert levels_for(10_000_000).num_clusters == (666_666, 66_666, 6_666, 666, 66)
+    assert levels_for(45).num_clusters == (3, 1)
+    assert levels_for(45).resample_points == (7, 2)
+    assert levels_for(10_000_000).num_clusters == (666_666, 222_222, 22_222, 2_222)

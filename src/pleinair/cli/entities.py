@@ -152,4 +152,5 @@ def coverage(options: argparse.Namespace) -> int:
             write_page(options.keys, "".join(f"{key}\n" for key in sample.keys))
     if options.page:
         write_page(options.page, coverage_page(pool, sample))
+        print(f"{options.page} shows the commonest, the rarest and the missing", flush=True)
     return 0

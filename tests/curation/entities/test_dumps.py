@@ -14,7 +14,7 @@ from pleinair.curation.entities.dumps import read_dump
 from pleinair.records.errors import SourceError
 from tests.curation.entities.dump_files import Value, write_table
 
-TITLES = st.text(st.sampled_from("ab_(),'\"\\;\n\r\x1anrZ0é`NUL"), max_size=12)
+TITLES = st.text(st.sampled_from("ab_(),\t'\"\\;\n\r\x1anrZ0é`NUL"), max_size=12)
 
 
 def rows(path: Path, table: str, *columns: str) -> list[tuple[Value, ...]]:

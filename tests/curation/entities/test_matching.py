@@ -151,7 +151,7 @@ def test_names_survive_a_file_and_a_damaged_file_is_refused(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(SourceError, match="holds no names"):
         load_matcher(path)
-    with pytest.raises(SourceError, match="run `pleinair entities build` first"):
+    with pytest.raises(SourceError, match="there is no file of names .*none.npz: run `pleinair entities build` first"):
         load_matcher(tmp_path / "none.npz")
 
 

@@ -78,6 +78,8 @@ def test_a_folder_without_a_dump_says_which(tmp_path: Path) -> None:
     (tmp_path / "tinywiki-20240501-page_props.sql.gz").unlink()
     with pytest.raises(SourceError, match="lacks \\*-page_props.sql.gz"):
         find_dumps(tmp_path)
+    with pytest.raises(SourceError, match="there is no folder .*vital: give one with a wiki's SQL dumps, or 'wordnet'"):
+        find_dumps(tmp_path / "vital")
 
 
 def test_a_graph_has_every_link_once_whatever_the_batches(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Clusters of kept pictures: made, named, flagged, written to the warehouse.
 
-    vectors --centre, PCA--> hierarchy --> images.cluster ("3/17/204": top/middle/leaf)
+    vectors --centre, PCA--> hierarchy --> images.cluster ("17/204": top/leaf)
                                       `--> clusters: one row each with size, name, words, flags, the pictures nearest
 
 Everything depends on the pictures, their vectors and the configuration alone, and so does the name of the run: the same
@@ -40,6 +40,8 @@ TABLE_COLUMNS: Mapping[str, str] = {
     "flags": "text[]",
     "nearest": "text[]",
 }
+MAX_TOP = 10_000
+"""Clusters of the coarsest level; as many as the paper has over 743 million pictures."""
 _FACTS = ("image_name", "caption_long", "entropy", "border_flatness", "image_path")
 
 
@@ -65,7 +67,7 @@ class ClusterConfig:
     """How pictures are clustered."""
 
     hierarchy: HierarchyConfig | None = None
-    """Levels; None chooses about 15 pictures a leaf and ten clusters a cluster (`levels_for`)."""
+    """Levels; None chooses about 15 pictures a leaf and three leaves a cluster (`levels_for`)."""
     dims: int = 128
     """Leading principal directions of the centred vectors that are clustered."""
     num_nearest: int = 12
@@ -94,11 +96,17 @@ class ClusterRow:
 
 
 def levels_for(num_pictures: int) -> HierarchyConfig:
-    """Levels for a number of pictures: leaves of about 15, and each level a tenth of the one below, down to 8 or more."""
+    """Levels for a number of pictures: leaves of about 15 pictures, three leaves a cluster of the next level.
+
+    A few coarse clusters on top would undo the balance: each gets the same share, however many kinds it holds. Tenths of
+    a level follow only while it has more than MAX_TOP clusters.
+    """
     sizes = [max(1, num_pictures // 15)]
-    while sizes[-1] >= 80:
+    if sizes[0] >= 3:
+        sizes.append(sizes[0] // 3)
+    while sizes[-1] > MAX_TOP:
         sizes.append(sizes[-1] // 10)
-    return HierarchyConfig(num_clusters=tuple(sizes), resample_points=(7, *(5,) * (len(sizes) - 1)))
+    return HierarchyConfig(num_clusters=tuple(sizes), resample_points=(7, 2, *(5,) * len(sizes))[: len(sizes)])
 
 
 def clustered_table(db: Database) -> Table:
@@ -152,12 +160,18 @@ def make_hierarchy(
     return cluster_hierarchy(leading_directions(embedded.unit(), config.dims), levels, on_progress)
 
 
-def leading_directions(vectors_ND: Points, dims: int) -> Points:
-    """Coordinates along the `dims` directions of largest variance, (N, dims) at most; distances nearly stay."""
-    if dims >= min(vectors_ND.shape):
-        return vectors_ND
-    _, directions_DD = np.linalg.eigh(vectors_ND.T @ vectors_ND)
-    return np.ascontiguousarray(vectors_ND @ directions_DD[:, -dims:], dtype=np.float32)
+def leading_directions(unit_ND: Points, dims: int) -> Points:
+    """Coordinates along the `dims` directions of largest variance, (N, dims) at most, brought back to length 1.
+
+    What is rare lies in directions that are rare, and these are left out: as projected, rare pictures crowd about the
+    centre and pass for common ones. At length 1 they are as far from others as they were (docs/curation-clusters.md).
+    """
+    if dims >= min(unit_ND.shape):
+        return unit_ND
+    _, directions_DD = np.linalg.eigh(unit_ND.T @ unit_ND)
+    projected_ND = unit_ND @ directions_DD[:, -dims:]
+    lengths_N1 = np.linalg.norm(projected_ND, axis=1, keepdims=True)
+    return np.ascontiguousarray(projected_ND / np.maximum(lengths_N1, 1e-12), dtype=np.float32)
 
 
 def run_name(embedded: Embedded, config: ClusterConfig) -> str:

@@ -3,8 +3,9 @@
     x.sql.gz --gunzip--> blocks that end between statements --> body of one INSERT --rewritten as CSV--> Arrow's reader
 
 The order of columns is read from the dump's own CREATE TABLE: it differs between MediaWiki versions. Arrow's CSV reader
-knows MySQL's quoting (quote ', escape \\), so tuples only have to become lines: `),(` is replaced everywhere, also where
-it stands inside a string, and put back in the values. That is safe because mysqldump escapes every newline of a value.
+knows MySQL's quoting (quote ', escape \\), so tuples only have to become lines: `)` becomes a newline and `(` a tab, which
+Arrow skips before a number, everywhere, also inside strings, and the values are put back. That is safe because
+mysqldump escapes every newline of a value; a statement with a tab of its own takes the slower way, `),(` by newline.
 Only \\0 \\n \\r \\t \\b \\Z mean another character to MySQL; a statement that holds one is read by a regular expression.
 """
 
@@ -124,6 +125,8 @@ def _has_letter_escape(body: bytes) -> bool:
 
 
 _AS_LINES = bytes.maketrans(b")", b"\n")
+_AS_TABBED_LINES = bytes.maketrans(b"()", b"\t\n")
+_AS_THEY_WERE = bytes.maketrans(b"\t\n", b"()")
 
 
 def _integer_rows(body: bytes, schema: dict[str, pa.DataType], wanted: list[str]) -> pa.RecordBatch:
@@ -133,8 +136,13 @@ def _integer_rows(body: bytes, schema: dict[str, pa.DataType], wanted: list[str]
 
 def _text_rows(body: bytes, schema: dict[str, pa.DataType], wanted: list[str]) -> pa.RecordBatch:
     quoting = csv.ParseOptions(quote_char="'", escape_char="\\", newlines_in_values=True)
-    batch = _csv(body[1:-1].replace(b"),(", b"\n"), list(schema), wanted, schema, quoting)
-    columns = [_put_back(column) if column.type == pa.binary() else column for column in batch.columns]
+    if next(iter(schema.values())) == pa.binary() or b"\t" in body:
+        batch = _csv(body[1:-1].replace(b"),(", b"\n"), list(schema), wanted, schema, quoting)
+        columns = [_put_back(column) if column.type == pa.binary() else column for column in batch.columns]
+    else:
+        # Bytes for bytes is twice as fast as replacing `),(`; the empty first column is that of `_integer_rows`.
+        batch = _csv(b"," + body.translate(_AS_TABBED_LINES), ["", *schema], wanted, schema, quoting)
+        columns = [_translated_back(column) if column.type == pa.binary() else column for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, names=wanted)
 
 
@@ -143,6 +151,14 @@ def _put_back(column: pa.Array) -> pa.Array:
     if data is None or b"\n" not in data.to_pybytes():
         return column
     return pc.replace_substring(column, pattern=b"\n", replacement=b"),(")
+
+
+def _translated_back(column: pa.Array) -> pa.Array:
+    valid, offsets, data = column.buffers()
+    if data is None:
+        return column
+    text = pa.py_buffer(data.to_pybytes().translate(_AS_THEY_WERE))
+    return pa.Array.from_buffers(column.type, len(column), [valid, offsets, text], column.null_count, column.offset)
 
 
 def _csv(

@@ -296,6 +296,8 @@ def save_matcher(matcher: Matcher, path: Path) -> str:
 
 def load_matcher(path: Path) -> tuple[Matcher, str]:
     """Names written by `save_matcher`, and their version. Raises SourceError where there are none."""
+    if not path.exists():
+        raise SourceError(f"there is no file of names {path}: run `pleinair entities build` first")
     try:
         # Opened here: numpy leaves a file that is no archive open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -305,7 +307,7 @@ def load_matcher(path: Path) -> tuple[Matcher, str]:
         vocabulary, keys = (_from_bytes(arrays.pop(name)) for name in ("vocabulary", "keys"))
         version = str(arrays.pop("version"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path} holds no names ({error}): run `pleinair entities build` first") from error
+        raise SourceError(f"{path} holds no names ({error}): run `pleinair entities build` again") from error
     return Matcher(vocabulary, arrays, keys), version
 
 

@@ -168,7 +168,7 @@ def _bins_table(counts: Counts, sample: SampleCoverage | None) -> Html:
     before = coverage_bins(counts)
     after = coverage_bins(sample.counts) if sample else {}
     head = ["pictures", "entities", *(["in the sample"] if sample else [])]
-    return table(head, [[name, before[name], *([after[name]] if sample else [])] for name, _, _ in BINS])
+    return table(head, [[name, f"{before[name]:,}", *([f"{after[name]:,}"] if sample else [])] for name, _, _ in BINS])
 
 
 def _kinds_table(pool: Pool, sample: SampleCoverage | None) -> Html:

@@ -68,6 +68,8 @@ class _Pages:
 
 def find_dumps(folder: Path) -> dict[str, Path]:
     """The dumps of one wiki in a folder, by table: `*-page.sql.gz` or `page.sql`, and so on. Raises SourceError."""
+    if not folder.is_dir():
+        raise SourceError(f"there is no folder {folder}: give one with a wiki's SQL dumps, or 'wordnet'")
     found: dict[str, Path] = {}
     for table in TABLES:
         paths = [path for path in sorted(folder.glob(f"*{table}.sql*")) if _table_of(path) == table]

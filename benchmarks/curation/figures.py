@@ -1,0 +1,143 @@
+"""`python -m benchmarks.curation.figures`: README.md's table of what curation is to reach, from results.json.
+
+A row names a figure, or all whose names begin alike (`mix_keys_per_s*`); whether it meets its aim is computed, so the page
+cannot say otherwise than the figures. `python -m benchmarks.curation` writes the table anew after every benchmark, and a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.krablet.rounds import Result
+
+FOLDER = Path(__file__).parent
+README, RESULTS = FOLDER / "README.md", FOLDER / "results.json"
+BEGIN, END = "<!-- figures: written by python -m benchmarks.curation.figures -->", "<!-- end of figures -->"
+HEAD = "| what | name | value | beside | ratio | aim | met |\n|---|---|---|---|---|---|---|"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """A figure and what it is to reach."""
+
+    what: str
+    name: str
+    """As in results.json; a final `*` takes all that begin so."""
+    of: Literal["value", "ratio"] = "value"
+    """Which of the two the bound is for."""
+    least: float | None = None
+    most: float | None = None
+    note: str = ""
+    """Why it is missed, or what to know; figures are not repeated here, they would drift."""
+
+    def __post_init__(self) -> None:
+        if self.name.endswith("*") and (self.least is not None or self.most is not None):
+            raise ValueError(f"{self.name} stands for several figures: a bound needs one name")
+
+    def met(self, row: Mapping[str, Any]) -> bool | None:
+        """Whether a figure reaches it; None where nothing is to be reached."""
+        if self.least is None and self.most is None:
+            return None
+        found = row[self.of]
+        if found is None:
+            return False
+        return (self.least is None or found >= self.least) and (self.most is None or found <= self.most)
+
+    @property
+    def bound(self) -> str:
+        """`at least 6 x`, and so on."""
+        times = " x" if self.of == "ratio" else ""
+        words = [("at least", self.least), ("at most", self.most)]
+        return ", ".join(f"{word} {number(bound)}{times}" for word, bound in words if bound is not None)
+
+
+AIMS = (
+    Aim(what="bytes to decode, phash12 and colour hash", name="hash_vs_imagehash", of="ratio", least=6),
+    Aim(what="the five pixel filters", name="filters_vs_numpy", of="ratio", least=6),
+    Aim(what="planted duplicates found", name="dup_recall", least=0.9),
+    Aim(what="pairs found that are none, beside plain phash12 at that recall", name="dup_false_pairs", of="ratio", most=0.1),
+    Aim(what="self-join of 10^6 hashes of 144 bits, exact to 14", name="neardup_1m_seconds", most=10),
+    Aim(what="the same, planted pairs missed", name="neardup_1m_missed", most=0),
+    Aim(what="the same, hashes skewed like real ones", name="neardup_1m_skewed_seconds", most=10),
+    Aim(what="10^5 new hashes against 10^6 old", name="neardup_100k_new_seconds", most=10),
+    Aim(what="PageRank, 10^6 pages, 10^7 links, to 1e-10", name="pagerank_vs_scipy", of="ratio", most=1.5),
+    Aim(
+        what="the same beside single precision",
+        name="pagerank_vs_scipy_float32",
+        note="no aim: float32 only reaches 1e-7",
+    ),
+    Aim(what="one plain step, 10^6 links", name="pagerank_vs_danker", of="ratio", least=10),
+    Aim(what="one plain step, 10^7 links", name="pagerank_vs_danker_10m", of="ratio", least=10),
+    Aim(what="PageRank of as many pages as the English Wikipedia has", name="pagerank_full_mb", most=16_000),
+    Aim(what="its processor time", name="pagerank_full_cpu_s"),
+    Aim(what="writing that graph", name="graph_write_full_mb", most=16_000),
+    Aim(what="pagelinks rows read", name="dump_pagelinks_rows_per_s", least=5e6),
+    Aim(what="linktarget rows read, escape-safe", name="dump_linktarget_rows_per_s", least=5e6),
+    Aim(what="10^6 names in 200,000 captions", name="entities_captions_per_s", least=5000),
+    Aim(what="the same, memory", name="entities_match_mb", most=1500),
+    Aim(what="published toy, three levels and resampling, divergence from uniform", name="hier_kl", most=0.06),
+    Aim(what="long-tailed CIFAR: the three rarest classes' share of a sample", name="tail_cifar", of="ratio", least=1),
+    Aim(what="gain over random there, lower end of the interval", name="tail_cifar_gain_low", least=0),
+    Aim(what="openclipart: rare keywords that a sample still has", name="tail_openclipart", of="ratio", least=1),
+    Aim(what="gain over random there, lower end of the interval", name="tail_openclipart_gain_low", least=0),
+    Aim(what="drawings: rare tags that a sample still has", name="tail_drawings", note="no aim: a hard case"),
+    Aim(what="loader, latents and text features, one process", name="loader_vs_webdataset", of="ratio", least=5),
+    Aim(what="the same", name="loader_vs_litdata", of="ratio", least=1.2),
+    Aim(what="keys of a mix drawn", name="mix_keys_per_s*", note="no aim"),
+    Aim(what="a detector of frames, made on demand: recall", name="detector_frame_recall", note="no aim"),
+    Aim(what="its precision", name="detector_frame_precision", note="no aim"),
+    Aim(what="the detector of generated pictures: recall", name="detector_ai_recall", note="no aim but to report it"),
+    Aim(what="its precision", name="detector_ai_precision", note="no aim but to report it"),
+    Aim(what="its share of real pictures called generated", name="detector_ai_false_rate", note="no aim but to report it"),
+    Aim(what="the whole chain over 100,000 pictures, workers killed", name="pipeline_*", note="no aim in numbers"),
+)  # fmt: skip
+
+
+def number(value: float) -> str:
+    """Three digits, whole numbers with thousands."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def table(results: list[Result], aims: tuple[Aim, ...] = AIMS) -> str:
+    """The Markdown table; a figure nobody has measured yet says so."""
+    return "\n".join([HEAD, *(line for aim in aims for line in _lines(aim, results))])
+
+
+def _lines(aim: Aim, results: list[Result]) -> list[str]:
+    matches: Callable[[str], bool] = aim.name.__eq__
+    if aim.name.endswith("*"):
+        matches = lambda name: name.startswith(aim.name[:-1])  # noqa: E731
+    rows = [row for row in results if matches(row["name"])]
+    if not rows:
+        return [f"| {aim.what} | `{aim.name}` | not measured | | | {aim.bound} | {aim.note} |"]
+    return [_line(aim, row) for row in rows]
+
+
+def _line(aim: Aim, row: Result) -> str:
+    ratio = "" if row["ratio"] is None else f"{number(row['ratio'])} x"
+    verdict = {True: "yes", False: "**no**", None: ""}[aim.met(row)]
+    said = ": ".join(filter(None, [verdict, aim.note]))
+    shown = f"{number(row['value'])} {row['unit']}".strip()
+    return f"| {aim.what} | `{row['name']}` | {shown} | {row['peer']} | {ratio} | {aim.bound} | {said} |"
+
+
+def with_table(page: str, results: list[Result]) -> str:
+    """The page with the table between its two marks. Raises ValueError where a mark is missing."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page lacks {BEGIN if not begin else END}: put both marks where the table belongs")
+    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+
+
+def main() -> None:
+    README.write_text(with_table(README.read_text(), json.loads(RESULTS.read_text())))
+
+
+if __name__ == "__main__":
+    main()
