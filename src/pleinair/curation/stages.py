@@ -62,7 +62,7 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
         "consent_at": "timestamptz",
     },
     "probe": {"probe_drop": "text", "format": "text", "width": "integer", "height": "integer", "aspect": "real"},
-    "hashes": {"hashes_drop": "text", "phash12_v1": "text", "colour_v1": "text", "thumb16_v1": "bytea"},
+    "hashes": {"hashes_drop": "text", "phash12_v2": "text", "colour_v2": "text", "thumb16_v2": "bytea"},
     "pixels": {
         "pixels_drop": "text",
         "entropy": "real",
@@ -72,6 +72,7 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "captions": {"captions_drop": "text", "caption_long": "text", "caption_medium": "text", "caption_short": "text"},
     "duplicate": {"duplicate_drop": "text", "duplicate_group": "text", "duplicate_of": "text"},
+    "semantic": {"semantic_drop": "text", "semantic_group": "text", "semantic_of": "text"},
     "ocr": {
         "ocr_drop": "text",
         "ocr_lines": "text[]",
@@ -98,9 +99,11 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
 """What each stage writes, in the order of the stages; those after `duplicate` are run by captioning."""
 
 QUEUE_STAGES = ("fetch", "probe", "hashes", "pixels", "captions")
-KEPT = (
+PASSED = (
     "captions_drop = '' AND duplicate_drop = '' AND coalesce(describe_drop, '') = '' AND coalesce(check_drop, '') = ''"
 )
+"""SQL condition of the pictures that passed everything but the search for duplicates in meaning."""
+KEPT = f"{PASSED} AND coalesce(semantic_drop, '') = ''"
 """SQL condition of the pictures that passed everything; captioning may have looked at them or not."""
 
 _READS: Mapping[str, Sequence[str]] = {
@@ -126,9 +129,11 @@ def declare_stages(images: Table) -> dict[str, Stage]:
     stages = {}
     for name, before in zip(QUEUE_STAGES, (None, *QUEUE_STAGES), strict=False):
         upstream = f" AND {before}_drop = ''" if before else ""
+        # Rows that know only an older definition of the fingerprints are looked at again; what came after stands.
+        to_do = "(hashes_drop IS NULL OR (hashes_drop = '' AND phash12_v2 IS NULL))" if name == "hashes" else None
         stages[name] = images.stage(
             name,
-            ready=f"{name}_drop IS NULL{upstream}",
+            ready=f"{to_do or f'{name}_drop IS NULL'}{upstream}",
             writes=list(STAGE_COLUMNS[name]),
             reads=list(_READS[name]),
             batch=_BATCH[name],
@@ -161,8 +166,9 @@ def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
     refusals = read_snapshot(Path(store))
 
     def values(data: bytes) -> dict[str, object]:
-        found = fingerprint.fingerprints(decode(data))
-        return {"hashes_drop": refusals.of_looks(found.phash12_v1, found.colour_v1), **asdict(found)}
+        found = fingerprint.fingerprints_of(data)
+        drop = refusals.of_looks(found.phash12_v2, found.colour_v2) or refusals.of_old_looks(data)
+        return {"hashes_drop": drop, **asdict(found)}
 
     return _each(batch, store, values)
 
