@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         caption,
         cluster,
         curate,
+        duplicates,
         embed,
         entities,
         export,
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    curating = (ingest, curate, caption, embed, cluster, tags, tower, entities, takedown)
+    curating = (ingest, curate, caption, embed, cluster, duplicates, tags, tower, entities, takedown)
     for noun in (run, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)

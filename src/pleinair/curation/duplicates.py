@@ -48,11 +48,11 @@ class Radius:
 class DuplicateLimits:
     """Radii and preferences; docs/curation.md has the measurements behind the defaults."""
 
-    identical: Radius = field(default_factory=lambda: Radius(phash=2, colour=2, thumb=8))
+    identical: Radius = field(default_factory=lambda: Radius(phash=2, colour=2, thumb=4))
     """Pairs whose labels contradict each other."""
-    near: Radius = field(default_factory=lambda: Radius(phash=16, colour=14, thumb=64, light=1.5))
+    near: Radius = field(default_factory=lambda: Radius(phash=16, colour=14, thumb=48, light=1.5))
     """Pairs whose labels do not."""
-    render: Radius = field(default_factory=lambda: Radius(phash=48, colour=16, thumb=255))
+    render: Radius = field(default_factory=lambda: Radius(phash=52, colour=16, thumb=255))
     """Pairs of one concept in styles that are renders of each other."""
     renders: tuple[tuple[str, str], ...] = ()
     """Pairs (style, style whose drawings it renders again)."""
@@ -110,12 +110,18 @@ def find_duplicates(pictures: Sequence[Picture], limits: DuplicateLimits) -> lis
 
 
 def _rank(picture: Picture, limits: DuplicateLimits) -> tuple[bool, int, int, str]:
+    return keeper_order(picture.name, picture.held_out, picture.style, picture.num_pixels, limits.style_order)
+
+
+def keeper_order(
+    name: str, held_out: bool, style: str | None, num_pixels: int, style_order: Sequence[str]
+) -> tuple[bool, int, int, str]:
     """Sort key of the keeper rule, best first.
 
     Held-out pictures come first: kept, they are never trained on; dropped in favour of a copy, they would be.
     """
-    order = {style: place for place, style in enumerate(limits.style_order)}
-    return not picture.held_out, order.get(picture.style or "", len(order)), -picture.num_pixels, picture.name
+    place = style_order.index(style) if style in style_order else len(style_order)
+    return not held_out, place, -num_pixels, name
 
 
 def _verdict(picture: Picture, keeper: Picture) -> Duplicate:
@@ -165,15 +171,15 @@ class _Fingerprints:
             thumbs=np.frombuffer(b"".join(picture.thumb16_v2 for picture in pictures), dtype=np.uint8).reshape(
                 len(pictures), -1
             ),
-            concepts=_codes([picture.concept for picture in pictures]),
-            styles=_codes([picture.style for picture in pictures]),
+            concepts=codes([picture.concept for picture in pictures]),
+            styles=codes([picture.style for picture in pictures]),
             searchable=_searchable(pictures, limits.min_entropy),
         )
 
     def accepts(self, pairs: Pairs, limits: DuplicateLimits) -> NDArray[np.bool_]:
         """Which candidates are within the radius their labels ask for."""
         first, second = pairs.T
-        contradict = _differ(self.concepts[first], self.concepts[second]) | _differ(
+        contradict = differ(self.concepts[first], self.concepts[second]) | differ(
             self.styles[first], self.styles[second]
         )
         accepted: NDArray[np.bool_] = self.within(pairs, limits.near)
@@ -225,13 +231,13 @@ def _searchable(pictures: Sequence[Picture], min_entropy: float) -> NDArray[np.b
     return np.array(chosen, dtype=np.bool_)
 
 
-def _differ(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+def differ(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Both known, and not the same."""
     different: NDArray[np.bool_] = (first >= 0) & (second >= 0) & (first != second)
     return different
 
 
-def _codes(values: Sequence[str | None]) -> NDArray[np.int64]:
+def codes(values: Sequence[str | None]) -> NDArray[np.int64]:
     """Numbers that are equal where the values are; -1 for none."""
     numbers: dict[str | None, int] = {None: -1}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)

@@ -126,7 +126,8 @@ def _hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.floa
     sextant = np.select(
         [value == red, value == green], [(green - blue) / chroma, 2 + (blue - red) / chroma], 4 + (red - green) / chroma
     )
-    return sextant / 6 % 1.0, (value - least) / value, value
+    hue: NDArray[np.float64] = sextant / 6 % 1.0
+    return hue, (value - least) / value, value
 
 
 def _ramp(values: NDArray[np.float64], zero: float, one: float) -> NDArray[np.float64]:
@@ -142,4 +143,5 @@ def _soft(values: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[
 def _soft_hues(hue: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same around the circle of hues; bin 0 lies between red and orange."""
     apart = np.abs((hue * HUE_BINS - 0.5)[:, None] - np.arange(HUE_BINS))
-    return np.clip(1 - np.minimum(apart, HUE_BINS - apart), 0.0, 1.0)
+    weights: NDArray[np.float64] = np.clip(1 - np.minimum(apart, HUE_BINS - apart), 0.0, 1.0)
+    return weights
