@@ -10,16 +10,31 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.curation import captioning, clusters, embeddings, entities, near, semantic, tags, tail, takedowns, web
+from benchmarks.curation import (
+    captioning,
+    clusters,
+    duplicates,
+    embeddings,
+    entities,
+    hashes,
+    near,
+    semantic,
+    tags,
+    tail,
+    takedowns,
+    web,
+)
 from benchmarks.krablet.rounds import Result, commit, machine
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "captioning": captioning.measure,
     "clusters": clusters.measure,
+    "duplicates": lambda rounds: duplicates.measure(),
     "embeddings": embeddings.measure,
     "entities": entities.measure,
     "entities-full-size": entities.measure_full_size,
+    "hashes": hashes.measure,
     "near": near.measure,
     "semantic": lambda rounds: semantic.measure(),
     "tags": lambda rounds: tags.measure(),

@@ -1,6 +1,6 @@
 """Planted copies among real pictures of four kinds, all searched together: what is found, what is found wrongly.
 
-photos       all of gcompris's photographs, at most 1024 pixels wide     drawings      of all styles, 128 pixels
+photos       all of gcompris's photographs, at most 800 pixels wide     drawings      of all styles, 128 pixels
 cifar        photographs of 32 pixels                                    openclipart   a quarter of them one family of stars
 
 A pair is false when its pictures have different originals and differ visibly: more than 32 levels in over 1% of 64 x 64 cells
@@ -33,14 +33,14 @@ from pleinair.curation.pictures import Pixels, decode
 from pleinair.curation.sources import find_source, open_image
 from pleinair.records.errors import ImageError, SourceError
 
-NUM_ORIGINALS, NUM_PLANTED = 600, 100
+NUM_ORIGINALS, NUM_PLANTED = 500, 80
 ImageChange = Callable[[Image.Image], bytes]
 Bits = npt.NDArray[np.uint64]
 
 
 def encoded(image: Image.Image, format_: str = "PNG", **how: int) -> bytes:
     out = io.BytesIO()
-    image.save(out, format_, **how)
+    image.save(out, format_, **({"compress_level": 1} if format_ == "PNG" else how))
     return out.getvalue()
 
 
@@ -161,8 +161,8 @@ def some(source: str) -> list[tuple[Image.Image, bool]]:
             image = Image.fromarray(decode(open_image(listed[number].uri, cache_dir())))
         except (ImageError, SourceError):
             continue
-        large = image.width > 1024
-        found.append((resized(image, 1024 / image.width) if large else image, "star" in listed[number].image_name))
+        large = image.width > 800
+        found.append((resized(image, 800 / image.width) if large else image, "star" in listed[number].image_name))
         if len(found) == NUM_ORIGINALS:
             break
     return found

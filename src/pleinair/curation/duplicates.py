@@ -50,7 +50,7 @@ class DuplicateLimits:
 
     identical: Radius = field(default_factory=lambda: Radius(phash=2, colour=2, thumb=4))
     """Pairs whose labels contradict each other."""
-    near: Radius = field(default_factory=lambda: Radius(phash=16, colour=14, thumb=48, light=1.5))
+    near: Radius = field(default_factory=lambda: Radius(phash=15, colour=14, thumb=48, light=1.5))
     """Pairs whose labels do not."""
     render: Radius = field(default_factory=lambda: Radius(phash=52, colour=16, thumb=255))
     """Pairs of one concept in styles that are renders of each other."""

@@ -28,7 +28,7 @@ from pleinair.curation.store import ObjectStore
 from pleinair.curation.takedowns import read_snapshot
 from pleinair.curation.web import FetchPolicy
 from pleinair.krablet import Database, Stage, Table
-from pleinair.records.errors import ImageError, SourceError
+from pleinair.records.errors import ImageError, SourceError, require
 
 IMAGES = "images"
 
@@ -163,6 +163,7 @@ def probe(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> lis
 
 def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
     """Fingerprints for the duplicate search; what looks like a picture taken down goes."""
+    require("cv2", "curate").setNumThreads(1)  # there are as many workers as cores
     refusals = read_snapshot(Path(store))
 
     def values(data: bytes) -> dict[str, object]:

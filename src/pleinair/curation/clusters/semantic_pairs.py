@@ -28,7 +28,7 @@ from pleinair.curation.pictures import decode
 from pleinair.curation.stages import PASSED, STAGE_COLUMNS
 from pleinair.curation.store import ObjectStore
 from pleinair.krablet import Database, Progress, RunSummary, Stage, Table, run_workers
-from pleinair.records.errors import ImageError, SourceError
+from pleinair.records.errors import ImageError, SourceError, require
 
 PAIR_COLUMNS: Mapping[str, str] = {
     "pair": "text",
@@ -167,6 +167,7 @@ def _asked(pairs: Table, wanted: Mapping[str, object]) -> Iterator[dict[str, Any
 
 def confirm(batch: Sequence[Row], *, store: str) -> list[Outcome]:
     """The stage's function: how the two pictures of each pair lie on each other."""
+    require("cv2", "curate").setNumThreads(1)  # there are as many workers as cores
     objects = ObjectStore(Path(store))
     outcomes: list[Outcome] = []
     for row in batch:
