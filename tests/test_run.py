@@ -105,7 +105,7 @@ def final_rows(home: Path) -> list[dict[str, object]]:
     wanted = [
         "image_name",
         "image_path",
-        "phash12_v1",
+        "phash12_v2",
         "entropy",
         "caption_long",
         "captions_drop",

@@ -160,7 +160,7 @@ def _by_regex(path: Path) -> int:
 
 def _ranks(folder: Path, rounds: int) -> list[Result]:
     graph = write_graph(folder / "million", _synthetic(1_000_000, 10_000_000), 1_000_000)
-    python = _peer("graphs", "scipy==1.17.1", "numpy==2.4.6", "ahocorasick_rs==1.0.3")
+    python = peer_python("graphs", "scipy==1.17.1", "numpy==2.4.6", "ahocorasick_rs==1.0.3")
     script = [python, str(PEERS / "scipy_pagerank.py"), str(folder / "million")]
     values = interleaved(
         rounds,
@@ -200,7 +200,7 @@ def _against_danker(folder: Path, graph: Graph, rounds: int, name: str, steps: t
     pairs = np.stack([np.asarray(graph.sources), targets])[:, np.lexsort((targets, graph.sources))]
     # From 1: danker takes node 0 for no node.
     np.savetxt(links, pairs.T + 1, fmt="%d", delimiter="\t")
-    python = _peer("danker", "danker==0.8.1")
+    python = peer_python("danker", "danker==0.8.1")
     between = many - few
     values = interleaved(
         rounds,
@@ -244,7 +244,7 @@ def _names(folder: Path) -> list[Result]:
     match_seconds, match_mb, hits = _alone(_match_names, folder)
     few = "\n".join(captions[:: NUM_CAPTIONS // 20_000])
     (folder / "few.txt").write_text(few)
-    python = _peer("graphs", "scipy==1.17.1", "numpy==2.4.6", "ahocorasick_rs==1.0.3")
+    python = peer_python("graphs", "scipy==1.17.1", "numpy==2.4.6", "ahocorasick_rs==1.0.3")
     command = [python, str(PEERS / "ahocorasick_names.py"), str(folder / "names.txt"), str(folder / "few.txt")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     theirs, rate = 20_000 / float(said[1]), NUM_CAPTIONS / match_seconds
@@ -313,7 +313,7 @@ def _first_number(command: list[str]) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
-def _peer(name: str, *requirements: str) -> str:
+def peer_python(name: str, *requirements: str) -> str:
     """The Python of a virtual environment with these packages, made where it is not there yet."""
     place = cache_dir() / "bench-peers" / name
     if not (place / "bin" / "python").exists():

@@ -71,13 +71,13 @@ def _drawings() -> list[Fingerprints]:
 
 
 def _refusals(of: Fingerprints, radius: int) -> Refusals:
-    one = Takedown(takedown="x", reason="x", phash12_v1=of.phash12_v1, colour_v1=of.colour_v1, near=radius)
+    one = Takedown(takedown="x", reason="x", phash12_v2=of.phash12_v2, colour_v2=of.colour_v2, near=radius)
     return Refusals.of([one])
 
 
 def _recall(originals: Sequence[Fingerprints], copies: Sequence[Fingerprints], radius: int) -> float:
     hits = [
-        bool(_refusals(original, radius).of_looks(copy.phash12_v1, copy.colour_v1))
+        bool(_refusals(original, radius).of_looks(copy.phash12_v2, copy.colour_v2))
         for original, copy in zip(originals, copies, strict=True)
     ]
     return sum(hits) / len(hits)
@@ -87,12 +87,12 @@ def _bystanders(pictures: Sequence[Fingerprints], radius: int) -> float:
     """How many other pictures go with one, on average; pictures of equal fingerprints count as the same."""
     everything = Refusals.of(
         [
-            Takedown(takedown=str(number), reason="x", phash12_v1=one.phash12_v1, colour_v1=one.colour_v1, near=radius)
+            Takedown(takedown=str(number), reason="x", phash12_v2=one.phash12_v2, colour_v2=one.colour_v2, near=radius)
             for number, one in enumerate(pictures)
         ]
     )
     along = 0
     for one in pictures:
-        along += everything.count_near(one.phash12_v1, one.colour_v1)
-    same = sum(a.phash12_v1 == b.phash12_v1 and a.colour_v1 == b.colour_v1 for a in pictures for b in pictures)
+        along += everything.count_near(one.phash12_v2, one.colour_v2)
+    same = sum(a.phash12_v2 == b.phash12_v2 and a.colour_v2 == b.colour_v2 for a in pictures for b in pictures)
     return (along - same) / len(pictures)

@@ -88,7 +88,7 @@ def probe(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
 def hashes(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
     names = [row["image_name"] for row in rows]
     return [
-        {"hashes_drop": "", "phash12_v1": name[:36], "colour_v1": name[:24], "thumb16_v1": bytes(768)} for name in names
+        {"hashes_drop": "", "phash12_v2": name[:36], "colour_v2": name[:24], "thumb16_v2": bytes(768)} for name in names
     ]
 
 

@@ -24,7 +24,7 @@ from pleinair.curation.clusters.reviews import (
     record_flags,
     to_review,
 )
-from pleinair.curation.clusters.semantic import near_pairs, semantic_duplicates
+from pleinair.curation.clusters.semantic import CandidateLimits, Judged, candidates, judge, near_pairs
 from pleinair.curation.clusters.warehouse import (
     ClusterConfig,
     ClusterRow,
@@ -314,22 +314,36 @@ def on_circle(*degrees: float) -> Embeddings:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
-def test_a_chain_of_near_pictures_keeps_what_is_not_near_a_keeper() -> None:
-    names = ["a", "b", "c", "d"]
-    found = semantic_duplicates(
-        on_circle(0, 10, 20, 90), np.zeros(4, np.int64), names, np.array([0, 1, 2, 3]), min_similarity=0.98
-    )
-    assert [(duplicate.row, duplicate.of) for duplicate in found] == [(1, 0)]
-    assert found[0].reason == "semantic: 0.985 similar to a, over 0.98"
+def asked(
+    unit: Embeddings, cluster: list[int], limits: CandidateLimits, grey: Sequence[int] = ()
+) -> set[tuple[int, int]]:
+    colours = np.zeros((len(unit), 28), np.int16)
+    colours[: len(grey), 0] = grey
+    found = candidates(unit, colours, np.array(cluster), limits)
+    np.testing.assert_allclose(found.similarity, [unit[a] @ unit[b] for a, b in found.pairs], rtol=1e-5)
+    return {(int(a), int(b)) for a, b in found.pairs}
 
 
-def test_the_best_of_a_group_stays_and_leaf_borders_part_pictures() -> None:
-    names, unit = ["a", "b", "c"], on_circle(0, 1, 2)
-    same = np.zeros(3, np.int64)
-    ranked = semantic_duplicates(unit, same, names, np.array([2, 0, 1]), min_similarity=0.98)
-    assert [(duplicate.row, duplicate.of) for duplicate in ranked] == [(0, 1), (2, 1)]
-    parted = semantic_duplicates(unit, np.array([0, 1, 0]), names, np.array([0, 1, 2]), min_similarity=0.98)
-    assert [(duplicate.row, duplicate.of) for duplicate in parted] == [(2, 0)]
+def test_candidates_are_near_in_vector_and_colour_in_one_cluster_and_few_for_each() -> None:
+    unit, limits = on_circle(0, 1, 3, 60, 2), CandidateLimits(min_similarity=0.9, nearest=6)
+    assert asked(unit, [0] * 5, limits) == {(0, 1), (0, 2), (0, 4), (1, 2), (1, 4), (2, 4)}
+    assert asked(unit, [0, 1, 0, 0, 0], limits) == {(0, 2), (0, 4), (2, 4)}
+    assert asked(unit, [0] * 5, limits, grey=[17, 17, 0, 0, 0]) == {(0, 1), (2, 4)}
+    assert asked(unit, [0] * 5, limits, grey=[16, 16, 0, 0, 0]) == asked(unit, [0] * 5, limits)
+    # Each one's nearest: 0-1, 1-0 (before 1-4, as far), 2-4, 4-1 (before 4-2, as far).
+    one = asked(on_circle(0, 1, 3.5, 60, 2.1), [0] * 5, CandidateLimits(min_similarity=0.9, nearest=1))
+    assert one == {(0, 1), (1, 4), (2, 4)}
+
+
+def test_a_chain_of_parts_keeps_what_no_keeper_shows() -> None:
+    chain = np.array([[0, 1], [1, 2], [3, 4]])
+    rank = np.arange(6)
+    assert judge(6, chain, rank) == [Judged(0, 0), Judged(1, 0), Judged(3, 3), Judged(4, 3)]
+    assert judge(6, chain, rank[::-1]) == [Judged(1, 2), Judged(2, 2), Judged(3, 4), Judged(4, 4)]
+    assert judge(6, chain, np.array([1, 0, 2, 3, 4, 5])) == [
+        Judged(0, 1), Judged(1, 1), Judged(2, 1), Judged(3, 3), Judged(4, 3)
+    ]  # fmt: skip
+    assert judge(3, np.empty((0, 2), np.int64), rank) == []
 
 
 def test_pictures_in_directions_that_are_left_out_stay_as_far_from_others_as_they_were() -> None:

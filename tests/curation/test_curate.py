@@ -132,6 +132,29 @@ def test_a_second_run_does_nothing(database: Database, pictures: Path) -> None:
     assert rows(database) == before
 
 
+def test_rows_that_know_only_the_first_fingerprints_get_the_second_and_keep_their_verdicts(
+    database: Database, pictures: Path
+) -> None:
+    """A warehouse of the time before: its `hashes` stage wrote other columns, and was ready for other rows."""
+    ingested(database, pictures)
+    columns = {**images_table(database).columns, "phash12_v1": "text"}
+    images = database.table("images", key="image_name", columns=columns)
+    images.stage("hashes", ready="hashes_drop IS NULL AND probe_drop = ''", writes=["hashes_drop", "phash12_v1"])
+    curated(database, pictures)
+    fresh = rows(database)
+    with_hashes = [row["image_name"] for row in fresh.values() if row["hashes_drop"] == ""]
+    gone: dict[str, Any] = {"phash12_v2": None, "colour_v2": None, "thumb16_v2": None, "phash12_v1": "00" * 18}
+    images.update({"image_name": name, **gone, "caption_short": "as it was"} for name in with_hashes)
+    done = curated(database, pictures)
+    assert done.run.completed["images.hashes"] == len(with_hashes) > 5
+    assert done.run.completed["images.pixels"] == done.run.completed["images.captions"] == 0
+    again = rows(database)
+    for name in gone.keys() - {"phash12_v1"}:
+        assert {row: again[row][name] for row in again} == {row: fresh[row][name] for row in fresh}
+    assert again["copy.jpg"]["duplicate_of"].endswith("good-0.png")
+    assert again["good-1.png"]["caption_short"] == "as it was"
+
+
 def test_a_corrected_caption_file_is_taken_up_by_the_next_ingest(database: Database, pictures: Path) -> None:
     ingested(database, pictures)
     curated(database, pictures)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance
 
+from pleinair.curation import hashes_v1
 from pleinair.curation.duplicates import (
     Duplicate,
     DuplicateLimits,
@@ -23,8 +24,9 @@ from pleinair.curation.duplicates import (
     find_duplicates,
     groups,
 )
-from pleinair.curation.hashes import colour_hash, fingerprints, phash12
-from pleinair.records.errors import ConfigError
+from pleinair.curation.hashes import DECODED_SIDE, fingerprints, fingerprints_of
+from pleinair.curation.pictures import decode
+from pleinair.records.errors import ConfigError, ImageError
 
 
 def photo(seed: int, side: int = 160) -> Image.Image:
@@ -67,52 +69,115 @@ def dropped(found: list[Duplicate]) -> dict[str, str | None]:
 # Fingerprints.
 
 
-def naive_phash(image: Image.Image) -> NDArray[np.bool_]:
-    x = np.asarray(image.convert("L").resize((48, 48), Image.Resampling.LANCZOS)).astype(float)
+def waves(grey: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lowest 12 x 12 amplitudes, by the formula of the type-II DCT, one row and one column after the other."""
     k, n = np.arange(48)[:, None], np.arange(48)[None, :]
-    rows = np.array([(2 * np.cos(np.pi * k * (2 * n + 1) / 96) * column).sum(axis=1) for column in x.T]).T
+    rows = np.array([(2 * np.cos(np.pi * k * (2 * n + 1) / 96) * column).sum(axis=1) for column in grey.T]).T
     both = np.array([(2 * np.cos(np.pi * k * (2 * n + 1) / 96) * row).sum(axis=1) for row in rows])
-    return both[:12, :12] > np.median(both[:12, :12])
+    return both[:12, :12] / 48**2
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_phash_is_the_usual_definition_bit_for_bit(seed: int) -> None:
+def bits_of(phash: str) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(phash), np.uint8)).astype(bool)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_first_phash_is_the_usual_definition_bit_for_bit(seed: int) -> None:
     image = photo(seed, side=100 + 7 * seed)
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(phash12(image)), np.uint8))
-    assert (bits.astype(bool) == naive_phash(image).ravel()).all()
+    low = waves(np.asarray(image.convert("L").resize((48, 48), Image.Resampling.LANCZOS)).astype(float))
+    assert (bits_of(hashes_v1.phash12(image)) == (low > np.median(low)).ravel()).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_second_phash_asks_each_wave_of_the_area_averages_for_an_eighth_of_a_grey_level(seed: int) -> None:
+    pixels = np.asarray(photo(seed, side=96))  # two by two pixels a cell, so that the average is plain
+    cells = np.floor(pixels.reshape(48, 2, 48, 2, 3).astype(float).sum(axis=(1, 3)) / 4 + 0.5)
+    low = waves(np.floor(cells @ [0.299, 0.587, 0.114] + 0.5))
+    unsure = np.abs(low - np.median(low) - 0.125) < 0.02  # a grey level rounded another way
+    bits = bits_of(fingerprints(pixels).phash12_v2).reshape(12, 12)
+    assert unsure.mean() < 0.15
+    assert ((bits == (low > np.median(low) + 0.125)) | unsure).all()
+
+
+def test_what_is_not_in_a_picture_sets_no_bit() -> None:
+    ring = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(ring).ellipse((20, 20, 107, 107), outline="black", width=9)
+    bits = bits_of(fingerprints(np.asarray(ring)).phash12_v2).reshape(12, 12)
+    assert not bits[1::2].any()
+    assert not bits[:, 1::2].any()
+    assert bits.any()
 
 
 def test_a_fingerprint_never_changes_under_its_name() -> None:
     prints = fingerprints(np.asarray(shape("orange")))
-    assert len(prints.phash12_v1) == 36
-    assert prints.colour_v1 == FROZEN_COLOUR
-    assert prints.phash12_v1 == FROZEN_PHASH
-    assert (len(prints.thumb16_v1), prints.thumb16_v1[:6], sum(prints.thumb16_v1)) == FROZEN_THUMB
+    assert len(prints.phash12_v2) == 36
+    assert prints.colour_v2 == FROZEN_COLOUR
+    assert prints.phash12_v2 == FROZEN_PHASH
+    assert (len(prints.thumb16_v2), prints.thumb16_v2[:6], sum(prints.thumb16_v2)) == FROZEN_THUMB
+    old = hashes_v1.fingerprints(np.asarray(shape("orange")))
+    assert (old.colour_v1, old.phash12_v1) == ("000d110000000000360000000000", "b41cb6c363c90d8327307c3ab3ecc9cd9347")
+    assert (old.thumb16_v1[:6], sum(old.thumb16_v1)) == (b"\xff" * 6, 174604)
 
 
-FROZEN_COLOUR = "000d110000000000360000000000"
-FROZEN_PHASH = "b41cb6c363c90d8327307c3ab3ecc9cd9347"
-FROZEN_THUMB = (768, b"\xff" * 6, 174604)
+FROZEN_COLOUR = "000d120000000000370000000000"
+FROZEN_PHASH = "b41c10c363c00c8306305c32b3ecc1cd9346"
+FROZEN_THUMB = (768, b"\xff" * 6, 174595)
+
+
+def jpeg(image: Image.Image, quality: int = 90, **more: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality, **more)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
+    for seed in range(5):
+        data = jpeg(photo(seed, side=1600))
+        assert decode(data, at_least=DECODED_SIDE).shape == (200, 200, 3)
+        small, full = (fingerprints(decode(data, at_least=side)) for side in (DECODED_SIDE, 1600))
+        assert np.sum(bits_of(small.phash12_v2) != bits_of(full.phash12_v2)) <= 4
+        assert colour_distance(small.colour_v2, full.colour_v2) <= 4
+
+
+def test_a_reduced_decoding_never_goes_under_what_is_asked() -> None:
+    for side in (95, 96, 191, 192, 193, 383, 384, 800):
+        least = min(decode(jpeg(photo(0, side=side)), at_least=96).shape[:2])
+        assert least == side if side < 192 else 96 <= least <= 192
+
+
+def test_a_reduced_jpeg_stands_upright_and_one_cut_short_is_refused() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = photo(0, side=800).resize((1600, 800))
+    assert decode(jpeg(wide, exif=exif), at_least=96).shape == (200, 100, 3)
+    with pytest.raises(ImageError, match="broken: truncated after"):
+        fingerprints_of(jpeg(wide)[:-3000])
 
 
 def colour_distance(first: str, second: str) -> int:
     return sum(abs(int(a, 16) - int(b, 16)) for a, b in zip(first, second, strict=True))
 
 
+def colour_of(image: Image.Image) -> str:
+    return fingerprints(np.asarray(image)).colour_v2
+
+
+def hue(degrees: float) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in colorsys.hsv_to_rgb(degrees / 360, 1, 0.8)))
+
+
 def test_colour_tells_twelve_hues_apart_where_phash_cannot() -> None:
-    hues = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(step / 12, 1, 0.8)) for step in range(12)]
-    shapes = [shape("#{:02x}{:02x}{:02x}".format(*hue)) for hue in hues]
-    distances = [colour_distance(colour_hash(a), colour_hash(b)) for a, b in itertools.combinations(shapes, 2)]
-    assert min(distances) > DuplicateLimits().near.colour
+    shapes = [shape(hue(30 * step)) for step in range(12)]
+    distances = [colour_distance(colour_of(a), colour_of(b)) for a, b in itertools.combinations(shapes, 2)]
+    assert min(distances) >= 12
+    twelve = [picture(f"{step:02}", one) for step, one in enumerate(shapes)]
+    assert find_duplicates(twelve, DuplicateLimits()) == []
 
 
 def test_a_slight_shift_of_hue_moves_colour_only_slightly() -> None:
     for step in range(0, 360, 5):
-        first, second = (
-            shape("#{:02x}{:02x}{:02x}".format(*(round(255 * p) for p in colorsys.hsv_to_rgb(hue / 360, 1, 0.8))))
-            for hue in (step, step + 4)
-        )
-        assert colour_distance(colour_hash(first), colour_hash(second)) <= DuplicateLimits().near.colour
+        first, second = shape(hue(step)), shape(hue(step + 4))
+        assert colour_distance(colour_of(first), colour_of(second)) <= 6
 
 
 # The search.
@@ -149,6 +214,18 @@ def test_a_recompressed_and_resized_photo_is_found(quality: int) -> None:
     ]
     found = find_duplicates([*originals, *copies], DuplicateLimits())
     assert dropped(found) == {f"q{seed}": f"p{seed}" for seed in range(12)}
+
+
+@pytest.mark.parametrize("light", [0.7, 0.85, 1.15, 1.3])
+def test_a_lighter_or_darker_copy_is_found_and_a_recoloured_one_that_is_darker_is_not(light: float) -> None:
+    def lit(image: Image.Image) -> Image.Image:
+        return ImageEnhance.Brightness(image).enhance(light)
+
+    originals = [picture(f"p{seed}", photo(seed)) for seed in range(8)]
+    copies = [picture(f"q{seed}", lit(photo(seed))) for seed in range(8)]
+    assert dropped(find_duplicates([*originals, *copies], DuplicateLimits())) == {f"q{n}": f"p{n}" for n in range(8)}
+    drawn = [picture("red", shape("red")), picture("dim", lit(shape("red"))), picture("blue", lit(shape("blue")))]
+    assert dropped(find_duplicates(drawn, DuplicateLimits())) == {"red": "dim"}
 
 
 def test_a_recoloured_drawing_is_another_picture() -> None:

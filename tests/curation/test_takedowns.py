@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import hashlib
 import os
 import shutil
@@ -13,9 +15,9 @@ import pytest
 from PIL import Image
 
 from pleinair.cli.main import main
-from pleinair.curation import KEPT, curate, find_source, images_table, ingest
+from pleinair.curation import KEPT, curate, find_source, hashes_v1, images_table, ingest
 from pleinair.curation.curate import Ingested
-from pleinair.curation.takedowns import Refusals, Takedown, add_takedown, read_takedowns
+from pleinair.curation.takedowns import Refusals, Takedown, add_takedown, read_takedowns, takedowns_table
 from pleinair.krablet import Database
 from pleinair.records.errors import ConfigError, SourceError
 
@@ -140,7 +142,7 @@ def test_another_picture_under_a_name_taken_down_is_looked_at_anew(database: Dat
 def test_a_flat_picture_is_refused_by_its_bytes_alone(database: Database, tmp_path: Path) -> None:
     white = save(tmp_path / "mine", "white.png", Image.new("RGB", (90, 90), "white"))
     added = add_takedown(database, images_table(database), str(white), "blank")
-    assert (added.near, added.phash12_v1) == (0, None)
+    assert (added.near, added.phash12_v2) == (0, None)
 
 
 def test_the_list_names_reason_and_radius(
@@ -154,14 +156,30 @@ def test_the_list_names_reason_and_radius(
 
 
 def test_colours_keep_a_recoloured_picture_apart_and_the_nearest_takedown_is_named() -> None:
-    one = Takedown(takedown="one", reason="r", phash12_v1="00" * 18, colour_v1="f" + "0" * 27, near=10)
-    two = Takedown(takedown="two", reason="r", phash12_v1="07" + "00" * 17, colour_v1="f" + "0" * 27, near=2)
+    one = Takedown(takedown="one", reason="r", phash12_v2="00" * 18, colour_v2="f" + "0" * 27, near=10)
+    two = Takedown(takedown="two", reason="r", phash12_v2="07" + "00" * 17, colour_v2="f" + "0" * 27, near=2)
     refusals = Refusals.of([one, two])
     assert refusals.of_looks("03" + "00" * 17, "f" + "0" * 27) == "takedown: r (two), 1 of 144 bits apart"
     assert refusals.of_looks("ff" + "00" * 17, "f" + "0" * 27) == "takedown: r (one), 8 of 144 bits apart"
     assert refusals.of_looks("00" * 18, "0" * 27 + "f") == ""
     assert refusals.of_looks("ff" * 18, "f" + "0" * 27) == ""
     assert Refusals().of_looks("00" * 18, "0" * 28) == ""
+
+
+def test_a_picture_taken_down_by_the_first_hashes_stays_out_and_its_bytes_leave(
+    database: Database, tmp_path: Path
+) -> None:
+    old = hashes_v1.fingerprints(np.asarray(photo(0)))
+    long_gone = Takedown(
+        takedown="before", reason="r", phash12_v1=old.phash12_v1, colour_v1=old.colour_v1, near=14,
+        added_at=datetime.datetime.now(datetime.UTC),
+    )  # fmt: skip
+    takedowns_table(database).upsert([dataclasses.asdict(long_gone)])
+    save(tmp_path / "mine", "near.jpg", photo(0).resize((90, 90)), quality=40)
+    save(tmp_path / "mine", "stays.png", photo(1))
+    curated(database, tmp_path / "mine")
+    assert rows(database, "fetch_drop <> ''").keys() == {"near.jpg"}
+    assert stored(tmp_path) == {hashlib.sha256((tmp_path / "mine" / "stays.png").read_bytes()).hexdigest()}
 
 
 def test_a_takedown_of_nothing_is_answered(database: Database, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         curate,
         detector,
         drops,
+        duplicates,
         embed,
         entities,
         export,
@@ -47,8 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pleinair {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, tags, tower, entities, takedown)
-    curating = (*looking, pick, mix)
+    looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
+    curating = (*looking, takedown, pick, mix)
     for noun in (run, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)

@@ -43,9 +43,9 @@ from pleinair.records.errors import SourceError
 _INGEST_BATCH = 1000
 _SEARCHED = (
     "md5",
-    "phash12_v1",
-    "colour_v1",
-    "thumb16_v1",
+    "phash12_v2",
+    "colour_v2",
+    "thumb16_v2",
     "entropy",
     "width",
     "height",
@@ -226,7 +226,7 @@ def mark_duplicates(images: Table, limits: DuplicateLimits) -> int:
     The verdict on a picture depends on the others, so it is made anew each time; only what changed is written.
     """
     pictures = []
-    for batch in images.read(where="pixels_drop = ''", columns=["image_name", *_SEARCHED]):
+    for batch in images.read(where="pixels_drop = '' AND phash12_v2 IS NOT NULL", columns=["image_name", *_SEARCHED]):
         pictures += [_picture(row) for row in batch.to_pylist()]
     verdicts = {picture.name: ("", None, None) for picture in pictures} | {
         found.name: (found.drop, found.group, found.of) for found in find_duplicates(pictures, limits)

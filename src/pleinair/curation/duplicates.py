@@ -25,28 +25,34 @@ from numpy.typing import NDArray
 from pleinair.curation.hamming import MAX_RADIUS, Pairs, distances, near_pairs, packed
 from pleinair.records.errors import ConfigError
 
+_RELIT, _CLIPPED = 1.03, 250
+_PAIRS_AT_ONCE = 2**14
+
 
 @dataclass(frozen=True, kw_only=True)
 class Radius:
     """How far apart fingerprints of duplicates may be. A pair must pass all three."""
 
     phash: int
-    """Bits of `phash12_v1`, of 144."""
+    """Bits of `phash12_v2`, of 144."""
     colour: int
-    """Sum over bins of the difference of levels of `colour_v1`."""
+    """Sum over bins of the difference of levels of `colour_v2`."""
     thumb: int
-    """Largest difference of any channel of any cell of `thumb16_v1`, of 255."""
+    """Largest difference of any channel of any cell of `thumb16_v2`, of 255."""
+    light: float = 1.0
+    """Factor by which one may be lighter than the other. Cells are compared with it taken out; colours are not compared
+    where it is over 1.03, as what was white is grey then and only the cells know that it is one change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateLimits:
     """Radii and preferences; docs/curation.md has the measurements behind the defaults."""
 
-    identical: Radius = field(default_factory=lambda: Radius(phash=2, colour=2, thumb=8))
+    identical: Radius = field(default_factory=lambda: Radius(phash=2, colour=2, thumb=4))
     """Pairs whose labels contradict each other."""
-    near: Radius = field(default_factory=lambda: Radius(phash=14, colour=9, thumb=64))
+    near: Radius = field(default_factory=lambda: Radius(phash=15, colour=14, thumb=48, light=1.5))
     """Pairs whose labels do not."""
-    render: Radius = field(default_factory=lambda: Radius(phash=48, colour=16, thumb=255))
+    render: Radius = field(default_factory=lambda: Radius(phash=52, colour=16, thumb=255))
     """Pairs of one concept in styles that are renders of each other."""
     renders: tuple[tuple[str, str], ...] = ()
     """Pairs (style, style whose drawings it renders again)."""
@@ -61,6 +67,8 @@ class DuplicateLimits:
             if not 0 <= radius.phash <= MAX_RADIUS:
                 most = f"0 to {MAX_RADIUS} bits, what the search can promise"
                 raise ConfigError(f"duplicates.{name}.phash is {radius.phash}: give {most}")
+            if not 1 <= radius.light <= 4:
+                raise ConfigError(f"duplicates.{name}.light is {radius.light}: give a factor of 1 to 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +77,9 @@ class Picture:
 
     name: str
     md5: str
-    phash12_v1: str
-    colour_v1: str
-    thumb16_v1: bytes
+    phash12_v2: str
+    colour_v2: str
+    thumb16_v2: bytes
     entropy: float
     num_pixels: int
     held_out: bool = False
@@ -102,12 +110,18 @@ def find_duplicates(pictures: Sequence[Picture], limits: DuplicateLimits) -> lis
 
 
 def _rank(picture: Picture, limits: DuplicateLimits) -> tuple[bool, int, int, str]:
+    return keeper_order(picture.name, picture.held_out, picture.style, picture.num_pixels, limits.style_order)
+
+
+def keeper_order(
+    name: str, held_out: bool, style: str | None, num_pixels: int, style_order: Sequence[str]
+) -> tuple[bool, int, int, str]:
     """Sort key of the keeper rule, best first.
 
     Held-out pictures come first: kept, they are never trained on; dropped in favour of a copy, they would be.
     """
-    order = {style: place for place, style in enumerate(limits.style_order)}
-    return not picture.held_out, order.get(picture.style or "", len(order)), -picture.num_pixels, picture.name
+    place = style_order.index(style) if style in style_order else len(style_order)
+    return not held_out, place, -num_pixels, name
 
 
 def _verdict(picture: Picture, keeper: Picture) -> Duplicate:
@@ -115,7 +129,7 @@ def _verdict(picture: Picture, keeper: Picture) -> Duplicate:
         return Duplicate(picture.name, keeper.name, None, "")
     if picture.md5 == keeper.md5:
         return Duplicate(picture.name, keeper.name, keeper.name, f"duplicate: same bytes as {keeper.name}")
-    bits = int(distances(packed([picture.phash12_v1]), packed([keeper.phash12_v1]))[0])
+    bits = int(distances(packed([picture.phash12_v2]), packed([keeper.phash12_v2]))[0])
     return Duplicate(picture.name, keeper.name, keeper.name, f"duplicate: {bits} of 144 bits from {keeper.name}")
 
 
@@ -150,22 +164,22 @@ class _Fingerprints:
 
     @classmethod
     def of(cls, pictures: Sequence[Picture], limits: DuplicateLimits) -> _Fingerprints:
-        colours = [[int(level, 16) for level in picture.colour_v1] for picture in pictures]
+        colours = [[int(level, 16) for level in picture.colour_v2] for picture in pictures]
         return cls(
-            bits=packed([picture.phash12_v1 for picture in pictures]),
+            bits=packed([picture.phash12_v2 for picture in pictures]),
             colours=np.array(colours, dtype=np.int16),
-            thumbs=np.frombuffer(b"".join(picture.thumb16_v1 for picture in pictures), dtype=np.uint8).reshape(
+            thumbs=np.frombuffer(b"".join(picture.thumb16_v2 for picture in pictures), dtype=np.uint8).reshape(
                 len(pictures), -1
             ),
-            concepts=_codes([picture.concept for picture in pictures]),
-            styles=_codes([picture.style for picture in pictures]),
+            concepts=codes([picture.concept for picture in pictures]),
+            styles=codes([picture.style for picture in pictures]),
             searchable=_searchable(pictures, limits.min_entropy),
         )
 
     def accepts(self, pairs: Pairs, limits: DuplicateLimits) -> NDArray[np.bool_]:
         """Which candidates are within the radius their labels ask for."""
         first, second = pairs.T
-        contradict = _differ(self.concepts[first], self.concepts[second]) | _differ(
+        contradict = differ(self.concepts[first], self.concepts[second]) | differ(
             self.styles[first], self.styles[second]
         )
         accepted: NDArray[np.bool_] = self.within(pairs, limits.near)
@@ -174,13 +188,36 @@ class _Fingerprints:
 
     def within(self, pairs: Pairs, radius: Radius) -> NDArray[np.bool_]:
         """Which pairs are within `radius`; the cheap tests spare the dear one."""
-        first, second = pairs.T
-        passed = distances(self.bits[first], self.bits[second]) <= radius.phash
-        passed[passed] = np.abs(self.colours[first[passed]] - self.colours[second[passed]]).sum(axis=1) <= radius.colour
-        first, second = first[passed], second[passed]
+        if len(pairs) > _PAIRS_AT_ONCE:  # 768 cells a pair are held at once
+            parts = np.array_split(pairs, -(-len(pairs) // _PAIRS_AT_ONCE))
+            return np.concatenate([self.within(part, radius) for part in parts])
+        passed = distances(self.bits[pairs[:, 0]], self.bits[pairs[:, 1]]) <= radius.phash
+        first, second = pairs[passed].T
+        same_colours = np.abs(self.colours[first] - self.colours[second]).sum(axis=1) <= radius.colour
+        if radius.light > 1:
+            light, difference = _relit(self.thumbs[first], self.thumbs[second])
+            same_colours |= light > _RELIT
+            passed[passed] = same_colours & (difference <= radius.thumb) & (light <= radius.light)
+            return passed
+        passed[passed] = same_colours
+        first, second = pairs[passed].T
         differences = np.abs(self.thumbs[first].astype(np.int16) - self.thumbs[second])
         passed[passed] = differences.max(axis=1, initial=0) <= radius.thumb
         return passed
+
+
+def _relit(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The factor by which the lighter thumb of each pair is lighter, and the largest difference that it leaves.
+
+    Least squares over what the lighter one has not clipped.
+    """
+    swap = first.sum(axis=1, dtype=np.int64) > second.sum(axis=1, dtype=np.int64)
+    dark, lit = (np.where(swap[:, None], *pair).astype(np.float32) for pair in ((second, first), (first, second)))
+    seen = np.where(lit < _CLIPPED, dark, 0)
+    squares = (seen * dark).sum(axis=1)
+    light = np.where(squares > 0, (seen * lit).sum(axis=1) / np.maximum(squares, 1), 1).clip(min=1).astype(np.float32)
+    difference = np.abs(np.minimum(dark * light[:, None], 255) - lit).max(axis=1, initial=0)
+    return light, difference
 
 
 def _searchable(pictures: Sequence[Picture], min_entropy: float) -> NDArray[np.bool_]:
@@ -194,13 +231,13 @@ def _searchable(pictures: Sequence[Picture], min_entropy: float) -> NDArray[np.b
     return np.array(chosen, dtype=np.bool_)
 
 
-def _differ(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+def differ(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Both known, and not the same."""
     different: NDArray[np.bool_] = (first >= 0) & (second >= 0) & (first != second)
     return different
 
 
-def _codes(values: Sequence[str | None]) -> NDArray[np.int64]:
+def codes(values: Sequence[str | None]) -> NDArray[np.int64]:
     """Numbers that are equal where the values are; -1 for none."""
     numbers: dict[str | None, int] = {None: -1}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)

@@ -31,7 +31,7 @@ from pleinair.curation.store import ObjectStore
 from pleinair.curation.takedowns import read_snapshot
 from pleinair.curation.web import FetchPolicy
 from pleinair.krablet import Database, Stage, Table
-from pleinair.records.errors import ImageError, SourceError
+from pleinair.records.errors import ImageError, SourceError, require
 
 IMAGES = "images"
 
@@ -72,10 +72,11 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
         "aspect": "real",
         "damage": "text",
     },
-    "hashes": {"hashes_drop": "text", "phash12_v1": "text", "colour_v1": "text", "thumb16_v1": "bytea"},
+    "hashes": {"hashes_drop": "text", "phash12_v2": "text", "colour_v2": "text", "thumb16_v2": "bytea"},
     "pixels": {"pixels_drop": "text", **{field.name: "real" for field in fields(PixelStatistics)}},
     "captions": {"captions_drop": "text", "caption_long": "text", "caption_medium": "text", "caption_short": "text"},
     "duplicate": {"duplicate_drop": "text", "duplicate_group": "text", "duplicate_of": "text"},
+    "semantic": {"semantic_drop": "text", "semantic_group": "text", "semantic_of": "text"},
     "ocr": {
         "ocr_drop": "text",
         "ocr_lines": "text[]",
@@ -102,9 +103,11 @@ STAGE_COLUMNS: Mapping[str, Mapping[str, str]] = {
 """What each stage writes, in the order of the stages; those after `duplicate` are run by captioning."""
 
 QUEUE_STAGES = ("fetch", "probe", "hashes", "pixels", "captions")
-KEPT = (
+PASSED = (
     "captions_drop = '' AND duplicate_drop = '' AND coalesce(describe_drop, '') = '' AND coalesce(check_drop, '') = ''"
 )
+"""SQL condition of the pictures that passed everything but the search for duplicates in meaning."""
+KEPT = f"{PASSED} AND coalesce(semantic_drop, '') = ''"
 """SQL condition of the pictures that passed everything; captioning may have looked at them or not."""
 
 MEASURES = tuple(field.name for field in fields(PixelStatistics))
@@ -133,9 +136,11 @@ def declare_stages(images: Table) -> dict[str, Stage]:
     stages = {}
     for name, before in zip(QUEUE_STAGES, (None, *QUEUE_STAGES), strict=False):
         upstream = f" AND {before}_drop = ''" if before else ""
+        # Rows that know only an older definition of the fingerprints are looked at again; what came after stands.
+        to_do = "(hashes_drop IS NULL OR (hashes_drop = '' AND phash12_v2 IS NULL))" if name == "hashes" else None
         stages[name] = images.stage(
             name,
-            ready=f"{name}_drop IS NULL{upstream}",
+            ready=f"{to_do or f'{name}_drop IS NULL'}{upstream}",
             writes=list(STAGE_COLUMNS[name]),
             reads=list(_READS[name]),
             batch=_BATCH[name],
@@ -175,11 +180,13 @@ def probe(batch: Sequence[Row], *, store: str, limits: Mapping[str, Any]) -> lis
 
 def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
     """Fingerprints for the duplicate search; what looks like a picture taken down goes."""
+    require("cv2", "curate").setNumThreads(1)  # there are as many workers as cores
     refusals = read_snapshot(Path(store))
 
     def values(data: bytes) -> dict[str, object]:
-        found = fingerprint.fingerprints(decode(data))
-        return {"hashes_drop": refusals.of_looks(found.phash12_v1, found.colour_v1), **asdict(found)}
+        found = fingerprint.fingerprints_of(data)
+        drop = refusals.of_looks(found.phash12_v2, found.colour_v2) or refusals.of_old_looks(data)
+        return {"hashes_drop": drop, **asdict(found)}
 
     return _each(batch, store, values)
 

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pleinair.curation.hashes import fingerprints, md5
+from pleinair.curation import hashes_v1
+from pleinair.curation.hashes import fingerprints_of, md5
 from pleinair.curation.pictures import decode, read_header
 from pleinair.curation.pixels import pixel_statistics
 from pleinair.curation.sources.svg import looks_like_svg, rasterise
@@ -39,12 +40,15 @@ NEAR_COLOUR = 9
 """Sum of differences of colour levels within which two pictures have the same colours."""
 _MIN_ENTROPY = 0.3  # bits; flatter pictures all hash alike, so only their bytes are compared
 _MAX_PIXELS = 100_000_000
-_MATCHED = ("image_name", "uri", "md5", "image_path", "phash12_v1", "colour_v1")
+_MATCHED = ("image_name", "uri", "md5", "image_path", "hashes_drop", "phash12_v2", "colour_v2")
+_LOOKS = ("phash12_v2", "colour_v2")
 _COLUMNS = {
     "takedown": "text",
     "md5": "text",
     "sha256": "text",
     "url": "text",
+    "phash12_v2": "text",
+    "colour_v2": "text",
     "phash12_v1": "text",
     "colour_v1": "text",
     "near": "integer",
@@ -65,7 +69,10 @@ class Takedown:
     md5: str | None = None
     sha256: str | None = None
     url: str | None = None
+    phash12_v2: str | None = None
+    colour_v2: str | None = None
     phash12_v1: str | None = None
+    """Of a takedown from before the second definition; its picture is gone, so the old hash stays what it is known by."""
     colour_v1: str | None = None
     near: int = 0
     """Bits of the perceptual hash within which another picture counts as this one."""
@@ -99,7 +106,7 @@ def add_takedown(db: Database, images: Table, what: str, reason: str, *, near: i
         raise ConfigError(f"near is {near} bits: give 0 (the same bytes only) to 32")
     found = _identified(images, what)
     # A flat picture looks like every other flat picture.
-    radius = near if found.get("phash12_v1") else 0
+    radius = near if found.get("phash12_v2") else 0
     now = datetime.datetime.now(datetime.UTC)
     takedown = Takedown(**found, reason=" ".join(reason.split()), near=radius, added_at=now)
     takedowns_table(db).upsert([_as_row(takedown)])
@@ -123,10 +130,10 @@ def _identified(images: Table, what: str) -> dict[str, Any]:
 
 
 def _of_row(images: Table, given: dict[str, Any], where: str, value: str) -> dict[str, Any]:
-    columns = ["md5", "image_path", "phash12_v1", "colour_v1", "entropy"]
+    columns = ["md5", "image_path", *_LOOKS, "entropy"]
     for batch in images.read(where=f"{where} AND image_path IS NOT NULL", params=(value,), columns=columns):
         for row in batch.to_pylist():
-            looks = {name: row[name] for name in ("phash12_v1", "colour_v1")} if not _is_flat(row["entropy"]) else {}
+            looks = {name: row[name] for name in _LOOKS} if not _is_flat(row["entropy"]) else {}
             return {**given, "md5": row["md5"], "sha256": Path(row["image_path"]).stem, **looks}
     return given
 
@@ -149,17 +156,50 @@ def _looks(data: bytes) -> dict[str, Any]:
         header = read_header(data)
         if header.width * header.height > _MAX_PIXELS:
             return {}
-        pixels = decode(data)
+        if _is_flat(pixel_statistics(decode(data)).entropy):
+            return {}
     except ImageError:
         return {}
-    if _is_flat(pixel_statistics(pixels).entropy):
-        return {}
-    found = fingerprints(pixels)
-    return {"phash12_v1": found.phash12_v1, "colour_v1": found.colour_v1}
+    found = fingerprints_of(data)
+    return {name: getattr(found, name) for name in _LOOKS}
 
 
 def _is_flat(entropy: float | None) -> bool:
     return entropy is not None and entropy < _MIN_ENTROPY
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """How pictures taken down look, by one definition of the hashes."""
+
+    takedowns: Sequence[Takedown] = ()
+    phashes: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 18), np.uint8))
+    colours: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 28), np.int16))
+
+    @classmethod
+    def of(cls, looks: Sequence[tuple[Takedown, str | None, str | None]]) -> _Looks:
+        """From takedowns with their hash and colours; those that lack one are left out."""
+        known = [(one, phash, colour) for one, phash, colour in looks if one.near and phash and colour]
+        if not known:
+            return cls()
+        takedowns, phashes, colours = zip(*known, strict=True)
+        return cls(takedowns, np.stack([_bits(one) for one in phashes]), np.stack([_levels(one) for one in colours]))
+
+    def near(self, phash12: str, colour: str) -> list[tuple[int, int]]:
+        """(bits apart, place) of every takedown the picture looks like."""
+        if not self.takedowns:
+            return []
+        apart = np.bitwise_count(self.phashes ^ _bits(phash12)).sum(axis=1, dtype=np.int64)
+        within = apart <= np.array([one.near for one in self.takedowns])
+        within &= np.abs(self.colours - _levels(colour)).sum(axis=1) <= NEAR_COLOUR
+        return [(int(apart[place]), int(place)) for place in np.flatnonzero(within)]
+
+    def verdict(self, phash12: str, colour: str) -> str:
+        """The nearest takedown within its radius and colours; empty when there is none."""
+        if not (apart := self.near(phash12, colour)):
+            return ""
+        bits, nearest = min(apart)
+        return f"{self.takedowns[nearest].drop}, {bits} of 144 bits apart"
 
 
 @dataclass(frozen=True)
@@ -168,21 +208,18 @@ class Refusals:
 
     takedowns: Sequence[Takedown] = ()
     by_value: Mapping[str, Takedown] = field(default_factory=dict)
-    phashes: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 18), np.uint8))
-    colours: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 28), np.int16))
-    looks: Sequence[Takedown] = ()
-    """The takedowns of the rows of `phashes` and `colours`."""
+    looks: _Looks = field(default_factory=_Looks)
+    looks_v1: _Looks = field(default_factory=_Looks)
+    """Those known by the first definition only."""
 
     @classmethod
     def of(cls, takedowns: Sequence[Takedown]) -> Refusals:
         """Index the takedowns."""
-        looks = [takedown for takedown in takedowns if takedown.near and takedown.phash12_v1 and takedown.colour_v1]
         values = {value: one for one in takedowns for value in (one.md5, one.sha256, one.url) if value}
-        if not looks:
-            return cls(takedowns, values)
-        phashes = np.stack([_bits(one.phash12_v1 or "") for one in looks])
-        colours = np.stack([_levels(one.colour_v1 or "") for one in looks])
-        return cls(takedowns, values, phashes, colours, looks)
+        old = [(one, one.phash12_v1, one.colour_v1) for one in takedowns if not one.phash12_v2]
+        return cls(
+            takedowns, values, _Looks.of([(one, one.phash12_v2, one.colour_v2) for one in takedowns]), _Looks.of(old)
+        )
 
     def of_uri(self, uri: str) -> str:
         """The verdict on an address; empty when nothing is against it."""
@@ -195,24 +232,18 @@ class Refusals:
 
     def of_looks(self, phash12: str, colour: str) -> str:
         """The verdict on how a picture looks: the nearest takedown within its radius and colours."""
-        apart = self._near(phash12, colour)
-        if not apart:
+        return self.looks.verdict(phash12, colour)
+
+    def of_old_looks(self, data: bytes) -> str:
+        """The same by the first definition, which is computed only where a takedown asks for it. Raises ImageError."""
+        if not self.looks_v1.takedowns:
             return ""
-        bits, nearest = min(apart)
-        return f"{self.looks[nearest].drop}, {bits} of 144 bits apart"
+        found = hashes_v1.fingerprints(decode(data))
+        return self.looks_v1.verdict(found.phash12_v1, found.colour_v1)
 
     def count_near(self, phash12: str, colour: str) -> int:
         """How many takedowns a picture looks like."""
-        return len(self._near(phash12, colour))
-
-    def _near(self, phash12: str, colour: str) -> list[tuple[int, int]]:
-        """(bits apart, place in `looks`) of every takedown the picture looks like."""
-        if not self.looks:
-            return []
-        apart = np.bitwise_count(self.phashes ^ _bits(phash12)).sum(axis=1, dtype=np.int64)
-        within = apart <= np.array([one.near for one in self.looks])
-        within &= np.abs(self.colours - _levels(colour)).sum(axis=1) <= NEAR_COLOUR
-        return [(int(apart[place]), int(place)) for place in np.flatnonzero(within)]
+        return len(self.looks.near(phash12, colour))
 
 
 def _bits(phash: str) -> NDArray[np.uint8]:
@@ -277,8 +308,10 @@ def _refused_rows(images: Table, refusals: Refusals) -> Iterator[tuple[dict[str,
     for batch in images.read(where="image_path IS NOT NULL", columns=list(_MATCHED)):
         for row in batch.to_pylist():
             drop = refusals.of_uri(row["uri"]) or refusals.of_bytes(row["md5"], Path(row["image_path"]).stem)
-            if not drop and row["phash12_v1"]:
-                drop = refusals.of_looks(row["phash12_v1"], row["colour_v1"])
+            if not drop and (row["hashes_drop"] or "").startswith(f"{KIND}:"):
+                drop = row["hashes_drop"]
+            if not drop and row["phash12_v2"]:
+                drop = refusals.of_looks(row["phash12_v2"], row["colour_v2"])
             if drop:
                 yield row, drop
 

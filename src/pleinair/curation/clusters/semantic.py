@@ -1,15 +1,16 @@
-"""Duplicates in meaning: pictures of one leaf cluster whose embeddings nearly agree, whatever their hashes say.
+"""Duplicates in meaning: pairs whose vectors are near, and what is dropped of those that prove to be one picture.
 
-    leaf --all pairs, in blocks--> pairs over a cosine --components--> stars: a keeper and what is near it
+    cluster --cosine, colours, the nearest few of each--> candidates --alignment (pixels)--> confirmed pairs
+            --components--> stars: a keeper and what is paired with it
 
-Components alone would chain: a is near b, b near c, and c goes although nothing kept is like it. So in every component the
-best picture is kept and takes only those near it, then the best of the rest, until none is left. Crops and redraws that move
-a perceptual hash far are found; a leaf's border hides pairs that fall on either side of it.
+Crops move a perceptual hash far and a vector little. But an encoder also finds drawings alike that differ in a hand, so a
+near vector only makes a candidate. Components alone would chain: a is a part of b, b of c, and c goes although nothing
+kept shows it all. So in every component the best picture is kept and takes those paired with it, then the best of the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,39 +19,61 @@ import numpy.typing as npt
 from pleinair.curation.clusters.kmeans import Indices
 from pleinair.curation.duplicates import groups
 from pleinair.curation.hamming import Pairs
+from pleinair.records.errors import ConfigError
 
 _BLOCK = 2048
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandidateLimits:
+    """Which pairs of one cluster are worth a look at their pixels."""
+
+    min_similarity: float = 0.6
+    """Cosine of the centred vectors."""
+    max_colour: int = 16
+    """Sum of differences of levels of `colour_v2`: a crop has the colours of the whole, nearly."""
+    nearest: int = 4
+    """Pairs per picture, the most similar first; a pair counts when it is among these for either."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_similarity <= 1:
+            raise ConfigError(f"candidates.min_similarity is {self.min_similarity}: give a number over 0, at most 1")
+        if self.nearest < 1:
+            raise ConfigError(f"candidates.nearest is {self.nearest}: give at least 1")
+
+
 @dataclass(frozen=True)
-class SemanticDuplicate:
-    """A picture that goes, as rows of the arrays searched."""
+class Candidates:
+    """Pairs of rows, smaller first, and their cosines."""
+
+    pairs: Pairs
+    similarity: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A picture in a group of duplicates, by row; a keeper is `of` itself."""
 
     row: int
     of: int
-    """The picture kept instead."""
-    similarity: float
-    reason: str
 
 
-def semantic_duplicates(
-    unit_ND: npt.NDArray[np.float32],
-    leaf_N: Indices,
-    names: Sequence[str],
-    rank_N: Indices,
-    *,
-    min_similarity: float,
-) -> list[SemanticDuplicate]:
-    """Pictures to drop, by row. `unit_ND` are vectors of length 1, smaller `rank_N` is kept first."""
-    found = []
-    order = np.argsort(leaf_N, kind="stable")
-    _, starts = np.unique(leaf_N[order], return_index=True)
+def candidates(
+    unit_ND: npt.NDArray[np.float32], colours: npt.NDArray[np.int16], cluster_N: Indices, limits: CandidateLimits
+) -> Candidates:
+    """Pairs worth a look. `unit_ND` are vectors of length 1, `colours` levels (N, 28), `cluster_N` where each belongs."""
+    parts, values = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+    order = np.argsort(cluster_N, kind="stable")
+    _, starts = np.unique(cluster_N[order], return_index=True)
     for members in np.split(order, starts[1:]) if len(order) else []:
-        pairs = near_pairs(unit_ND[members], min_similarity)
-        for group in groups(len(members), pairs):
-            rows = members[group]
-            found += _stars(rows[np.argsort(rank_N[rows], kind="stable")], unit_ND, names, min_similarity)
-    return sorted(found, key=lambda duplicate: duplicate.row)
+        pairs = members[near_pairs(unit_ND[members], limits.min_similarity)]
+        first, second = pairs.T
+        pairs = pairs[np.abs(colours[first] - colours[second]).sum(axis=1) <= limits.max_colour]
+        similarity = np.einsum("pd,pd->p", unit_ND[pairs[:, 0]], unit_ND[pairs[:, 1]])
+        chosen = _nearest(pairs, similarity, limits.nearest)
+        parts.append(np.sort(pairs[chosen], axis=1))
+        values.append(similarity[chosen])
+    return Candidates(np.concatenate(parts), np.concatenate(values))
 
 
 def near_pairs(unit_ND: npt.NDArray[np.float32], min_similarity: float) -> Pairs:
@@ -64,17 +87,36 @@ def near_pairs(unit_ND: npt.NDArray[np.float32], min_similarity: float) -> Pairs
     return np.concatenate(parts)
 
 
-def _stars(
-    ranked: Indices, unit_ND: npt.NDArray[np.float32], names: Sequence[str], min_similarity: float
-) -> list[SemanticDuplicate]:
-    """A component, best picture first, as keepers and those near them."""
-    found, left = list[SemanticDuplicate](), ranked
-    while len(left) > 1:
-        keeper, others = int(left[0]), left[1:]
-        similarity = unit_ND[others] @ unit_ND[keeper]
-        for row, value in zip(others.tolist(), similarity.tolist(), strict=True):
-            if value >= min_similarity:
-                reason = f"semantic: {value:.3f} similar to {names[keeper]}, over {min_similarity:g}"
-                found.append(SemanticDuplicate(row, keeper, value, reason))
-        left = others[similarity < min_similarity]
+def _nearest(pairs: Pairs, similarity: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.bool_]:
+    """Which pairs are among the `count` most similar of one of their rows; equal ones in the order of the rows."""
+    chosen = np.zeros(len(pairs), np.bool_)
+    rows, others = np.concatenate([pairs[:, 0], pairs[:, 1]]), np.concatenate([pairs[:, 1], pairs[:, 0]])
+    order = np.lexsort((others, -np.tile(similarity, 2), rows))
+    _, starts, sizes = np.unique(rows[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(starts, sizes)
+    chosen[order[place < count] % max(len(pairs), 1)] = True
+    return chosen
+
+
+def judge(num: int, confirmed: Pairs, rank_N: Indices) -> list[Judged]:
+    """All pictures that have duplicates, keepers included; the smaller `rank_N` is kept."""
+    paired: dict[int, set[int]] = {}
+    for first, second in confirmed.tolist():
+        paired.setdefault(first, set()).add(second)
+        paired.setdefault(second, set()).add(first)
+    found = []
+    for group in groups(num, confirmed):
+        found += _stars(sorted(group, key=lambda row: int(rank_N[row])), paired)
+    return sorted(found, key=lambda judged: judged.row)
+
+
+def _stars(ranked: Sequence[int], paired: Mapping[int, set[int]]) -> list[Judged]:
+    """A component, best picture first, as keepers and those paired with them."""
+    found, left = list[Judged](), list(ranked)
+    while left:
+        keeper = left[0]
+        near = [row for row in left[1:] if row in paired[keeper]]
+        if near:
+            found += [Judged(row, keeper) for row in (keeper, *near)]
+        left = [row for row in left[1:] if row not in paired[keeper]]
     return found

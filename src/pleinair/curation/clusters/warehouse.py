@@ -22,7 +22,7 @@ from pleinair.curation.clusters.hierarchy import Hierarchy, HierarchyConfig, clu
 from pleinair.curation.clusters.kmeans import Indices, Points
 from pleinair.curation.clusters.names import Namer, name_by_words
 from pleinair.curation.embeddings import Embedded, embedded_table, read_embeddings
-from pleinair.curation.stages import IMAGES, KEPT
+from pleinair.curation.stages import IMAGES, PASSED
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.vocabulary import Vocabulary
 from pleinair.krablet import Database, Table
@@ -129,7 +129,7 @@ def cluster_pictures(
 ) -> list[ClusterRow]:
     """Cluster all kept pictures that have a vector and write what was found. Raises SourceError without vectors."""
     config, images = config or ClusterConfig(), clustered_table(db)
-    embedded = read_embeddings(images, store, where=KEPT)
+    embedded = read_embeddings(images, store, where=PASSED)
     hierarchy = make_hierarchy(embedded, config, on_progress)
     run, facts = run_name(embedded, config), read_facts(images, embedded.names)
     rows = list(describe_clusters(run, embedded, hierarchy, facts, config, store, namer))
@@ -185,7 +185,7 @@ def read_facts(images: Table, names: Sequence[str]) -> list[dict[str, Any]]:
     """What naming and flags look at, in the order of the names."""
     found = {
         row["image_name"]: row
-        for batch in images.read(where=f"{KEPT} AND embedding_path IS NOT NULL", columns=list(_FACTS))
+        for batch in images.read(where=f"{PASSED} AND embedding_path IS NOT NULL", columns=list(_FACTS))
         for row in batch.to_pylist()
     }
     return [found[name] for name in names]
