@@ -71,7 +71,9 @@ def test_a_batch_has_the_features_of_one_of_the_captions_or_of_the_empty_prompt(
 
 def test_batches_hold_captions_of_like_length(pack: Pack) -> None:
     loader = LatentLoader(pack, 16, LoaderConfig(batch_size=4, drop_caption=0.0))
-    valid = [loader.batch(step).text_mask_BT for step in range(10)]
+    batches = [loader.batch(step) for step in range(10)]
+    assert all((batch.text_features_BTLD[~batch.text_mask_BT] == 0).all() for batch in batches)
+    valid = [batch.text_mask_BT for batch in batches]
     kept = sum(int(mask_BT.sum()) for mask_BT in valid) / sum(mask_BT.numel() for mask_BT in valid)
     assert kept > 0.85
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -113,13 +114,19 @@ def test_a_writer_interrupted_again_and_again_ends_as_an_undisturbed_one(tmp_pat
 
 
 def test_what_another_plan_left_is_not_taken_up(tmp_path: Path) -> None:
-    staging = tmp_path / ".pack.partial"
-    staging.mkdir()
-    (staging / "shards.jsonl").write_text(json.dumps({"plan": "another"}) + "\n")
-    (staging / "0032-03x08x08-00000.parquet").write_bytes(b"old")
-    write_shapes_pack(tmp_path / "pack", count=60)
-    verify_pack(tmp_path / "pack")
-    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+    write_shapes_pack(tmp_path / "calm", count=250)
+    calls = count()
+
+    def interrupted(keys: Sequence[str], bucket: Bucket) -> list[PackPicture]:
+        if next(calls) > 7:
+            raise KeyboardInterrupt
+        return read(keys, bucket)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shapes_pack(tmp_path / "pack", count=300, reader=interrupted)
+    assert list((tmp_path / ".pack.partial").glob("0*-*.parquet")), "whole shards of the other plan are there"
+    write_shapes_pack(tmp_path / "pack", count=250)
+    assert content(tmp_path / "pack") == content(tmp_path / "calm")
 
 
 def test_packing_over_an_old_pack_replaces_it_whole(tmp_path: Path) -> None:
