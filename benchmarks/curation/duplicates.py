@@ -78,13 +78,13 @@ CHANGES: Mapping[str, Mapping[str, ImageChange]] = {
         "double": lambda image: encoded(resized(image, 2), "JPEG", quality=85),
     },
     "brightness": {
-        "20% darker": lambda image: encoded(lit(image, 0.8)),
-        "15% brighter": lambda image: encoded(lit(image, 1.15)),
-        "30% brighter": lambda image: encoded(lit(image, 1.3)),
+        "darker 20": lambda image: encoded(lit(image, 0.8)),
+        "brighter 15": lambda image: encoded(lit(image, 1.15)),
+        "brighter 30": lambda image: encoded(lit(image, 1.3)),
     },
     "crop": {
-        "crop 2%": lambda image: encoded(cropped(image, 0.02)),
-        "crop 5%": lambda image: encoded(cropped(image, 0.05)),
+        "crop 2": lambda image: encoded(cropped(image, 0.02)),
+        "crop 5": lambda image: encoded(cropped(image, 0.05)),
     },
     "recolour": {
         "hue 30": lambda image: encoded(hue_shifted(image, 30)),

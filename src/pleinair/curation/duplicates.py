@@ -48,7 +48,7 @@ class Radius:
 class DuplicateLimits:
     """Radii and preferences; docs/curation.md has the measurements behind the defaults."""
 
-    identical: Radius = field(default_factory=lambda: Radius(phash=2, colour=2, thumb=4))
+    identical: Radius = field(default_factory=lambda: Radius(phash=0, colour=2, thumb=4))
     """Pairs whose labels contradict each other."""
     near: Radius = field(default_factory=lambda: Radius(phash=15, colour=14, thumb=48, light=1.5))
     """Pairs whose labels do not."""

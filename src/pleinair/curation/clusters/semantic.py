@@ -28,11 +28,11 @@ _BLOCK = 2048
 class CandidateLimits:
     """Which pairs of one cluster are worth a look at their pixels."""
 
-    min_similarity: float = 0.6
+    min_similarity: float = 0.5
     """Cosine of the centred vectors."""
     max_colour: int = 16
     """Sum of differences of levels of `colour_v2`: a crop has the colours of the whole, nearly."""
-    nearest: int = 4
+    nearest: int = 6
     """Pairs per picture, the most similar first; a pair counts when it is among these for either."""
 
     def __post_init__(self) -> None:
