@@ -178,7 +178,7 @@ for number, path in enumerate(sorted((folder / "raw").glob("*.npz"))):
 writer.done()
 writer.merge()
 """
-"""Samples as litdata's own tensors, which it decodes faster than bytes or arrays."""
+"""Samples as litdata's own tensors."""
 
 
 def _peers_python() -> str:
