@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pleinair.curation.stages import STAGE_COLUMNS
 from pleinair.krablet import Table
 
+_SUFFIX = "_drop"
+
 
 @dataclass(frozen=True)
 class Example:
@@ -42,8 +44,15 @@ class StageDrops:
 
 def drop_report(images: Table, *, num_examples: int = 8) -> list[StageDrops]:
     """One entry per stage that has looked at a picture, in their order. Reads only dropped rows; examples are the first."""
-    found = [_stage_drops(images, stage, num_examples) for stage in STAGE_COLUMNS]
+    found = [_stage_drops(images, stage, num_examples) for stage in drop_stages(images)]
     return [stage for stage in found if stage.num_in]
+
+
+def drop_stages(images: Table) -> list[str]:
+    """Stages that may drop: those of the curation in their order, then others in the order of declaration."""
+    found = [name.removesuffix(_SUFFIX) for name in images.columns if name.endswith(_SUFFIX)]
+    order = list(STAGE_COLUMNS)
+    return sorted(found, key=lambda stage: order.index(stage) if stage in order else len(order))
 
 
 def _stage_drops(images: Table, stage: str, num_examples: int) -> StageDrops:

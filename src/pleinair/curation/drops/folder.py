@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pleinair.curation.drops import views
-from pleinair.curation.drops.reading import ReasonDrops, StageOfDrops, drop_stages, read_drops, read_rows
+from pleinair.curation.drops.reading import ReasonDrops, StageOfDrops, read_drops, read_rows
+from pleinair.curation.report import drop_stages
 from pleinair.curation.stages import KEPT
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.thumbnails import thumbnail_file

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pleinair.curation.drops.verdicts import Verdict, read_verdict
-from pleinair.curation.stages import STAGE_COLUMNS
+from pleinair.curation.report import drop_stages
 from pleinair.krablet import Database, Table
 
 _ROWS = 500
-_SUFFIX = "_drop"
 _STATE = ("tried_at", "attempts", "error")
 Row = Mapping[str, Any]
 
@@ -58,13 +57,6 @@ class StageOfDrops:
     def num_dropped(self) -> int:
         """Pictures dropped."""
         return sum(reason.count for reason in self.reasons)
-
-
-def drop_stages(images: Table) -> list[str]:
-    """Stages that may drop: those of the curation in their order, then others in the order of declaration."""
-    found = [name.removesuffix(_SUFFIX) for name in images.columns if name.endswith(_SUFFIX)]
-    order = list(STAGE_COLUMNS)
-    return sorted(found, key=lambda stage: order.index(stage) if stage in order else len(order))
 
 
 def read_drops(images: Table, most: int) -> list[StageOfDrops]:
