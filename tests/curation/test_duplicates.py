@@ -23,6 +23,7 @@ from pleinair.curation.duplicates import (
     duplicate_pairs,
     find_duplicates,
     groups,
+    relit,
 )
 from pleinair.curation.hashes import DECODED_SIDE, fingerprints, fingerprints_of
 from pleinair.curation.pictures import decode
@@ -114,11 +115,14 @@ def test_a_fingerprint_never_changes_under_its_name() -> None:
     assert prints.colour_v2 == FROZEN_COLOUR
     assert prints.phash12_v2 == FROZEN_PHASH
     assert (len(prints.thumb16_v2), prints.thumb16_v2[:6], sum(prints.thumb16_v2)) == FROZEN_THUMB
+    assert fingerprints(np.asarray(photo(0)) // 3).colour_v2 == FROZEN_DARK_COLOUR
+    assert DECODED_SIDE == 96
     old = hashes_v1.fingerprints(np.asarray(shape("orange")))
     assert (old.colour_v1, old.phash12_v1) == ("000d110000000000360000000000", "b41cb6c363c90d8327307c3ab3ecc9cd9347")
     assert (old.thumb16_v1[:6], sum(old.thumb16_v1)) == (b"\xff" * 6, 174604)
 
 
+FROZEN_DARK_COLOUR = "6300222222222222333432333433"
 FROZEN_COLOUR = "000d120000000000370000000000"
 FROZEN_PHASH = "b41c10c363c00c8306305c32b3ecc1cd9346"
 FROZEN_THUMB = (768, b"\xff" * 6, 174595)
@@ -214,6 +218,15 @@ def test_a_recompressed_and_resized_photo_is_found(quality: int) -> None:
     ]
     found = find_duplicates([*originals, *copies], DuplicateLimits())
     assert dropped(found) == {f"q{seed}": f"p{seed}" for seed in range(12)}
+
+
+def test_how_much_lighter_one_is_is_told_by_what_is_not_clipped() -> None:
+    dark = np.repeat(np.array([60, 120, 200, 230], np.uint8), 192)[None]
+    lit = np.minimum(dark * 1.5, 255).astype(np.uint8)
+    for pair in ((dark, lit), (lit, dark)):
+        light, difference = relit(*pair)
+        np.testing.assert_allclose([light[0], difference[0]], [1.5, 0], atol=0.01)
+    assert relit(dark, dark) == (1, 0)
 
 
 @pytest.mark.parametrize("light", [0.7, 0.85, 1.15, 1.3])

@@ -195,7 +195,7 @@ class _Fingerprints:
         first, second = pairs[passed].T
         same_colours = np.abs(self.colours[first] - self.colours[second]).sum(axis=1) <= radius.colour
         if radius.light > 1:
-            light, difference = _relit(self.thumbs[first], self.thumbs[second])
+            light, difference = relit(self.thumbs[first], self.thumbs[second])
             same_colours |= light > _RELIT
             passed[passed] = same_colours & (difference <= radius.thumb) & (light <= radius.light)
             return passed
@@ -206,7 +206,7 @@ class _Fingerprints:
         return passed
 
 
-def _relit(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def relit(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The factor by which the lighter thumb of each pair is lighter, and the largest difference that it leaves.
 
     Least squares over what the lighter one has not clipped.

@@ -34,7 +34,7 @@ from pleinair.krablet import Database, Table
 from pleinair.records.errors import ConfigError, ImageError, SourceError
 
 KIND = "takedown"
-NEAR_BITS = 14
+NEAR_BITS = 10
 """Default radius of the perceptual hash, of 144 bits; docs/curation-sources.md has the measurement."""
 NEAR_COLOUR = 9
 """Sum of differences of colour levels within which two pictures have the same colours."""

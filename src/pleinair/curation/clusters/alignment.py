@@ -5,7 +5,8 @@
                             --overlap, light taken out--> what still differs
 
 An encoder finds drawings alike that differ in a hand or a mouth; once one lies exactly on the other, the hand is all that
-is left. Copies that were cropped and recompressed differ by less than 24 levels nearly everywhere, other pictures by 90.
+is left. Copies that were cropped and recompressed differ by less than 24 levels nearly everywhere, nine in ten other
+candidates by more than 80.
 """
 
 from __future__ import annotations
