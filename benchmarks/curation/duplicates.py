@@ -65,7 +65,7 @@ def lit(image: Image.Image, factor: float) -> Image.Image:
 
 
 CHANGES: Mapping[str, Mapping[str, ImageChange]] = {
-    "reencode": {
+    "recompress": {
         "jpeg 30": lambda image: encoded(image, "JPEG", quality=30),
         "jpeg 60": lambda image: encoded(image, "JPEG", quality=60),
         "jpeg 90": lambda image: encoded(image, "JPEG", quality=90),
@@ -92,7 +92,7 @@ CHANGES: Mapping[str, Mapping[str, ImageChange]] = {
         "grey": lambda image: encoded(image.convert("L").convert("RGB")),
     },
 }
-FOUND_BY_HASHES = ("reencode", "resize", "brightness")
+FOUND_BY_HASHES = ("recompress", "resize", "brightness")
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def count_false(bits: Bits, radius: int, truth: Truth, no_stars: npt.NDArray[np.
 
 def hues(bits: Bits, colours: npt.NDArray[np.int16], six_bins: npt.NDArray[np.bool_], truth: Truth) -> list[Result]:
     """Recoloured drawings that each colour hash takes for the original, at the radius where it passes 95% of the copies."""
-    copies, recoloured = truth.copies(("reencode", "resize")), truth.copies(("recolour",))
+    copies, recoloured = truth.copies(("recompress", "resize")), truth.copies(("recolour",))
     recoloured = recoloured[truth.false(recoloured)]
     near = distances(bits[recoloured[:, 0]], bits[recoloured[:, 1]]) <= DuplicateLimits().near.phash
     recoloured = recoloured[near]
