@@ -127,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
     def _post(self, path: list[str]) -> None:
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            if length.isdigit():  # a sender cut off in the middle would never read the answer
+                self.rfile.read(min(int(length), 4 * MAX_BODY_BYTES))
             raise RefusedRequestError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of {length or 'unknown'} bytes is refused"
             )
