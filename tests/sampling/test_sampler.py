@@ -12,7 +12,7 @@ from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError
 from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.shipped import load_autoencoder, load_model, save_autoencoder, save_model
-from tests.packs.test_loader import Letters
+from tests.packs.small_packs import Letters
 
 TINY = TransformerConfig(
     width=32,
