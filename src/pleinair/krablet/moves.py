@@ -394,7 +394,9 @@ def _arrive(shards: Shards, move: Move, tables: Sequence[Table]) -> None:
             if int(_owned_bits(connection), 2) & int(move.bits, 2):
                 return
             for table in tables:
-                names = {**_names(table), "columns": _columns(move, table)}
+                # What was declared since the rows left the source has no values yet, and no place in the staging table.
+                staged = column_types(connection, _staging(table))
+                names = {**_names(table), "columns": comma_separated([sql.Identifier(name) for name in staged])}
                 connection.execute(query("shards", "promote_staging").format(**names))
                 connection.execute(query("shards", "drop_staging").format(**names))
             connection.execute(query("shards", "own_slots"), {"slots": move.bits})
@@ -427,11 +429,16 @@ def _undo(shards: Shards, move: Move, tables: Sequence[Table]) -> None:
 def _names(table: Table) -> dict[str, sql.Composable]:
     return {
         "table": sql.Identifier(table.name),
-        "staging": sql.Identifier("pleinair", f"incoming_{table.name}"),
+        "staging": sql.SQL(_staging(table)),
         "key": sql.Identifier(table.key),
         "key_type": sql.SQL(table.column_type(table.key).name),
         "slot_index": sql.Identifier(f"{table.name}_pleinair_slot"),
     }
+
+
+def _staging(table: Table) -> str:
+    """Where rows of a table wait until they are all there, quoted."""
+    return sql.Identifier("pleinair", f"incoming_{table.name}").as_string()
 
 
 def _columns(move: Move, table: Table) -> sql.Composed:
