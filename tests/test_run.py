@@ -135,7 +135,7 @@ def children(pid: int, word: str) -> list[int]:
 
 def kill_when_it_appears(run: subprocess.Popen[bytes], word: str, ready: Path | None = None) -> None:
     """SIGKILL one descendant of the run, once it is there and `ready` exists."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         assert run.poll() is None, f"the run ended with {run.returncode} before '{word}' could be killed"
         victims = children(run.pid, word)

@@ -74,7 +74,7 @@ def assert_all_written_once(pictures: Pictures, names: list[str]) -> None:
     assert sorted(written) == sorted(rows)  # type: ignore[type-var]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
