@@ -198,6 +198,28 @@ def test_a_move_that_is_interrupted_anywhere_loses_and_doubles_nothing(
         assert pictures.table.count("contains_text AND path = '/after'") == 100
 
 
+def test_a_stage_declared_while_slots_are_in_between_does_not_keep_their_rows_out(
+    three: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with krablet.connect(three[:2]) as database:
+        pictures = pictures_in(database)
+        names = pictures.add(100)
+
+        def die(*arguments: object) -> None:
+            raise SystemExit("killed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(moves, "_arrive", die)
+            patch.setattr(moves, "_finish_all", lambda *arguments: 0)  # a killed process cleans nothing up
+            with pytest.raises(SystemExit):
+                moves.move_slots(database.shards, database.shards.slots(0)[:256], 1)
+            later = pictures.table.stage("later", ready="contains_text IS NULL", writes=["contains_text"])
+        assert pictures.table.count() == 100, "who reads brings in what is in between"
+        assert not database.shards.in_transit()
+        assert krablet.work(later, lambda rows: [YES] * len(rows)) == Settled(completed=100)
+        assert sorted(chain(*keys_on(database))) == names
+
+
 def test_slots_move_to_and_fro_while_writers_and_workers_go_on(three: list[str]) -> None:
     """Counters are exact at the end: no row lost, doubled, or set back."""
     with krablet.connect(three) as database:
