@@ -104,6 +104,12 @@ def test_what_is_neither_a_recipe_nor_a_file_is_refused(capsys: pytest.CaptureFi
     assert "no curation recipe 'drawing': known are drawings" in said
 
 
+@pytest.mark.parametrize("option", [["--set", "probe.min_side=32"], ["--fetch-again"]])
+def test_what_belongs_to_a_step_is_not_swallowed(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["curate", "open-pictures", *option]) == 1
+    assert f"{' '.join(option)} belongs to a step of the recipe" in capsys.readouterr().err
+
+
 def test_the_recipes_that_come_with_the_package_can_be_read() -> None:
     assert "open-pictures" in shipped_chains()
     for path in shipped_chains().values():

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pleinair.records.errors import PleinairError
+from pleinair.records.errors import ConfigError, PleinairError
 
 if TYPE_CHECKING:
     from pleinair.krablet import Database
@@ -57,6 +57,7 @@ def run_chain(path: Path, options: argparse.Namespace) -> int:
     from pleinair.cli.workspace import only_one
     from pleinair.recipes.chain import read_chain
 
+    _refuse_what_belongs_to_steps(options)
     chain, place = read_chain(path), options.home.resolve() / "curations" / path.stem
     place.mkdir(parents=True, exist_ok=True)
     options.home = options.home.resolve()
@@ -69,6 +70,14 @@ def run_chain(path: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_what_belongs_to_steps(options: argparse.Namespace) -> None:
+    given = [*(f"--set {one}" for one in options.set), *(["--fetch-again"] if options.fetch_again else [])]
+    if given:
+        raise ConfigError(
+            f'{given[0]} belongs to a step of the recipe: write it there, as in run = "curate mixed {given[0]}"'
+        )
+
+
 def run_commands(chain: Chain, path: Path, place: Path, options: argparse.Namespace, db: Database) -> list[Done]:
     """Every command in order; what was done for each, now or before."""
     journal = place / "journal.json"
@@ -77,7 +86,7 @@ def run_commands(chain: Chain, path: Path, place: Path, options: argparse.Namesp
     commands, done = chain.commands(), list[Done]()
     for number, step in enumerate(commands, 1):
         digest = hashlib.sha256(
-            json.dumps([[one.run for one in commands[:number]], _pictures(db)]).encode()
+            json.dumps([[one.run for one in commands[:number]], count_by_source(db)]).encode()
         ).hexdigest()
         print(f"[{number}/{len(commands)}] pleinair {step.run}", flush=True)
         last = before.get(step.run)
@@ -91,15 +100,13 @@ def run_commands(chain: Chain, path: Path, place: Path, options: argparse.Namesp
     return done
 
 
-def _pictures(db: Database) -> dict[str, int]:
-    """How many pictures of each source are listed; empty before the first ingest."""
+def count_by_source(db: Database, where: str = "TRUE") -> dict[str, int]:
+    """How many pictures of each source are listed, or satisfy a condition; empty before the first ingest."""
     from pleinair.curation import images_table
 
-    counted: dict[str, int] = {}
-    for batch in images_table(db).read(columns=["source"]):
-        for value in batch.column("source").value_counts().to_pylist():
-            counted[value["values"]] = counted.get(value["values"], 0) + value["counts"]
-    return dict(sorted(counted.items()))
+    images_table(db)  # declared, where nothing was ingested yet
+    counted = db.scan("images", where=where, aggregate={"pictures": "count(*)"}, group_by="source", order_by="source")
+    return {row["source"]: row["pictures"] for row in counted.to_table().to_pylist()}
 
 
 def run_step(step: Step, words: list[str], options: argparse.Namespace, digest: str) -> Done:

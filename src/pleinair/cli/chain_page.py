@@ -54,15 +54,12 @@ def write_chain_page(place: Path, chain: Chain, text: str, done: Sequence[Done],
 
 def _sources(db: Database) -> list[tuple[str, int, int]]:
     """(name, listed, kept), most first."""
-    from pleinair.curation import KEPT, images_table
+    from pleinair.cli.chain import count_by_source
+    from pleinair.curation import KEPT
 
-    counts: dict[str, list[int]] = {}
-    images = images_table(db)
-    for place, where in enumerate((None, KEPT)):
-        for batch in images.read(where=where, columns=["source"]) if where else images.read(columns=["source"]):
-            for value in batch.column("source").value_counts().to_pylist():
-                counts.setdefault(value["values"], [0, 0])[place] += value["counts"]
-    return sorted(((name, listed, kept) for name, (listed, kept) in counts.items()), key=lambda row: -row[1])
+    kept = count_by_source(db, KEPT)
+    rows = [(name, listed, kept.get(name, 0)) for name, listed in count_by_source(db).items()]
+    return sorted(rows, key=lambda row: -row[1])
 
 
 def _links(place: Path) -> Html:

@@ -97,7 +97,7 @@ def only_one(run_dir: Path, name: str = "lock", patience_seconds: float = 0.0) -
                     holder = lock.read().strip() or "unknown"
                     raise BusyError(
                         f"process {holder} is already working in {run_dir}: "
-                        "wait for it, stop it, or choose another place with --runs"
+                        "wait for it, stop it, or choose another place"
                     ) from held
                 time.sleep(0.1)
         lock.seek(0)

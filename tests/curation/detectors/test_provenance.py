@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from pleinair.curation.detectors.containers import MOST_TEXT, read_metadata
-from pleinair.curation.detectors.provenance import ai_mark, ai_marks
+from pleinair.curation.detectors.provenance import Mark, ai_mark, ai_marks
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 A1111 = "a red fox, oil\nNegative prompt: blurry\nSteps: 28, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64"
@@ -206,4 +206,4 @@ def test_damaged_files_never_raise(made: bytes, cuts: list[tuple[float, bytes]],
     for place, wrong in cuts:
         at = int(place * len(data))
         data[at : at + len(wrong)] = wrong
-    ai_marks(bytes(data[: int(end * len(data))]))
+    assert all(isinstance(mark, Mark) for mark in ai_marks(bytes(data[: int(end * len(data))])))
