@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pleinair.cli.costs import note_costs
-from pleinair.cli.curate import add_warehouse_options, drop_table, open_warehouse, report_stuck, show_workers
+from pleinair.cli.curate import add_warehouse_options, close_run, drop_table, open_warehouse, show_workers
 
 if TYPE_CHECKING:
     from pleinair.captioning import Captioned
@@ -81,8 +80,7 @@ def caption(options: argparse.Namespace) -> int:
     if done.spent:
         print(f"pleinair: {done.spent}; what is done stays, and the same command goes on", file=sys.stderr)
         return 1
-    note_costs(options.home, done.run)
-    return report_stuck(done.run)
+    return close_run(options.home, done.run)
 
 
 def _claims_and_costs(done: Captioned) -> str:

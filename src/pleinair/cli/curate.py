@@ -88,8 +88,7 @@ def curate(options: argparse.Namespace) -> int:
         )
     line.close()
     print(drop_table(done.drops), flush=True)
-    note_costs(options.home, done.run)
-    return report_stuck(done.run)
+    return close_run(options.home, done.run)
 
 
 def _chain(recipe: str) -> Path | None:
@@ -132,8 +131,9 @@ def drop_table(drops: tuple[StageDrops, ...]) -> str:
     return "\n".join(lines)
 
 
-def report_stuck(run: RunSummary) -> int:
-    """Say which rows keep failing, and why."""
+def close_run(home: Path, run: RunSummary) -> int:
+    """Note what a run cost and say which rows keep failing, and why; the exit code."""
+    note_costs(home, run)
     stuck = [(stage, row) for stage, rows in run.stuck.items() for row in rows]
     for stage, row in stuck[:5]:
         print(f"stuck in {stage}: {row.key}: {row.error}", file=sys.stderr)

@@ -138,7 +138,7 @@ def new(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Score and judge; exit code 1 when pictures are stuck."""
-    from pleinair.cli.curate import report_stuck, show_workers
+    from pleinair.cli.curate import close_run, show_workers
     from pleinair.cli.detector_labels import fetch_encoder
     from pleinair.cli.places import cache_dir
     from pleinair.cli.progress import ProgressLine
@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
         )
         line.close()
         print(verdict_line(db, detector.manifest), flush=True)
-    return report_stuck(done)
+    return close_run(options.home, done)
 
 
 def verdict_line(db: Database, manifest: Manifest) -> str:

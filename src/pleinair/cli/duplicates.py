@@ -27,7 +27,7 @@ def register(verbs: Any) -> None:
 
 def duplicates(options: argparse.Namespace) -> int:
     """Mark duplicates; exit code 1 when pairs are stuck."""
-    from pleinair.cli.curate import report_stuck, show_workers
+    from pleinair.cli.curate import close_run, show_workers
     from pleinair.cli.progress import ProgressLine
     from pleinair.config import override
     from pleinair.curation import CurationConfig, images_table, mark_duplicates
@@ -57,4 +57,4 @@ def duplicates(options: argparse.Namespace) -> int:
         f"{done.num_dropped} pictures are duplicates, {done.num_changed} verdicts changed",
         flush=True,
     )
-    return report_stuck(done.run)
+    return close_run(options.home, done.run)

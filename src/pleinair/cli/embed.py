@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pleinair.cli.costs import note_costs
 from pleinair.cli.curate import add_warehouse_options, open_warehouse
 
 
@@ -28,7 +27,7 @@ def register(verbs: Any) -> None:
 
 def embed(options: argparse.Namespace) -> int:
     """Embed; exit code 1 when pictures are stuck."""
-    from pleinair.cli.curate import report_stuck, show_workers
+    from pleinair.cli.curate import close_run, show_workers
     from pleinair.cli.places import cache_dir
     from pleinair.cli.progress import ProgressLine
     from pleinair.curation.embeddings import embed_pictures
@@ -49,5 +48,4 @@ def embed(options: argparse.Namespace) -> int:
         )
     line.close()
     print(f"{sum(done.completed.values())} pictures embedded", flush=True)
-    note_costs(options.home, done)
-    return report_stuck(done)
+    return close_run(options.home, done)

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pleinair.cli.costs import note_costs
-from pleinair.cli.curate import add_warehouse_options, open_warehouse, report_stuck, show_workers
+from pleinair.cli.curate import add_warehouse_options, close_run, open_warehouse, show_workers
 
 if TYPE_CHECKING:
     from pleinair.curation.entities.build import Built
@@ -130,8 +129,7 @@ def match(options: argparse.Namespace) -> int:
         )
     line.close()
     print(f"{sum(run.completed.values())} pictures matched", flush=True)
-    note_costs(options.home, run)
-    return report_stuck(run)
+    return close_run(options.home, run)
 
 
 def coverage(options: argparse.Namespace) -> int:
