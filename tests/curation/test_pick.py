@@ -28,7 +28,7 @@ from pleinair import krablet
 from pleinair.cli.main import main
 from pleinair.curation import ObjectStore, images_table
 from pleinair.curation.picks.board import Board
-from pleinair.curation.picks.candidates import PICKABLE, candidates, read_names
+from pleinair.curation.picks.candidates import candidates, pickable, read_names
 from pleinair.curation.picks.events import Picks, Wish, events_of, picks_table, read_events
 from pleinair.curation.picks.server import board_served
 from pleinair.krablet import Database
@@ -78,7 +78,7 @@ def warehouse(database: Database, home: Path) -> Database:
 
 def board_of(warehouse: Database, person: str = "ada", domains: tuple[str, ...] = ("food", "signs")) -> Board:
     images = images_table(warehouse)
-    return Board(warehouse, images, candidates(images, PICKABLE, 100, NAMES), domains, person)
+    return Board(warehouse, images, candidates(images, pickable(images), 100, NAMES), domains, person)
 
 
 class Browser:
@@ -326,12 +326,12 @@ def test_an_event_is_later_than_all_its_author_had_seen_whatever_the_clock_says(
 
 def test_pictures_shown_are_kept_and_not_held_out_and_always_mixed_the_same_way(warehouse: Database) -> None:
     images = images_table(warehouse)
-    shown = [one.image_name for one in candidates(images, PICKABLE, 100)]
+    shown = [one.image_name for one in candidates(images, pickable(images), 100)]
     assert sorted(shown) == NAMES
     assert shown != NAMES
-    assert [one.image_name for one in candidates(images, PICKABLE, 3)] == shown[:3]
+    assert [one.image_name for one in candidates(images, pickable(images), 3)] == shown[:3]
     listed = [NAMES[5], "made/held", "nothing", NAMES[2], NAMES[5]]
-    assert [one.image_name for one in candidates(images, PICKABLE, 100, listed)] == [NAMES[5], NAMES[2]]
+    assert [one.image_name for one in candidates(images, pickable(images), 100, listed)] == [NAMES[5], NAMES[2]]
     with pytest.raises(ConfigError, match="cannot be read"):
         candidates(images, "no_such_column", 10)
     with pytest.raises(ConfigError, match="no picture satisfies"):

@@ -55,9 +55,9 @@ def write_chain_page(place: Path, chain: Chain, text: str, done: Sequence[Done],
 def _sources(db: Database) -> list[tuple[str, int, int]]:
     """(name, listed, kept), most first."""
     from pleinair.cli.chain import count_by_source
-    from pleinair.curation import KEPT
+    from pleinair.curation import images_table, kept_where
 
-    kept = count_by_source(db, KEPT)
+    kept = count_by_source(db, kept_where(images_table(db)))
     rows = [(name, listed, kept.get(name, 0)) for name, listed in count_by_source(db).items()]
     return sorted(rows, key=lambda row: -row[1])
 

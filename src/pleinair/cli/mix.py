@@ -84,13 +84,13 @@ def pack_mix(options: argparse.Namespace) -> int:
     from pleinair.cli.places import shipped
     from pleinair.cli.progress import ProgressLine
     from pleinair.cli.steps import open_text_encoder
-    from pleinair.curation import ObjectStore, images_table
+    from pleinair.curation import ObjectStore, images_table, kept_where
     from pleinair.packing.arrangement import arrange, read_list
     from pleinair.packing.buckets import BucketConfig
     from pleinair.packing.latents import PackConfig, write_latents
     from pleinair.packing.mix import read_mix
     from pleinair.packing.mixing import read_manifest
-    from pleinair.packing.pool import CAPTION_COLUMNS, kept_where
+    from pleinair.packing.pool import CAPTION_COLUMNS
     from pleinair.packing.warehouse import reader, still_kept
     from pleinair.sampling.shipped import load_autoencoder
 

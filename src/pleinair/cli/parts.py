@@ -60,7 +60,7 @@ def part_path(work: Workspace, name: str) -> Path:
 def training_pictures(work: Workspace, db: Database) -> PictureSet:
     """All curated drawings that may be trained on, read once and kept beside the run."""
     from pleinair.curation.sources import TRAINING_STYLES
-    from pleinair.curation.stages import KEPT, images_table
+    from pleinair.curation.stages import images_table, kept_where
     from pleinair.curation.store import ObjectStore
     from pleinair.packing.pictures import picture_set, read_curated
 
@@ -68,7 +68,7 @@ def training_pictures(work: Workspace, db: Database) -> PictureSet:
     if path.exists():
         return load_pictures(path)
     images, line = images_table(db), ProgressLine("pictures read")
-    where = f"{KEPT} AND NOT held_out AND style = ANY(%s)"
+    where = f"{kept_where(images)} AND NOT held_out AND style = ANY(%s)"
     total = images.count(where, params=(list(TRAINING_STYLES),))
     pictures = read_curated(
         images,

@@ -62,10 +62,10 @@ def pick(options: argparse.Namespace) -> int:
 def _serve(db: Database, images: Table, options: argparse.Namespace) -> int:
     from pleinair.curation import ObjectStore
     from pleinair.curation.picks.board import Board
-    from pleinair.curation.picks.candidates import PICKABLE, candidates, read_names
+    from pleinair.curation.picks.candidates import candidates, pickable, read_names
     from pleinair.curation.picks.server import board_served
 
-    where = options.where or PICKABLE
+    where = options.where or pickable(images)
     names = read_names(options.from_list) if options.from_list else None
     if options.like:
         from pleinair.cli.tower import fitting

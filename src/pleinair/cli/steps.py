@@ -86,12 +86,12 @@ def curate_step(work: Workspace, db: Database) -> None:
 def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
     """The recipe's concepts, as far as they passed curation, at all its resolutions; held-out ones included."""
     from pleinair.curation.sources import TRAINING_STYLES, find_source
-    from pleinair.curation.stages import KEPT, images_table
+    from pleinair.curation.stages import images_table, kept_where
     from pleinair.curation.store import ObjectStore
     from pleinair.packing.pictures import read_curated
 
     images, line = images_table(db), ProgressLine("pictures read")
-    where = f"{KEPT} AND source = %s AND label = ANY(%s) AND style = ANY(%s)"
+    where = f"{kept_where(images)} AND source = %s AND label = ANY(%s) AND style = ANY(%s)"
     source = find_source(work.recipe.source, work.cache)
     params = (source.name, list(work.recipe.concepts), list(TRAINING_STYLES))
     total = images.count(where, params=params)

@@ -63,10 +63,10 @@ def tower(options: argparse.Namespace) -> int:
 
 def find(options: argparse.Namespace) -> int:
     """Print the pictures that fit a text best, best first."""
-    from pleinair.curation import KEPT
+    from pleinair.curation import images_table, kept_where
 
     with open_warehouse(options) as db:
-        found = fitting(db, options.home, options.text, KEPT)
+        found = fitting(db, options.home, options.text, kept_where(images_table(db)))
     for name, score in found[: options.most]:
         print(f"{score:.3f}  {name}")
     return 0

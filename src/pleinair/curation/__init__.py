@@ -4,7 +4,7 @@ from pleinair.curation.curate import Curated, CurationConfig, Ingested, curate, 
 from pleinair.curation.heldout import held_out
 from pleinair.curation.report import Example, Reason, StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source, find_source, open_image
-from pleinair.curation.stages import KEPT, images_table
+from pleinair.curation.stages import KEPT, images_table, kept_where
 from pleinair.curation.store import ObjectStore
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "held_out",
     "images_table",
     "ingest",
+    "kept_where",
     "mark_duplicates",
     "open_image",
 ]

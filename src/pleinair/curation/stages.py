@@ -131,6 +131,12 @@ def images_table(db: Database) -> Table:
     return db.table(IMAGES, key="image_name", columns=columns)
 
 
+def kept_where(images: Table) -> str:
+    """SQL condition of the pictures that no stage speaks against: `KEPT`, and the verdicts of detectors and reviews."""
+    others = sorted(name for name in images.columns if name.endswith("_drop") and name not in KEPT)
+    return " AND ".join([KEPT, *(f"coalesce({name}, '') = ''" for name in others)])
+
+
 def declare_stages(images: Table) -> dict[str, Stage]:
     """The five queue stages, by name."""
     stages = {}

@@ -21,7 +21,7 @@ from pleinair.config import config_digest
 from pleinair.curation.clusters.kmeans import Indices
 from pleinair.curation.embeddings import embedded_table, read_embeddings
 from pleinair.curation.small_models.loop import TrainingProgress, batch_of, train_resumably
-from pleinair.curation.stages import IMAGES, KEPT
+from pleinair.curation.stages import IMAGES, kept_where
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.vocabulary import Vocabulary
 from pleinair.krablet import Database, Table
@@ -81,7 +81,7 @@ def tag_pictures(
 ) -> Tagged:
     """Train on the vectors of kept pictures, name the features and write `sae_tags` of every picture."""
     images = tagged_table(db)
-    embedded = read_embeddings(images, store, where=KEPT)
+    embedded = read_embeddings(images, store, where=kept_where(images))
     aside = np.arange(len(embedded.names)) % _HELD_ASIDE == 0
     model = train_sparse_autoencoder(
         embedded.vectors_ND[~aside], config, resume_dir=resume_dir, on_progress=on_progress
@@ -89,7 +89,7 @@ def tag_pictures(
     codes_NF = codes_of(model, embedded.vectors_ND)
     captions = {
         row["image_name"]: words_of(row["caption_long"] or "")
-        for batch in images.read(where=KEPT, columns=["image_name", "caption_long"])
+        for batch in images.read(where=kept_where(images), columns=["image_name", "caption_long"])
         for row in batch.to_pylist()
     }
     tags = name_features(codes_NF, Vocabulary([captions[name] for name in embedded.names]))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pleinair.curation.entities.matching import Matches
-from pleinair.curation.stages import KEPT
+from pleinair.curation.stages import kept_where
 from pleinair.krablet import Table
 from pleinair.packing.conditions import is_quality
 from pleinair.packing.mix import CAPTION_KINDS, MAX_FLOOR_SHARE, Mix
@@ -40,12 +40,6 @@ class Step:
 
     name: str
     where: str
-
-
-def kept_where(images: Table) -> str:
-    """The pictures every stage kept: those of `KEPT`, and whatever other stages and reviews have written a verdict."""
-    others = sorted(name for name in images.columns if name.endswith("_drop") and name not in KEPT)
-    return " AND ".join([KEPT, *(f"coalesce({name}, '') = ''" for name in others)])
 
 
 def pool_steps(mix: Mix, images: Table) -> list[Step]:

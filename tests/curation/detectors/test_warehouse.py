@@ -17,7 +17,7 @@ from pleinair import krablet
 from pleinair.cli.main import main
 from pleinair.cli.places import cache_dir
 from pleinair.cli.tower import model_path
-from pleinair.curation import ObjectStore
+from pleinair.curation import ObjectStore, kept_where
 from pleinair.curation.detectors.checks import answers_of, draw_sheet, estimate, read_sheet
 from pleinair.curation.detectors.detector import Detector, Manifest, load_detector
 from pleinair.curation.detectors.features import EDGES, GLOBAL, RIM
@@ -33,7 +33,6 @@ from pleinair.curation.detectors.logistic import LinearProbe
 from pleinair.curation.detectors.stage import (
     detected_table,
     detector_stage,
-    kept_by,
     replay,
     score_rows,
     verdict_of,
@@ -135,7 +134,7 @@ def test_a_detector_is_made_run_by_workers_and_part_of_what_is_kept(
     name = min(dropped)
     score = verdicts[name][1]
     assert verdicts[name][2] == f"detector frame v1: {score:.2f}, over {manifest.threshold:.2f}"
-    assert images.count(kept_by(["frame"])) == NUM - len(dropped)
+    assert images.count(kept_where(images)) == NUM - len(dropped)
     assert main(["detector", "list", *where(warehouse, tmp_path)]) == 0
     assert main(["detector", "show", "frame", *where(warehouse, tmp_path)]) == 0
     assert f"{len(dropped)} of {NUM} scored pictures dropped" in capsys.readouterr().out

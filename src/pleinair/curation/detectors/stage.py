@@ -5,7 +5,7 @@
     images.detector_<name>_drop     '' or `detector frame v1: 0.97, over 0.90`
 
 A new version is another column, so the stage looks at every picture again and old scores stay to be compared. A changed
-threshold rewrites verdicts from scores and opens no picture. `kept_by` makes verdicts part of what is kept.
+threshold rewrites verdicts from scores and opens no picture. `kept_where` heeds them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pleinair.curation.detectors.labels import TO_LOOK_AT
 from pleinair.curation.detectors.provenance import ai_mark
 from pleinair.curation.embeddings import embedded_table, get_vectors
 from pleinair.curation.pictures import decode
-from pleinair.curation.stages import IMAGES, KEPT
+from pleinair.curation.stages import IMAGES
 from pleinair.curation.store import ObjectStore
 from pleinair.krablet import Database, Progress, RunSummary, Stage, Table, run_workers
 from pleinair.records.errors import ImageError, SourceError
@@ -50,11 +50,6 @@ def drop_column(name: str) -> str:
     """`detector_frame_drop`."""
     check_name(name)
     return f"detector_{name}_drop"
-
-
-def kept_by(names: Sequence[str]) -> str:
-    """SQL condition of pictures that passed everything and these detectors too."""
-    return " AND ".join([KEPT, *(f"{drop_column(name)} = ''" for name in names)])
 
 
 def detected_table(db: Database, manifest: Manifest) -> Table:

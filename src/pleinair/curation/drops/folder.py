@@ -22,7 +22,7 @@ from typing import Any
 from pleinair.curation.drops import views
 from pleinair.curation.drops.reading import ReasonDrops, StageOfDrops, read_drops, read_rows
 from pleinair.curation.report import drop_stages
-from pleinair.curation.stages import KEPT
+from pleinair.curation.stages import kept_where
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.thumbnails import thumbnail_file
 from pleinair.krablet import Database, Table
@@ -99,7 +99,10 @@ class _Folder:
             for reason in stage.reasons:
                 num_pages += self._reason_pages(reason, addresses)
         total = self.images.count()
-        write_page(self.root / "index.html", views.index_page(stages, addresses, total, self.images.count(KEPT)))
+        write_page(
+            self.root / "index.html",
+            views.index_page(stages, addresses, total, self.images.count(kept_where(self.images))),
+        )
         return Written(sum(stage.num_dropped for stage in stages), len(names), num_pages)
 
     def _picture_pages(self, names: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from pleinair.curation.entities.coverage import (
 )
 from pleinair.curation.entities.matching import Matches, load_matcher
 from pleinair.curation.entities.stage import BATCH, CAPTIONS, declare, match_rows
-from pleinair.curation.stages import KEPT
+from pleinair.curation.stages import kept_where
 from pleinair.krablet import Database
 from pleinair.pages import Html, Section, headline_figures, join, page, table
 from pleinair.records.errors import SourceError
@@ -60,7 +60,9 @@ def read_pool(db: Database, names: Path) -> Pool:
     """The kept pictures with what the stage found. Raises SourceError while some are not matched with these names."""
     matcher, version = load_matcher(names)
     images, _ = declare(db)
-    waiting = images.count(f"{KEPT} AND entities_version IS DISTINCT FROM %(now)s", params={"now": version})
+    waiting = images.count(
+        f"{kept_where(images)} AND entities_version IS DISTINCT FROM %(now)s", params={"now": version}
+    )
     if waiting:
         raise SourceError(
             f"{waiting} kept pictures are not matched with the present names: run `pleinair entities match`"
@@ -69,7 +71,7 @@ def read_pool(db: Database, names: Path) -> Pool:
     keys: list[str] = []
     lengths: list[int] = []
     found: list[int] = []
-    for batch in images.read(where=KEPT, columns=["image_name", "entity_ids"], order_by="image_name"):
+    for batch in images.read(where=kept_where(images), columns=["image_name", "entity_ids"], order_by="image_name"):
         keys += batch.column("image_name").to_pylist()
         for entities in batch.column("entity_ids").to_pylist():
             lengths.append(len(entities))

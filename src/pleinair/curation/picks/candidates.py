@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pleinair.curation.stages import KEPT
+from pleinair.curation.stages import kept_where
 from pleinair.krablet import Table
 from pleinair.records.errors import ConfigError, QueueError
 
-PICKABLE = f"{KEPT} AND NOT coalesce(held_out, FALSE)"
-"""SQL condition of the pictures that may enter a set: kept, and not held out from training."""
 _COLUMNS = ("image_name", "image_path", "label", "caption_long", "licence", "author", "source", "width", "height")
 
 
@@ -31,6 +29,11 @@ class Candidate:
     source: str | None
     width: int | None
     height: int | None
+
+
+def pickable(images: Table) -> str:
+    """SQL condition of the pictures that may enter a set: kept, and not held out from training."""
+    return f"{kept_where(images)} AND NOT coalesce(held_out, FALSE)"
 
 
 def candidates(images: Table, where: str, most: int, names: Sequence[str] | None = None) -> list[Candidate]:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from pleinair.curation.picks.candidates import PICKABLE
+from pleinair.curation.picks.candidates import pickable
 from pleinair.curation.picks.events import Picks, checked_domain, picks_table, read_events
 from pleinair.krablet import Database, Table
 from pleinair.records.errors import ConfigError
@@ -78,7 +78,7 @@ def export_set(db: Database, images: Table, domain: str, path: Path) -> Exported
 
 
 def _facts(images: Table, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    where = f"{PICKABLE} AND image_name = ANY(%(names)s)"
+    where = f"{pickable(images)} AND image_name = ANY(%(names)s)"
     found = images.read(where=where, params={"names": list(names)}, columns=list(_FROM_IMAGES))
     return {row["image_name"]: row for batch in found for row in batch.to_pylist()}
 

@@ -19,7 +19,7 @@ import torch
 from pleinair.config import config_digest
 from pleinair.curation.embeddings import get_vectors
 from pleinair.curation.small_models.loop import TrainingProgress, batch_of, train_resumably
-from pleinair.curation.stages import KEPT
+from pleinair.curation.stages import kept_where
 from pleinair.curation.store import ObjectStore
 from pleinair.krablet import Table
 from pleinair.model.two_tower import TwoTower, TwoTowerConfig, contrastive_loss
@@ -84,7 +84,7 @@ def read_spoken(
     """Kept pictures to train on, and held-out ones. Raises SourceError when none is embedded."""
     rows = [
         row
-        for batch in images.read(where=f"{KEPT} AND embedding_path IS NOT NULL", columns=list(COLUMNS))
+        for batch in images.read(where=f"{kept_where(images)} AND embedding_path IS NOT NULL", columns=list(COLUMNS))
         for row in batch.to_pylist()
     ]
     rows.sort(key=lambda row: row["image_name"])
