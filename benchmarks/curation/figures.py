@@ -94,7 +94,12 @@ AIMS = (
     Aim(what="the detector of generated pictures: recall", name="detector_ai_recall", note="no aim but to report it"),
     Aim(what="its precision", name="detector_ai_precision", note="no aim but to report it"),
     Aim(what="its share of real pictures called generated", name="detector_ai_false_rate", note="no aim but to report it"),
-    Aim(what="the whole chain over 100,000 pictures, workers killed", name="pipeline_*", note="no aim in numbers"),
+    Aim(what="`curate mixed` over every source that installs", name="pipeline_pictures", least=100_000),
+    Aim(what="of these kept", name="pipeline_kept"),
+    Aim(what="the same again, killed at random", name="pipeline_kills", least=1),
+    Aim(what="both tables equal, but for the times of fetching", name="pipeline_tables_equal", least=1),
+    Aim(what="decoded, hashed and filtered", name="pipeline_pictures_per_s", least=280),
+    *(Aim(what=f"the stage `{stage}`", name=f"pipeline_{stage}") for stage in ("fetch", "probe", "hashes", "pixels", "captions")),
 )  # fmt: skip
 
 
