@@ -83,6 +83,7 @@ def greedy_start(points_ND: Points, num_clusters: int, rng: np.random.Generator)
 
 def _distances(points_ND: Points, square_N: Points, rows_T: Indices) -> Points:
     """Squared distances (N, T) of all points to some of them."""
-    distance_NT = square_N[:, None] - 2.0 * points_ND @ points_ND[rows_T].T + square_N[rows_T]
+    # The two goes to the few rows: doubling all points first took twice as long as the product.
+    distance_NT = square_N[:, None] - points_ND @ (2.0 * points_ND[rows_T]).T + square_N[rows_T]
     distance_NT[rows_T, np.arange(len(rows_T))] = 0.0
     return np.maximum(distance_NT, 0.0)
