@@ -44,12 +44,13 @@ from pleinair.config.overrides import from_document, to_document
 from pleinair.endpoints import ChatClient, Endpoint
 from pleinair.krablet import Stage, Table
 from pleinair.records.errors import ConfigError, EndpointError, SourceError
+from pleinair.records.wording import Wording
 
 Row = Mapping[str, Any]
 Columns = dict[str, object]
 Outcome = Columns | Exception
 
-_FACTS = ("label", "tags", "style", "group_name", "caption", "camera", "ocr_lines")
+_FACTS = ("source", "label", "tags", "style", "group_name", "caption", "camera", "ocr_lines")
 _FORMS = ("caption_long", "caption_medium", "caption_short", "caption_tags", "caption_instruction", "caption_json")
 STAGES: Mapping[str, tuple[str, Sequence[str], Sequence[str], int]] = {
     "ocr": (
@@ -96,17 +97,18 @@ def declare_stages(images: Table) -> dict[str, Stage]:
     }
 
 
-def captions(batch: Sequence[Row], *, style_words: Mapping[str, str]) -> list[Columns]:
+def captions(batch: Sequence[Row], *, wording: Mapping[str, Any]) -> list[Columns]:
     """Captions in three lengths. A picture without words for it is dropped: the model could learn nothing from it."""
-    return [_caption_columns(row, style_words) for row in batch]
+    said = Wording.from_document(wording)
+    return [_caption_columns(row, said) for row in batch]
 
 
-def _caption_columns(row: Row, style_words: Mapping[str, str]) -> Columns:
+def _caption_columns(row: Row, wording: Wording) -> Columns:
     drop, made = "", None
     if row.get("caption_error"):
         drop = f"caption: {row['caption_error']}"
     else:
-        made = captions_of(row, style_words.get(row.get("style") or ""))
+        made = captions_of(row, wording)
         if made is None:
             drop = "caption: neither caption nor label; add a .txt or .json file beside the picture"
     return {
@@ -137,11 +139,11 @@ def _read(row: Row, store: Path, reader: TextReader) -> Outcome:
     }
 
 
-def describe_rows(batch: Sequence[Row], *, store: str, place: str, config: str, style_words: str) -> list[Outcome]:
+def describe_rows(batch: Sequence[Row], *, store: str, place: str, config: str, wording: str) -> list[Outcome]:
     """A description of each picture, by the captioner or the templates."""
-    settings, facts = _config(config), _facts(batch, style_words)
+    settings, facts = _config(config), _facts(batch, wording)
     if not settings.captioner:
-        return [_template_description(row, known) for row, known in zip(batch, facts, strict=True)]
+        return [_template_description(row, known, wording) for row, known in zip(batch, facts, strict=True)]
     outcomes: dict[int, Outcome] = {}
     pictures = {}
     for number, row in enumerate(batch):
@@ -161,18 +163,19 @@ def describe_rows(batch: Sequence[Row], *, store: str, place: str, config: str, 
     return [outcomes[number] for number in range(len(batch))]
 
 
-def _template_description(row: Row, facts: Facts) -> Outcome:
-    made = _templates(row, facts)
+def _template_description(row: Row, facts: Facts, wording: str) -> Outcome:
+    made = _templates(row, facts, _wording(wording))
     drop = "" if made else "captioner: no label or caption left to describe it by; set captioner.url"
     return {"describe_drop": drop, "description": made and made.long, "describe_by": TEMPLATES}
 
 
-def _templates(row: Row, facts: Facts) -> Captions | None:
+def _templates(row: Row, facts: Facts, wording: Wording) -> Captions | None:
     """The templates' captions, without what an earlier check found wrong in them."""
     wrong = [claim for claim in _stored_claims(row) if claim["holds"] is False] if row["failed_rounds"] else []
     made = template_captions(
         row,
         facts,
+        wording,
         [claim["value"] for claim in wrong if claim["kind"] == "tag"],
         white_background=not any(claim["kind"] == "background" for claim in wrong),
     )
@@ -190,12 +193,11 @@ def _description_columns(found: Described | EndpointError) -> Outcome:
     return {"describe_drop": found.drop, "description": found.text or None, "describe_by": found.made_by}
 
 
-def reformat_rows(
-    batch: Sequence[Row], *, place: str, config: str, style_words: str, small_model: str
-) -> list[Outcome]:
+def reformat_rows(batch: Sequence[Row], *, place: str, config: str, wording: str, small_model: str) -> list[Outcome]:
     """Long, medium and short captions, tags, instruction and JSON of each description."""
-    settings, facts = _config(config), _facts(batch, style_words)
-    rules = [rule_forms(_base_captions(row, known), known) for row, known in zip(batch, facts, strict=True)]
+    settings, facts = _config(config), _facts(batch, wording)
+    said = _wording(wording)
+    rules = [rule_forms(_base_captions(row, known, said), known) for row, known in zip(batch, facts, strict=True)]
     if settings.writer:
         chat = _client(settings.writer, "reformat", place, config)
         descriptions = [row["description"] for row in batch]
@@ -205,12 +207,12 @@ def reformat_rows(
     return [_form_columns(made) for made in rules]
 
 
-def _base_captions(row: Row, facts: Facts) -> Captions:
+def _base_captions(row: Row, facts: Facts, wording: Wording) -> Captions:
     """What rules make of a description: the templates, or its first sentence and clause."""
     made = None
     if row["describe_by"] == TEMPLATES:
-        made = _templates(row, facts)
-    made = made or captions_of({"image_name": row["image_name"], "caption": row["description"]}, facts.style)
+        made = _templates(row, facts, wording)
+    made = made or captions_of({**row, "caption": row["description"], "label": None}, wording)
     assert made is not None, "a described row has a description"
     return made
 
@@ -236,11 +238,11 @@ def check_rows(
     store: str,
     place: str,
     config: str,
-    style_words: str,
+    wording: str,
     rivals: Mapping[str, Sequence[str]],
 ) -> list[Outcome]:
     """A verdict on every claim of every picture's captions; failing pictures go back to be described, or are dropped."""
-    settings, facts = _config(config), _facts(batch, style_words)
+    settings, facts = _config(config), _facts(batch, wording)
     outcomes: dict[int, Outcome] = {}
     cases: dict[int, Case] = {}
     for number, claims in enumerate(_claims_of(batch, facts, settings, place, config)):
@@ -318,9 +320,8 @@ def _verifiers(
     return verifiers
 
 
-def _facts(batch: Sequence[Row], style_words: str) -> list[Facts]:
-    words = json.loads(style_words)
-    return [facts_of(row, words) for row in batch]
+def _facts(batch: Sequence[Row], wording: str) -> list[Facts]:
+    return [facts_of(row, _wording(wording)) for row in batch]
 
 
 def settings_text(config: CaptioningConfig) -> str:
@@ -334,6 +335,11 @@ def settings_text(config: CaptioningConfig) -> str:
 @cache
 def _config(text: str) -> CaptioningConfig:
     return from_document(CaptioningConfig, json.loads(text))
+
+
+@cache
+def _wording(text: str) -> Wording:
+    return Wording.from_document(json.loads(text))
 
 
 @cache

@@ -51,7 +51,7 @@ def caption(options: argparse.Namespace) -> int:
     from pleinair.cli.places import cache_dir, text_encoder_dir
     from pleinair.cli.progress import ProgressLine
     from pleinair.config.overrides import override
-    from pleinair.curation import STYLES, drop_report, images_table
+    from pleinair.curation import WORDING, drop_report, images_table
 
     config = override(CaptioningConfig(), options.set)
     if config.small_rewrites:
@@ -68,7 +68,7 @@ def caption(options: argparse.Namespace) -> int:
             store=options.home / "store",
             place=options.account or cache_dir() / "endpoints",
             small_model=text_encoder_dir(),
-            style_words={name: style.words for name, style in STYLES.items()},
+            wording=WORDING,
             processes=options.processes,
             again=options.again,
             on_progress=lambda now: show_workers(line, now),

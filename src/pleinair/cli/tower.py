@@ -39,7 +39,7 @@ def tower(options: argparse.Namespace) -> int:
     """Train, save, and print recall on held-out pictures. A training that was stopped goes on."""
     from pleinair.cli.tags import training_line
     from pleinair.config import override
-    from pleinair.curation import STYLES, ObjectStore
+    from pleinair.curation import WORDING, ObjectStore
     from pleinair.curation.embeddings import embedded_table
     from pleinair.curation.small_models.tower import TowerTrainingConfig, read_spoken, retrieval, train_two_tower
     from pleinair.curation.small_models.tower_file import save_two_tower
@@ -47,8 +47,7 @@ def tower(options: argparse.Namespace) -> int:
     config = override(TowerTrainingConfig(), options.set)
     resume_dir = options.home / "training" / "two-tower"
     with open_warehouse(options) as db:
-        words = {name: style.words for name, style in STYLES.items()}
-        seen, unseen = read_spoken(embedded_table(db), ObjectStore(options.home / "store"), words)
+        seen, unseen = read_spoken(embedded_table(db), ObjectStore(options.home / "store"), WORDING)
     model = train_two_tower(seen, config, resume_dir=resume_dir, on_progress=training_line("tower"))
     save_two_tower(model, model_path(options.home))
     shutil.rmtree(resume_dir, ignore_errors=True)

@@ -4,6 +4,7 @@ from pleinair.curation.curate import Curated, CurationConfig, Ingested, curate, 
 from pleinair.curation.heldout import held_out
 from pleinair.curation.report import Example, Reason, StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source, find_source, open_image
+from pleinair.curation.sources.media import WORDING
 from pleinair.curation.stages import KEPT, images_table, kept_where
 from pleinair.curation.store import ObjectStore
 
@@ -11,6 +12,7 @@ __all__ = [
     "KEPT",
     "STYLES",
     "TRAINING_STYLES",
+    "WORDING",
     "Curated",
     "CurationConfig",
     "Example",

@@ -25,6 +25,7 @@ from pleinair.curation.probe import ProbeLimits
 from pleinair.curation.replay import judge_where_limits_changed
 from pleinair.curation.report import StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source
+from pleinair.curation.sources.media import WORDING
 from pleinair.curation.stages import (
     QUEUE_STAGES,
     SOURCE_COLUMNS,
@@ -204,7 +205,7 @@ def _stage_arguments(config: CurationConfig, cache: Path, store: Path) -> dict[s
         "probe": {"store": place, "limits": limits},
         "hashes": {"store": place},
         "pixels": {"store": place, "limits": limits},
-        "captions": {"style_words": {name: style.words for name, style in STYLES.items()}},
+        "captions": {"wording": WORDING.to_document()},
     }
 
 

@@ -118,7 +118,7 @@ _READS: Mapping[str, Sequence[str]] = {
     "probe": ("image_path", "source", "style", *PROBE_COLUMNS),
     "hashes": ("image_path",),
     "pixels": ("image_path", "source", "style", "ocr_share", *MEASURES),
-    "captions": ("image_name", "caption", "caption_error", "label", "tags", "style", "group_name"),
+    "captions": ("image_name", "source", "caption", "caption_error", "label", "tags", "style", "group_name"),
 }
 _BATCH: Mapping[str, int] = {"fetch": 32, "probe": 64, "hashes": 64, "pixels": 64, "captions": 256}
 
