@@ -24,6 +24,7 @@ from pleinair.captioning.accuracy import (
     ContrastVerifier,
     ModelVerifier,
     PixelVerifier,
+    ProbabilityVerifier,
     Verdict,
     Verifier,
     WritingVerifier,
@@ -37,6 +38,7 @@ from pleinair.captioning.facts import Facts, facts_of
 from pleinair.captioning.ocr import TextReader, text_reader
 from pleinair.captioning.pictures import camera, pixels_of, read_bytes, to_send
 from pleinair.captioning.reformat import Forms, forms_of_model, rewritten, rule_forms
+from pleinair.captioning.scorer import ClaimScorer
 from pleinair.captioning.small_model import SmallModel
 from pleinair.captioning.templates import Captions
 from pleinair.captioning.templates import captions as captions_of
@@ -50,6 +52,8 @@ Row = Mapping[str, Any]
 Columns = dict[str, object]
 Outcome = Columns | Exception
 
+TOWER = "tower"
+"""The scorer that `pleinair tower` trains."""
 _FACTS = ("source", "label", "tags", "style", "group_name", "caption", "camera", "ocr_lines")
 _FORMS = ("caption_long", "caption_medium", "caption_short", "caption_tags", "caption_instruction", "caption_json")
 STAGES: Mapping[str, tuple[str, Sequence[str], Sequence[str], int]] = {
@@ -84,11 +88,12 @@ STAGES: Mapping[str, tuple[str, Sequence[str], Sequence[str], int]] = {
 def declare_stages(images: Table) -> dict[str, Stage]:
     """The four queue stages, by name. `images` is the table that curation declares."""
     entities = ("entities",) if "entities" in images.columns else ()
+    vectors = ("embedding_name", "embedding_path") if "embedding_path" in images.columns else ()
     return {
         name: images.stage(
             name,
             ready=f"{name}_drop IS NULL AND {before}",
-            reads=["image_name", *reads, *(entities if "tags" in reads else ())],
+            reads=["image_name", *reads, *(entities if "tags" in reads else ()), *(vectors if name == "check" else ())],
             writes=list(writes),
             batch=batch,
             lease_seconds=180.0,
@@ -240,6 +245,7 @@ def check_rows(
     config: str,
     wording: str,
     rivals: Mapping[str, Sequence[str]],
+    tower: str = "",
 ) -> list[Outcome]:
     """A verdict on every claim of every picture's captions; failing pictures go back to be described, or are dropped."""
     settings, facts = _config(config), _facts(batch, wording)
@@ -250,10 +256,10 @@ def check_rows(
             if isinstance(claims, EndpointError):
                 raise claims
             pixels = pixels_of(read_bytes(Path(store), batch[number]["image_path"]))
-            cases[number] = Case(pixels, claims, facts[number].writing)
+            cases[number] = Case(pixels, claims, facts[number].writing, _embedding(batch[number]))
         except (EndpointError, SourceError, OSError, ValueError) as error:
             outcomes[number] = error
-    verifiers = _verifiers(settings, rivals, place, config)
+    verifiers = _verifiers(settings, rivals, place, config, tower, store)
     by = ", ".join(verifier.name for verifier in verifiers)
     for number, verdicts in zip(cases, check(list(cases.values()), verifiers), strict=True):
         if isinstance(verdicts, EndpointError):
@@ -261,6 +267,10 @@ def check_rows(
         else:
             outcomes[number] = check_columns(batch[number], cases[number].claims, verdicts, settings.rounds, by)
     return [outcomes[number] for number in range(len(batch))]
+
+
+def _embedding(row: Row) -> tuple[str, str]:
+    return (row["embedding_name"], row["embedding_path"]) if row.get("embedding_path") else ("", "")
 
 
 def _claims_of(
@@ -308,11 +318,19 @@ def _can_mend(row: Row, failing: Sequence[Claim]) -> bool:
 
 
 def _verifiers(
-    settings: CaptioningConfig, rivals: Mapping[str, Sequence[str]], place: str, config: str
+    settings: CaptioningConfig,
+    rivals: Mapping[str, Sequence[str]],
+    place: str,
+    config: str,
+    tower: str,
+    store: str,
 ) -> list[Verifier]:
     """Those the settings name, the cheapest first."""
     verifiers: list[Verifier] = [PixelVerifier(), WritingVerifier()]
-    if settings.scorer:
+    if settings.scorer == TOWER:
+        judge = claim_scorer(tower, store)
+        verifiers.append(ProbabilityVerifier(judge, settings.tower_fails_under, settings.tower_holds_over))
+    elif settings.scorer:
         limits = {"subject": settings.subject_fails_under, "style": settings.style_fails_under}
         verifiers.append(ContrastVerifier(_scorer(settings.scorer), rivals, limits, settings.holds_over))
     if settings.verifier:
@@ -355,6 +373,15 @@ def _small_model(directory: str) -> SmallModel:
 @cache
 def _client(endpoint: Endpoint, stage: str, place: str, config: str) -> ChatClient:
     return ChatClient(endpoint, stage=stage, place=Path(place), budget=_config(config).budget)
+
+
+@cache
+def claim_scorer(tower: str, store: str) -> ClaimScorer:
+    """The calibrated model in a file, for pictures in a store. Raises ConfigError where there is none."""
+    # Named, not imported: the model is a part of curation, beside this one.
+    scorers = importlib.import_module("pleinair.curation.small_models.claims")
+    made: ClaimScorer = scorers.tower_claims(Path(tower), Path(store))
+    return made
 
 
 @cache

@@ -26,6 +26,8 @@ from pleinair.model.two_tower import TwoTower, TwoTowerConfig, contrastive_loss
 from pleinair.records.errors import ConfigError, SourceError
 from pleinair.records.wording import Medium, Wording
 
+LABEL_WAY, STYLE_WAY = 3, 4
+"""Ways of saying a picture, of long, medium, short, only the thing, only the style."""
 COLUMNS = (
     "image_name", "source", "embedding_name", "embedding_path", "held_out", "label", "style",
     "caption_long", "caption_medium", "caption_short",
