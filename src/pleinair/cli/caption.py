@@ -52,7 +52,7 @@ def caption(options: argparse.Namespace) -> int:
     from pleinair.cli.progress import ProgressLine
     from pleinair.cli.tower import model_path
     from pleinair.config.overrides import override
-    from pleinair.curation import WORDING, drop_report, images_table
+    from pleinair.curation import WORDING, images_table, read_drops
     from pleinair.curation.embeddings import embedded_table
 
     config = override(CaptioningConfig(), options.set)
@@ -76,7 +76,7 @@ def caption(options: argparse.Namespace) -> int:
             again=options.again,
             on_progress=lambda now: show_workers(line, now),
         )
-        drops = drop_report(images)
+        drops = read_drops(images)
     line.close()
     print(drop_table(tuple(drops)), flush=True)
     print(_claims_and_costs(done), flush=True)

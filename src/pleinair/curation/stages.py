@@ -191,7 +191,7 @@ def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
 
     def values(data: bytes) -> dict[str, object]:
         found = fingerprint.fingerprints_of(data)
-        drop = refusals.of_looks(found.phash12_v2, found.colour_v2) or refusals.of_old_looks(data)
+        drop = refusals.of_looks(found.phash12_v2, found.colour_v2, found.thumb16_v2) or refusals.of_old_looks(data)
         return {"hashes_drop": drop, **asdict(found)}
 
     return _each(batch, store, values)
