@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 
 from benchmarks.curation import (
+    caption_tower,
     captioning,
     clusters,
     detectors,
@@ -33,6 +34,7 @@ from benchmarks.curation.figures import main as write_table
 from benchmarks.krablet.rounds import Result, commit, machine
 
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
+    "caption-tower": lambda rounds: caption_tower.measure(),
     "captioning": captioning.measure,
     "clusters": clusters.measure,
     "detectors-ai": lambda rounds: detectors.measure_generated(),

@@ -26,6 +26,7 @@ from pleinair.captioning.facts import Facts
 from pleinair.captioning.ocr import RapidOCR
 from pleinair.captioning.pictures import to_send
 from pleinair.captioning.prompts import prompt
+from pleinair.curation import WORDING
 from pleinair.endpoints import ChatClient, ChatRequest, EncodedPicture, Endpoint
 from tests.endpoints.servers import completion, serve
 
@@ -61,8 +62,8 @@ def measure(rounds: int) -> list[Result]:
 def _without_endpoints() -> list[Result]:
     pixels = [_noise(number, 128) for number in range(40)]
     facts = Facts(label="red apple", style="noto", tags=("fruit", "diet"))
-    row = {"image_name": "x", "label": "red apple", "style": "noto"}
-    made = template_captions(row, facts)
+    row = {"image_name": "x", "source": "drawings", "label": "red apple", "style": "noto"}
+    made = template_captions(row, facts, WORDING)
     assert made is not None
     texts = (made.long, made.medium, made.short)
     verifiers = [PixelVerifier(), WritingVerifier()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,16 @@ def _drawings() -> list[Fingerprints]:
 
 
 def _refusals(of: Fingerprints, radius: int) -> Refusals:
-    one = Takedown(takedown="x", reason="x", phash12_v2=of.phash12_v2, colour_v2=of.colour_v2, near=radius)
-    return Refusals.of([one])
+    return Refusals.of([_takedown("x", of, radius)])
+
+
+def _takedown(name: str, of: Fingerprints, radius: int) -> Takedown:
+    return Takedown(takedown=name, reason="x", near=radius, **asdict(of))
 
 
 def _recall(originals: Sequence[Fingerprints], copies: Sequence[Fingerprints], radius: int) -> float:
     hits = [
-        bool(_refusals(original, radius).of_looks(copy.phash12_v2, copy.colour_v2))
+        bool(_refusals(original, radius).of_looks(copy.phash12_v2, copy.colour_v2, copy.thumb16_v2))
         for original, copy in zip(originals, copies, strict=True)
     ]
     return sum(hits) / len(hits)
@@ -85,14 +89,9 @@ def _recall(originals: Sequence[Fingerprints], copies: Sequence[Fingerprints], r
 
 def _bystanders(pictures: Sequence[Fingerprints], radius: int) -> float:
     """How many other pictures go with one, on average; pictures of equal fingerprints count as the same."""
-    everything = Refusals.of(
-        [
-            Takedown(takedown=str(number), reason="x", phash12_v2=one.phash12_v2, colour_v2=one.colour_v2, near=radius)
-            for number, one in enumerate(pictures)
-        ]
-    )
+    everything = Refusals.of([_takedown(str(number), one, radius) for number, one in enumerate(pictures)])
     along = 0
     for one in pictures:
-        along += everything.count_near(one.phash12_v2, one.colour_v2)
+        along += everything.count_near(one.phash12_v2, one.colour_v2, one.thumb16_v2)
     same = sum(a.phash12_v2 == b.phash12_v2 and a.colour_v2 == b.colour_v2 for a in pictures for b in pictures)
     return (along - same) / len(pictures)

@@ -30,6 +30,7 @@ from pleinair.endpoints import Budget, Endpoint
 from pleinair.evaluation.judge_scorer import judge_scorer
 from pleinair.krablet import Database
 from pleinair.records.errors import ConfigError
+from pleinair.records.wording import Medium, Wording
 from tests.captioning.test_prompts import block
 from tests.captioning.test_writing import asking
 from tests.endpoints.servers import Answer, Body, ServedLanguageModel, ServedVisionModel, completion, serve
@@ -89,8 +90,11 @@ def curated(postgres: Database, template: tuple[str, Path], tmp_path: Path) -> I
 
 
 def captioned(database: Database, tmp_path: Path, config: CaptioningConfig, **more: Any) -> Captioned:
+    drawings = Wording(
+        media={row["source"]: Medium(phrase="a drawing", on_white=True) for row in rows(database).values()}
+    )
     places = {"store": tmp_path / "store", "place": tmp_path / "account", "small_model": text_encoder_dir()}
-    return caption(database, images_table(database), config, **places, **{"processes": 1, **more})
+    return caption(database, images_table(database), config, wording=drawings, **places, **{"processes": 1, **more})
 
 
 def rows(database: Database, where: str = "TRUE") -> dict[str, dict[str, Any]]:

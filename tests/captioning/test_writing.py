@@ -21,16 +21,19 @@ from pleinair.captioning.reformat import (
     rule_forms,
 )
 from pleinair.captioning.small_model import SmallModel
-from pleinair.captioning.templates import Captions
+from pleinair.captioning.templates import Captions, captions
 from pleinair.cli.places import text_encoder_dir
 from pleinair.endpoints import Budget, ChatClient, ChatRequest, EncodedPicture, Endpoint, Message
 from pleinair.records.errors import BudgetError, ConfigError, EndpointError, SourceError
+from pleinair.records.wording import Medium, Wording
 from tests.captioning.test_prompts import block
 from tests.endpoints.servers import Answer, Served, ServedLanguageModel, completion, one_thread, script, serve
 
 DOT = EncodedPicture(b"bytes", "image/png")
 FOX = "A red fox sleeps under an old oak tree. Snow falls on the meadow behind it."
-APPLE = Facts(label="red apple", style="noto", group="food & drink", tags=("fruit", "diet"))
+DRAWING = Medium(phrase="a drawing", on_white=True)
+DRAWINGS = Wording(media={"drawings": DRAWING})
+APPLE = Facts(medium=DRAWING, label="red apple", style="noto", group="food & drink", tags=("fruit", "diet"))
 MADE = Captions("a red apple in noto style. It shows: fruit, diet. The background is white.",
                 "a drawing of a red apple in noto style, on white", "a red apple, noto style")  # fmt: skip
 
@@ -94,8 +97,11 @@ def test_claims_found_wrong_are_told_to_the_captioner(tmp_path: Path) -> None:
 
 
 def test_templates_leave_out_what_was_found_wrong() -> None:
-    row = {"image_name": "k", "label": "red apple", "style": "noto", "group_name": "food & drink"}
-    whole, mended = (template_captions(row, APPLE), template_captions(row, APPLE, ["diet"], white_background=False))
+    row = {"image_name": "k", "source": "drawings", "label": "red apple", "style": "noto", "group_name": "food & drink"}
+    whole, mended = (
+        template_captions(row, APPLE, DRAWINGS),
+        template_captions(row, APPLE, DRAWINGS, ["diet"], white_background=False),
+    )
     assert whole is not None
     assert mended is not None
     assert "diet" in whole.long
@@ -119,6 +125,18 @@ def test_rules_give_every_form() -> None:
         long=MADE.long, medium=MADE.medium, short=MADE.short, tags=("red apple", "fruit", "diet", "noto style"),
         instruction="Draw a red apple in noto style.", parts={"subject": "red apple", "style": "noto"}, made_by="rules@1",
     )  # fmt: skip
+
+
+def test_what_kind_of_picture_it_is_is_in_instruction_and_claims_and_in_no_question() -> None:
+    photo = Facts(medium=Medium(phrase="a photo", says_style=False), label="fox")
+    made = captions({"image_name": "x", "source": "holiday", "label": "fox"}, Wording(media={"holiday": photo.medium}))
+    assert made is not None
+    assert rule_forms(made, photo).instruction == "Make a photo of a fox."
+    texts = (made.long, made.medium, made.short)
+    assert [claim.text for claim in template_claims(texts, photo)] == ["the picture shows a fox", "it is a photo"]
+    assert photo.as_data() == {"label": "fox"}
+    owned = Facts(label="fox", style="ink")
+    assert rule_forms(made, owned).instruction == "Make a picture of a fox in ink style."
 
 
 WRITTEN = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pleinair.cli.costs import read_costs
-from pleinair.cli.main import main
+from pleinair.cli.main import TERMINATED, main
+from pleinair.krablet.postgres.embedded import running
 from pleinair.recipes.chain import read_chain, shipped_chains
 from pleinair.records.errors import ConfigError
 
@@ -78,6 +81,22 @@ def test_a_chain_runs_its_steps_and_goes_on_where_it_failed(
     recipe.write_text(steps)
     assert main(command) == 0
     assert journal(home)["takedown list"] != first["takedown list"], "other pictures: once more"
+
+
+def test_a_chain_that_is_terminated_takes_its_step_and_postgres_along(home: Path, folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "six.toml"
+    recipe.write_text(STEPS.format(folder=folder) + CURATING)
+    command = [sys.executable, "-m", "pleinair.cli.main", "curate", str(recipe), "--home", str(home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("[1/3] pleinair ingest"):
+                assert running(home / "postgres") is not None
+                process.terminate()
+        assert process.wait() == TERMINATED
+    assert running(home / "postgres") is None
+    told = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in told.splitlines() if str(home) in line]
 
 
 @pytest.mark.parametrize(

@@ -115,12 +115,12 @@ def test_every_picture_is_kept_or_dropped_with_its_reason(database: Database, pi
 def test_the_drop_report_shows_examples_and_what_was_kept_instead(database: Database, pictures: Path) -> None:
     ingested(database, pictures)
     drops = {stage.stage: stage for stage in curated(database, pictures).drops}
-    (example,) = drops["duplicate"].reasons[0].examples
+    (example,) = drops["duplicate"].reasons[0].shown
     assert example.duplicate_of is not None
     assert example.duplicate_of.endswith("/good-0.png")
     assert example.image_path is not None
     assert (pictures.parent / "store" / example.image_path).exists()
-    assert drops["fetch"].reasons[0].examples[0].image_path is None
+    assert drops["fetch"].reasons[0].shown[0].image_path is None
 
 
 def test_a_second_run_does_nothing(database: Database, pictures: Path) -> None:

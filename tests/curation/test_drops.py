@@ -16,7 +16,7 @@ from pleinair import krablet
 from pleinair.cli.main import main
 from pleinair.curation import ObjectStore, curate, find_source, images_table, ingest
 from pleinair.curation.drops.folder import page_id, reason_addresses, write_drop_pages
-from pleinair.curation.drops.reading import ReasonDrops, StageOfDrops, read_drops, read_rows, why
+from pleinair.curation.drops.reading import ReasonDrops, StageDrops, read_drops, read_rows, why
 from pleinair.curation.drops.verdicts import read_verdict
 from pleinair.krablet import Database
 from pleinair.records.errors import ConfigError
@@ -263,7 +263,7 @@ def test_a_new_report_takes_the_place_of_the_old_one_and_of_nothing_else(
 def test_reasons_that_differ_only_in_signs_have_pages_of_their_own() -> None:
     kinds = ("flat border", "flat-border", "flat/border", "../../etc", "\u00e9")
     reasons = tuple(ReasonDrops("pixels", kind, 1, ()) for kind in kinds)
-    found = reason_addresses([StageOfDrops("pixels", 9, reasons)]).values()
+    found = reason_addresses([StageDrops("pixels", 9, reasons)]).values()
     assert list(found) == [
         "pixels-flat-border",
         "pixels-flat-border-b",

@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from pleinair.curation.embeddings import put_vectors
+from pleinair.curation.small_models.claims import calibrate, tower_claims
 from pleinair.curation.small_models.loop import TrainingProgress
 from pleinair.curation.small_models.tower import SpokenPictures, TowerTrainingConfig, retrieval, train_two_tower
 from pleinair.curation.small_models.tower_file import load_two_tower, save_two_tower
+from pleinair.curation.store import ObjectStore
 from pleinair.curation.tags import best_cut, codes_of, name_features, picture_tags, quality_of, train_sparse_autoencoder
 from pleinair.curation.vocabulary import Vocabulary
 from pleinair.model.image_encoder import Embeddings, Picture
@@ -98,6 +101,56 @@ def test_a_saved_tower_scores_as_before_to_half_precision(tower: TwoTower, tmp_p
     (tmp_path / "broken").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="holds no two-tower model"):
         load_two_tower(tmp_path / "broken")
+
+
+def of_things(seed: int, copies: int = 6) -> SpokenPictures:
+    """Other pictures of the same things in the same styles, said as a warehouse says them."""
+    rng = np.random.default_rng(0)
+    things, styles = rng.normal(size=(10, 48)), rng.normal(size=(6, 48))
+    rng = np.random.default_rng(seed)
+    pairs = [(t, s) for t in range(10) for s in range(6) for _ in range(copies)]
+    vectors = np.array([things[t] + styles[s] + 0.2 * rng.normal(size=48) for t, s in pairs], np.float32)
+    said = [(*["a picture"] * 3, f"a {THINGS[t]}", f"{STYLES[s]} style") for t, s in pairs]
+    names = [f"{number}" for number in range(len(pairs))]
+    return SpokenPictures("codes-v1", names, vectors, list(zip(*said, strict=True)))
+
+
+@pytest.mark.parametrize("kind", ["subject", "style"])
+def test_wrong_claims_are_unlikely_and_true_ones_are_not(tower: TwoTower, kind: str) -> None:
+    made = calibrate(tower, of_things(1), kind)
+    assert made is not None
+    rates = made[1]
+    assert rates.num_pictures > 100
+    assert rates.found(0.05) > 0.9
+    assert rates.lost(0.05) < 0.03
+    # Calibrated: as likely on average as such claims are true, half of them.
+    assert abs(rates.true_probabilities.mean() + rates.wrong_probabilities.mean() - 1) < 0.1
+
+
+def test_a_tower_that_learned_nothing_fails_no_claim() -> None:
+    config = TowerTrainingConfig(epochs=1, batch_size=159, learning_rate=1e-9, buckets=1024)
+    made = calibrate(train_two_tower(spoken(held_out=False), config), of_things(1), "subject")
+    assert made is not None
+    assert made[1].found(0.05) == made[1].lost(0.05) == 0
+
+
+def test_a_calibration_needs_held_out_pictures_and_travels_with_the_model(tower: TwoTower, tmp_path: Path) -> None:
+    assert calibrate(tower, of_things(1).where(range(12)), "subject") is None
+    made = calibrate(tower, of_things(1), "subject")
+    assert made is not None
+    path, store = tmp_path / "tower.safetensors", ObjectStore(tmp_path / "store")
+    with pytest.raises(ConfigError, match="is not there: run 'pleinair tower' first"):
+        tower_claims(path, tmp_path / "store")
+    save_two_tower(tower, path)
+    with pytest.raises(ConfigError, match="was not calibrated on held-out pictures"):
+        tower_claims(path, tmp_path / "store")
+    save_two_tower(tower, path, {"subject": made[0]})
+    pictures = of_things(2, copies=1)
+    judge, places = tower_claims(path, tmp_path / "store"), put_vectors(store, pictures.vectors_NE)
+    found = judge.probabilities(places, "subject", [f"a {thing}" for thing in THINGS])
+    own = np.array([[text == f"a {thing}" for thing in THINGS] for text in pictures.texts[3]])
+    assert found[own].min() > found[~own].mean()
+    assert np.isnan(judge.probabilities(places, "style", ["ink"])).all()
 
 
 def test_hashing_texts_is_the_same_everywhere_and_ignores_case() -> None:

@@ -17,7 +17,15 @@ from PIL import Image
 from pleinair.cli.main import main
 from pleinair.curation import KEPT, curate, find_source, hashes_v1, images_table, ingest
 from pleinair.curation.curate import Ingested
-from pleinair.curation.takedowns import Refusals, Takedown, add_takedown, read_takedowns, takedowns_table
+from pleinair.curation.takedowns import (
+    Refusals,
+    Takedown,
+    add_takedown,
+    read_snapshot,
+    read_takedowns,
+    takedowns_table,
+    write_snapshot,
+)
 from pleinair.krablet import Database
 from pleinair.records.errors import ConfigError, SourceError
 
@@ -164,6 +172,29 @@ def test_colours_keep_a_recoloured_picture_apart_and_the_nearest_takedown_is_nam
     assert refusals.of_looks("00" * 18, "0" * 27 + "f") == ""
     assert refusals.of_looks("ff" * 18, "f" + "0" * 27) == ""
     assert Refusals().of_looks("00" * 18, "0" * 28) == ""
+
+
+def test_cells_keep_apart_what_hash_and_colours_take_for_one_and_a_change_of_light_does_not() -> None:
+    looks = {"phash12_v2": "00" * 18, "colour_v2": "f" + "0" * 27}
+    thumb = np.random.default_rng(0).integers(20, 150, 768, np.uint8)
+    known = Refusals.of([Takedown(takedown="new", reason="r", near=10, thumb16_v2=thumb.tobytes(), **looks)])
+    other, lit = thumb.copy(), (thumb * 1.3).astype(np.uint8)
+    other[:30] = thumb[:30] + 100
+    assert known.of_looks(*looks.values(), thumb.tobytes()) == "takedown: r (new), 0 of 144 bits apart"
+    assert known.of_looks(*looks.values(), lit.tobytes()) != ""
+    assert known.of_looks(*looks.values(), (thumb // 2).tobytes()) == "", "twice as dark"
+    assert known.of_looks(*looks.values(), other.tobytes()) == ""
+    assert known.of_looks(*looks.values()) != "", "a row that has no cells"
+    before = Refusals.of([Takedown(takedown="old", reason="r", near=10, **looks)])
+    assert before.of_looks(*looks.values(), other.tobytes()) == "takedown: r (old), 0 of 144 bits apart"
+
+
+def test_the_snapshot_for_workers_keeps_the_cells(tmp_path: Path) -> None:
+    known = Takedown(
+        takedown="x", reason="r", near=10, phash12_v2="0a" * 18, colour_v2="1" * 28, thumb16_v2=b"\x07" * 768
+    )
+    write_snapshot(tmp_path, [known])
+    assert read_snapshot(tmp_path).takedowns == [known]
 
 
 def test_a_picture_taken_down_by_the_first_hashes_stays_out_and_its_bytes_leave(

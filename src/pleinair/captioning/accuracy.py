@@ -11,7 +11,7 @@ nobody can judge is unknown, counts neither way, and is counted in the report: a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from pleinair.captioning.claims import Claim
 from pleinair.captioning.colours import is_grey, share_of
 from pleinair.captioning.pictures import Pixels, to_send
 from pleinair.captioning.prompts import prompt
-from pleinair.captioning.scorer import Scorer, share_beaten
+from pleinair.captioning.scorer import ClaimScorer, Scorer, share_beaten
 from pleinair.captioning.templates import with_article
 from pleinair.endpoints import Chat, ChatRequest, Reply, Schema
 from pleinair.records.errors import AnswerError, EndpointError
@@ -50,6 +50,8 @@ class Case:
     claims: Sequence[Claim]
     writing: Sequence[str] = ()
     """Lines that OCR read."""
+    embedding: tuple[str, str] = ("", "")
+    """Name of the encoder that embedded the picture, and where its vector lies; empty for one that was not embedded."""
 
 
 class Verifier(Protocol):
@@ -70,7 +72,7 @@ def check(cases: Sequence[Case], verifiers: Sequence[Verifier]) -> list[list[Ver
     for verifier in verifiers:
         left = {n: _open_claims(case, settled[n]) for n, case in enumerate(cases) if n not in failed}
         asked = [n for n, open_ in left.items() if open_]
-        questions = [Case(cases[n].pixels, [cases[n].claims[i] for i in left[n]], cases[n].writing) for n in asked]
+        questions = [replace(cases[n], claims=[cases[n].claims[i] for i in left[n]]) for n in asked]
         for n, verdicts in zip(asked, verifier.verify(questions) if questions else [], strict=True):
             if isinstance(verdicts, EndpointError):
                 failed[n] = verdicts
@@ -198,6 +200,38 @@ class ContrastVerifier:
 
 def _claimed(cases: Sequence[Case], kind: str) -> list[str]:
     return [claim.value for case in cases for claim in case.claims if claim.kind == kind and claim.value]
+
+
+@dataclass(frozen=True)
+class ProbabilityVerifier:
+    """Subjects and styles of embedded pictures, by a calibrated scorer."""
+
+    scorer: ClaimScorer
+    fails_under: float = 0.05
+    holds_over: float = 0.95
+    kinds: Sequence[str] = ("subject", "style")
+
+    @property
+    def name(self) -> str:
+        return self.scorer.name
+
+    def verify(self, cases: Sequence[Case]) -> list[list[Verdict] | EndpointError]:
+        verdicts: list[list[Verdict]] = [[UNKNOWN] * len(case.claims) for case in cases]
+        known = [n for n, case in enumerate(cases) if case.embedding[0] == self.scorer.encoder_name]
+        for kind in self.kinds:
+            if not (values := list(dict.fromkeys(_claimed([cases[n] for n in known], kind)))):
+                continue
+            found = self.scorer.probabilities([cases[n].embedding[1] for n in known], kind, values)
+            for row, n in enumerate(known):
+                for place, claim in enumerate(cases[n].claims):
+                    if claim.kind == kind and claim.value:
+                        verdicts[n][place] = self._verdict(float(found[row, values.index(claim.value)]))
+        return list(verdicts)
+
+    def _verdict(self, probability: float) -> Verdict:
+        if np.isnan(probability):
+            return UNKNOWN
+        return _between(probability, self.fails_under, self.holds_over, self.name)
 
 
 _HOLDS = {"yes": True, "no": False, "unsure": None}

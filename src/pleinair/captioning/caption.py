@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pleinair.captioning.config import CaptioningConfig
-from pleinair.captioning.stages import STAGES, declare_stages, settings_text
+from pleinair.captioning.stages import STAGES, TOWER, claim_scorer, declare_stages, settings_text
 from pleinair.endpoints import ChatClient, Cost, Spending
 from pleinair.krablet import Database, Progress, RunSummary, StageSpec, Table, run_workers
 from pleinair.records.errors import ConfigError
+from pleinair.records.wording import Wording
 
 _FUNCTIONS = {"ocr": "ocr", "describe": "describe_rows", "reformat": "reformat_rows", "check": "check_rows"}
 
@@ -39,7 +40,8 @@ def caption(
     store: Path,
     place: Path,
     small_model: Path,
-    style_words: Mapping[str, str] | None = None,
+    wording: Wording | None = None,
+    tower: Path | None = None,
     processes: int = 2,
     again: str = "",
     give_up_after: int = 4,
@@ -47,16 +49,19 @@ def caption(
 ) -> Captioned:
     """Caption and check every picture that curation kept. It may be stopped anywhere; the same call goes on.
 
-    `place` is the folder of the reply cache and the account of costs, `small_model` that of SmolLM2, `style_words` how
-    prompts name each style. `again` is a stage from which all rows are done anew; answers already paid for come from
-    the cache. Raises ConfigError before anything is done when a key is missing.
+    `place` is the folder of the reply cache and the account of costs, `small_model` that of SmolLM2, `wording` how captions
+    name kinds of pictures and styles, `tower` the image-text model for `scorer=tower`. `again` is a stage from which all
+    rows are done anew; answers already paid for come from the cache. Raises ConfigError before anything is done when a key
+    or that model is missing.
     """
     config = config or CaptioningConfig()
     _check_keys(config, place)
+    if config.scorer == TOWER:
+        _check_tower(images, tower, store)
     stages = declare_stages(images)
     if again:
         _take_back(images, again)
-    arguments = _arguments(images, config, store, place, small_model, style_words or {})
+    arguments = _arguments(images, config, store, place, small_model, wording or Wording(), tower)
     specs: list[StageSpec] = [
         stages[name].spec(f"pleinair.captioning.stages:{_FUNCTIONS[name]}", **arguments[name]) for name in STAGES
     ]
@@ -89,40 +94,55 @@ def _check_keys(config: CaptioningConfig, place: Path) -> None:
             ChatClient(endpoint, stage="start", place=place).close()
 
 
+def _check_tower(images: Table, tower: Path | None, store: Path) -> None:
+    """Raises ConfigError where no model was trained or nothing is embedded by its encoder."""
+    if tower is None:
+        raise ConfigError(
+            "scorer=tower needs the image-text model: give tower=PATH, the file that 'pleinair tower' wrote"
+        )
+    encoder = claim_scorer(str(tower), str(store)).encoder_name
+    embedded = "embedding_path" in images.columns
+    if not embedded or not images.count("embedding_name = %(encoder)s", params={"encoder": encoder}):
+        raise ConfigError(
+            f"scorer=tower needs vectors of {encoder}, and no picture has one: run 'pleinair embed' first"
+        )
+
+
 def _arguments(
     images: Table,
     config: CaptioningConfig,
     store: Path,
     place: Path,
     small_model: Path,
-    style_words: Mapping[str, str],
+    wording: Wording,
+    tower: Path | None,
 ) -> dict[str, dict[str, Any]]:
     """What each stage's function is called with; must survive JSON."""
     shared = {
         "place": str(place.resolve()),
         "config": settings_text(config),
-        "style_words": json.dumps(dict(style_words), sort_keys=True),
+        "wording": json.dumps(wording.to_document(), sort_keys=True),
     }
     where = str(store.resolve())
     return {
         "ocr": {"store": where, "reader": config.ocr},
         "describe": {"store": where, **shared},
         "reformat": {**shared, "small_model": str(small_model)},
-        "check": {"store": where, **shared, "rivals": _rivals(images, config, style_words)},
+        "check": {"store": where, **shared, "rivals": _rivals(images, config, wording), "tower": str(tower or "")},
     }
 
 
-def _rivals(images: Table, config: CaptioningConfig, style_words: Mapping[str, str]) -> dict[str, list[str]]:
+def _rivals(images: Table, config: CaptioningConfig, wording: Wording) -> dict[str, list[str]]:
     """Other labels and styles of this table, the same ones in every run over the same rows."""
-    if not config.scorer:
+    if config.scorer in ("", TOWER):
         return {}
     labels: set[str] = set()
     styles: set[str] = set()
-    for batch in images.read(where="label IS NOT NULL", columns=["label", "style"]):
+    for batch in images.read(where="label IS NOT NULL", columns=["label", "style", "source"]):
         labels.update(batch.column("label").to_pylist())
-        styles.update(style for style in batch.column("style").to_pylist() if style)
+        styles.update(filter(None, map(wording.style, batch.to_pylist())))
     chosen = random.Random(0).sample(sorted(labels), min(config.num_rivals, len(labels)))
-    return {"subject": chosen, "style": sorted(style_words.get(style, style.replace("-", " ")) for style in styles)}
+    return {"subject": chosen, "style": sorted(styles)}
 
 
 def _take_back(images: Table, stage: str) -> None:

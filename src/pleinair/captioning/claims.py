@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pleinair.captioning.facts import Facts
 from pleinair.captioning.guards import clean
 from pleinair.captioning.prompts import prompt
-from pleinair.captioning.templates import with_article
+from pleinair.captioning.templates import DRAWN, with_article
 from pleinair.endpoints import Chat, ChatRequest, Reply, Schema
 from pleinair.records.errors import AnswerError, EndpointError
+from pleinair.records.wording import Medium
 
 KINDS = ("subject", "number", "colour", "action", "place", "style", "background", "writing", "tag", "other")
 _MOST_CLAIMS = 24
@@ -66,7 +67,10 @@ def template_claims(captions: Sequence[str], facts: Facts) -> list[Claim]:
         colours = [colour.lower() for colour in _COLOUR.findall(facts.label)]
         claims += [Claim(f"something in it is {colour}", "colour", colour) for colour in colours]
     if facts.style and facts.style.lower() in said.lower():
-        claims.append(Claim(f"it is drawn in {facts.style} style", "style", facts.style))
+        drawn = "drawn in" if facts.medium.phrase in DRAWN else "in"
+        claims.append(Claim(f"it is {drawn} {facts.style} style", "style", facts.style))
+    if facts.medium.phrase != Medium().phrase and not facts.medium.says_style and facts.medium.phrase in said:
+        claims.append(Claim(f"it is {facts.medium.phrase}", "other"))
     if _WHITE_BACKGROUND.search(said):
         claims.append(Claim("the background is white", "background", "white"))
     for listed in dict.fromkeys(_TAGS.findall(said)):

@@ -24,9 +24,14 @@ class CaptioningConfig:
     small_rewrites: bool = False
     """Without a writer: let SmolLM2 rewrite medium captions. Half a second of a core each, and four of five are refused."""
     scorer: str = ""
-    """An image-text scorer as `module:function`, which is called without arguments and returns one."""
+    """`tower`: the model that `pleinair tower` trained; or another image-text scorer as `module:function`, which is called
+    without arguments and returns one."""
+    tower_fails_under: float = 0.05
+    """With `tower`, a subject or style fails when it is less likely than this."""
+    tower_holds_over: float = 0.95
+    """With `tower`, a subject or style holds when it is at least so likely."""
     holds_over: float = 0.95
-    """A subject or style holds when it fits the picture better than this share of its rivals, by the scorer."""
+    """With another scorer, a subject or style holds when it fits the picture better than this share of its rivals."""
     subject_fails_under: float = 0.8
     """A subject fails when it fits better than less than this share of them."""
     style_fails_under: float = 0.5
@@ -48,6 +53,11 @@ class CaptioningConfig:
         for name in ("num_rivals", "most_words", "longest_side", "tries", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.tower_fails_under <= self.tower_holds_over <= 1:
+            raise ConfigError(
+                f"tower_fails_under={self.tower_fails_under} and tower_holds_over={self.tower_holds_over} are probabilities: "
+                "give 0 <= tower_fails_under <= tower_holds_over <= 1"
+            )
         for name in ("subject_fails_under", "style_fails_under"):
             if not 0 <= getattr(self, name) <= self.holds_over <= 1:
                 raise ConfigError(

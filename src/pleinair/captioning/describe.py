@@ -17,6 +17,7 @@ from pleinair.captioning.prompts import prompt
 from pleinair.captioning.templates import Captions, captions
 from pleinair.endpoints import Chat, ChatRequest, EncodedPicture, Reply
 from pleinair.records.errors import AnswerError, EndpointError
+from pleinair.records.wording import Wording
 
 TEMPLATES = "templates@1"
 """Provenance of what our own templates wrote."""
@@ -79,11 +80,11 @@ def _described(reply: Reply | EndpointError, label: str, model: str, tries: int)
 
 
 def template_captions(
-    row: Mapping[str, Any], facts: Facts, wrong: Sequence[str] = (), *, white_background: bool = True
+    row: Mapping[str, Any], facts: Facts, wording: Wording, wrong: Sequence[str] = (), *, white_background: bool = True
 ) -> Captions | None:
     """The templates' captions without the tags that were found wrong; None for a picture nobody has words for."""
     tags = [tag for tag in facts.tags if tag not in wrong]
-    return captions({**row, "tags": tags}, facts.style or None, white_background=white_background)
+    return captions({**row, "tags": tags}, wording, white_background=white_background)
 
 
 def with_writing(made: Captions, facts: Facts, *, most_lines: int = 5) -> Captions:

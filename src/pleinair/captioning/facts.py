@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pleinair.captioning.guards import clean
+from pleinair.records.wording import Medium, Wording
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What label, owner, file and OCR say; empty where they say nothing. Licence and author are no facts of the picture."""
+    """What source, label, owner, file and OCR say; empty where they say nothing. Licence and author are no facts of it."""
 
     label: str = ""
+    medium: Medium = field(default_factory=Medium)
+    """What kind of picture the source has."""
     style: str = ""
     """As a prompt names it: `noto`."""
     group: str = ""
@@ -26,16 +29,16 @@ class Facts:
     owner_caption: str = ""
 
     def as_data(self) -> dict[str, Any]:
-        """The facts there are, for a prompt."""
-        return {name: value for name, value in asdict(self).items() if value}
+        """The facts there are, for a prompt; what kind of picture it is, a model sees."""
+        return {name: value for name, value in asdict(self).items() if value and name != "medium"}
 
 
-def facts_of(row: Mapping[str, Any], style_words: Mapping[str, str]) -> Facts:
-    """The facts in a row of the `images` table; `style_words` is how prompts name each style."""
-    style = row.get("style") or ""
+def facts_of(row: Mapping[str, Any], wording: Wording) -> Facts:
+    """The facts in a row of the `images` table."""
     return Facts(
         label=_text(row.get("label")),
-        style=style_words.get(style) or style.replace("-", " "),
+        medium=wording.medium(row),
+        style=wording.style(row),
         group=_text(row.get("group_name")),
         tags=_texts(row.get("tags")),
         entities=_texts(row.get("entities")),

@@ -15,7 +15,7 @@ from pleinair.captioning.ask import ask
 from pleinair.captioning.facts import Facts
 from pleinair.captioning.guards import caption_fault, clean
 from pleinair.captioning.prompts import prompt
-from pleinair.captioning.templates import Captions, completed, with_article
+from pleinair.captioning.templates import DRAWN, Captions, completed, with_article
 from pleinair.endpoints import Chat, ChatRequest, Reply, Schema
 from pleinair.records.errors import AnswerError, BudgetError, EndpointError
 
@@ -77,7 +77,9 @@ def rule_forms(made: Captions, facts: Facts) -> Forms:
 
 def _instruction(subject: str, facts: Facts) -> str:
     thing = with_article(facts.label) if facts.label else subject
-    return f"Draw {thing} in {facts.style} style." if facts.style else f"Make a picture of {thing}."
+    if facts.style and facts.medium.phrase in DRAWN:
+        return f"Draw {thing} in {facts.style} style."
+    return f"Make {facts.medium.phrase} of {thing}{f' in {facts.style} style' if facts.style else ''}."
 
 
 def forms_of_model(

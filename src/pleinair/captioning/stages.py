@@ -24,6 +24,7 @@ from pleinair.captioning.accuracy import (
     ContrastVerifier,
     ModelVerifier,
     PixelVerifier,
+    ProbabilityVerifier,
     Verdict,
     Verifier,
     WritingVerifier,
@@ -37,6 +38,7 @@ from pleinair.captioning.facts import Facts, facts_of
 from pleinair.captioning.ocr import TextReader, text_reader
 from pleinair.captioning.pictures import camera, pixels_of, read_bytes, to_send
 from pleinair.captioning.reformat import Forms, forms_of_model, rewritten, rule_forms
+from pleinair.captioning.scorer import ClaimScorer
 from pleinair.captioning.small_model import SmallModel
 from pleinair.captioning.templates import Captions
 from pleinair.captioning.templates import captions as captions_of
@@ -44,12 +46,15 @@ from pleinair.config.overrides import from_document, to_document
 from pleinair.endpoints import ChatClient, Endpoint
 from pleinair.krablet import Stage, Table
 from pleinair.records.errors import ConfigError, EndpointError, SourceError
+from pleinair.records.wording import Wording
 
 Row = Mapping[str, Any]
 Columns = dict[str, object]
 Outcome = Columns | Exception
 
-_FACTS = ("label", "tags", "style", "group_name", "caption", "camera", "ocr_lines")
+TOWER = "tower"
+"""The scorer that `pleinair tower` trains."""
+_FACTS = ("source", "label", "tags", "style", "group_name", "caption", "camera", "ocr_lines")
 _FORMS = ("caption_long", "caption_medium", "caption_short", "caption_tags", "caption_instruction", "caption_json")
 STAGES: Mapping[str, tuple[str, Sequence[str], Sequence[str], int]] = {
     "ocr": (
@@ -83,11 +88,12 @@ STAGES: Mapping[str, tuple[str, Sequence[str], Sequence[str], int]] = {
 def declare_stages(images: Table) -> dict[str, Stage]:
     """The four queue stages, by name. `images` is the table that curation declares."""
     entities = ("entities",) if "entities" in images.columns else ()
+    vectors = ("embedding_name", "embedding_path") if "embedding_path" in images.columns else ()
     return {
         name: images.stage(
             name,
             ready=f"{name}_drop IS NULL AND {before}",
-            reads=["image_name", *reads, *(entities if "tags" in reads else ())],
+            reads=["image_name", *reads, *(entities if "tags" in reads else ()), *(vectors if name == "check" else ())],
             writes=list(writes),
             batch=batch,
             lease_seconds=180.0,
@@ -96,17 +102,18 @@ def declare_stages(images: Table) -> dict[str, Stage]:
     }
 
 
-def captions(batch: Sequence[Row], *, style_words: Mapping[str, str]) -> list[Columns]:
+def captions(batch: Sequence[Row], *, wording: Mapping[str, Any]) -> list[Columns]:
     """Captions in three lengths. A picture without words for it is dropped: the model could learn nothing from it."""
-    return [_caption_columns(row, style_words) for row in batch]
+    said = Wording.from_document(wording)
+    return [_caption_columns(row, said) for row in batch]
 
 
-def _caption_columns(row: Row, style_words: Mapping[str, str]) -> Columns:
+def _caption_columns(row: Row, wording: Wording) -> Columns:
     drop, made = "", None
     if row.get("caption_error"):
         drop = f"caption: {row['caption_error']}"
     else:
-        made = captions_of(row, style_words.get(row.get("style") or ""))
+        made = captions_of(row, wording)
         if made is None:
             drop = "caption: neither caption nor label; add a .txt or .json file beside the picture"
     return {
@@ -137,11 +144,11 @@ def _read(row: Row, store: Path, reader: TextReader) -> Outcome:
     }
 
 
-def describe_rows(batch: Sequence[Row], *, store: str, place: str, config: str, style_words: str) -> list[Outcome]:
+def describe_rows(batch: Sequence[Row], *, store: str, place: str, config: str, wording: str) -> list[Outcome]:
     """A description of each picture, by the captioner or the templates."""
-    settings, facts = _config(config), _facts(batch, style_words)
+    settings, facts = _config(config), _facts(batch, wording)
     if not settings.captioner:
-        return [_template_description(row, known) for row, known in zip(batch, facts, strict=True)]
+        return [_template_description(row, known, wording) for row, known in zip(batch, facts, strict=True)]
     outcomes: dict[int, Outcome] = {}
     pictures = {}
     for number, row in enumerate(batch):
@@ -161,18 +168,19 @@ def describe_rows(batch: Sequence[Row], *, store: str, place: str, config: str, 
     return [outcomes[number] for number in range(len(batch))]
 
 
-def _template_description(row: Row, facts: Facts) -> Outcome:
-    made = _templates(row, facts)
+def _template_description(row: Row, facts: Facts, wording: str) -> Outcome:
+    made = _templates(row, facts, _wording(wording))
     drop = "" if made else "captioner: no label or caption left to describe it by; set captioner.url"
     return {"describe_drop": drop, "description": made and made.long, "describe_by": TEMPLATES}
 
 
-def _templates(row: Row, facts: Facts) -> Captions | None:
+def _templates(row: Row, facts: Facts, wording: Wording) -> Captions | None:
     """The templates' captions, without what an earlier check found wrong in them."""
     wrong = [claim for claim in _stored_claims(row) if claim["holds"] is False] if row["failed_rounds"] else []
     made = template_captions(
         row,
         facts,
+        wording,
         [claim["value"] for claim in wrong if claim["kind"] == "tag"],
         white_background=not any(claim["kind"] == "background" for claim in wrong),
     )
@@ -190,12 +198,11 @@ def _description_columns(found: Described | EndpointError) -> Outcome:
     return {"describe_drop": found.drop, "description": found.text or None, "describe_by": found.made_by}
 
 
-def reformat_rows(
-    batch: Sequence[Row], *, place: str, config: str, style_words: str, small_model: str
-) -> list[Outcome]:
+def reformat_rows(batch: Sequence[Row], *, place: str, config: str, wording: str, small_model: str) -> list[Outcome]:
     """Long, medium and short captions, tags, instruction and JSON of each description."""
-    settings, facts = _config(config), _facts(batch, style_words)
-    rules = [rule_forms(_base_captions(row, known), known) for row, known in zip(batch, facts, strict=True)]
+    settings, facts = _config(config), _facts(batch, wording)
+    said = _wording(wording)
+    rules = [rule_forms(_base_captions(row, known, said), known) for row, known in zip(batch, facts, strict=True)]
     if settings.writer:
         chat = _client(settings.writer, "reformat", place, config)
         descriptions = [row["description"] for row in batch]
@@ -205,12 +212,12 @@ def reformat_rows(
     return [_form_columns(made) for made in rules]
 
 
-def _base_captions(row: Row, facts: Facts) -> Captions:
+def _base_captions(row: Row, facts: Facts, wording: Wording) -> Captions:
     """What rules make of a description: the templates, or its first sentence and clause."""
     made = None
     if row["describe_by"] == TEMPLATES:
-        made = _templates(row, facts)
-    made = made or captions_of({"image_name": row["image_name"], "caption": row["description"]}, facts.style)
+        made = _templates(row, facts, wording)
+    made = made or captions_of({**row, "caption": row["description"], "label": None}, wording)
     assert made is not None, "a described row has a description"
     return made
 
@@ -236,11 +243,12 @@ def check_rows(
     store: str,
     place: str,
     config: str,
-    style_words: str,
+    wording: str,
     rivals: Mapping[str, Sequence[str]],
+    tower: str = "",
 ) -> list[Outcome]:
     """A verdict on every claim of every picture's captions; failing pictures go back to be described, or are dropped."""
-    settings, facts = _config(config), _facts(batch, style_words)
+    settings, facts = _config(config), _facts(batch, wording)
     outcomes: dict[int, Outcome] = {}
     cases: dict[int, Case] = {}
     for number, claims in enumerate(_claims_of(batch, facts, settings, place, config)):
@@ -248,10 +256,10 @@ def check_rows(
             if isinstance(claims, EndpointError):
                 raise claims
             pixels = pixels_of(read_bytes(Path(store), batch[number]["image_path"]))
-            cases[number] = Case(pixels, claims, facts[number].writing)
+            cases[number] = Case(pixels, claims, facts[number].writing, _embedding(batch[number]))
         except (EndpointError, SourceError, OSError, ValueError) as error:
             outcomes[number] = error
-    verifiers = _verifiers(settings, rivals, place, config)
+    verifiers = _verifiers(settings, rivals, place, config, tower, store)
     by = ", ".join(verifier.name for verifier in verifiers)
     for number, verdicts in zip(cases, check(list(cases.values()), verifiers), strict=True):
         if isinstance(verdicts, EndpointError):
@@ -259,6 +267,10 @@ def check_rows(
         else:
             outcomes[number] = check_columns(batch[number], cases[number].claims, verdicts, settings.rounds, by)
     return [outcomes[number] for number in range(len(batch))]
+
+
+def _embedding(row: Row) -> tuple[str, str]:
+    return (row["embedding_name"], row["embedding_path"]) if row.get("embedding_path") else ("", "")
 
 
 def _claims_of(
@@ -306,11 +318,19 @@ def _can_mend(row: Row, failing: Sequence[Claim]) -> bool:
 
 
 def _verifiers(
-    settings: CaptioningConfig, rivals: Mapping[str, Sequence[str]], place: str, config: str
+    settings: CaptioningConfig,
+    rivals: Mapping[str, Sequence[str]],
+    place: str,
+    config: str,
+    tower: str,
+    store: str,
 ) -> list[Verifier]:
     """Those the settings name, the cheapest first."""
     verifiers: list[Verifier] = [PixelVerifier(), WritingVerifier()]
-    if settings.scorer:
+    if settings.scorer == TOWER:
+        judge = claim_scorer(tower, store)
+        verifiers.append(ProbabilityVerifier(judge, settings.tower_fails_under, settings.tower_holds_over))
+    elif settings.scorer:
         limits = {"subject": settings.subject_fails_under, "style": settings.style_fails_under}
         verifiers.append(ContrastVerifier(_scorer(settings.scorer), rivals, limits, settings.holds_over))
     if settings.verifier:
@@ -318,9 +338,8 @@ def _verifiers(
     return verifiers
 
 
-def _facts(batch: Sequence[Row], style_words: str) -> list[Facts]:
-    words = json.loads(style_words)
-    return [facts_of(row, words) for row in batch]
+def _facts(batch: Sequence[Row], wording: str) -> list[Facts]:
+    return [facts_of(row, _wording(wording)) for row in batch]
 
 
 def settings_text(config: CaptioningConfig) -> str:
@@ -337,6 +356,11 @@ def _config(text: str) -> CaptioningConfig:
 
 
 @cache
+def _wording(text: str) -> Wording:
+    return Wording.from_document(json.loads(text))
+
+
+@cache
 def _reader(name: str) -> TextReader:
     return text_reader(name)
 
@@ -349,6 +373,15 @@ def _small_model(directory: str) -> SmallModel:
 @cache
 def _client(endpoint: Endpoint, stage: str, place: str, config: str) -> ChatClient:
     return ChatClient(endpoint, stage=stage, place=Path(place), budget=_config(config).budget)
+
+
+@cache
+def claim_scorer(tower: str, store: str) -> ClaimScorer:
+    """The calibrated model in a file, for pictures in a store. Raises ConfigError where there is none."""
+    # Named, not imported: the model is a part of curation, beside this one.
+    scorers = importlib.import_module("pleinair.curation.small_models.claims")
+    made: ClaimScorer = scorers.tower_claims(Path(tower), Path(store))
+    return made
 
 
 @cache

@@ -4,8 +4,9 @@
     medium   a red apple in noto style on a plain white background
     long     a red apple, drawn in the noto style. It shows: apple, fruit, red. From the group food & drink, ...
 
-Each length has a few templates and the picture's key picks one, so a model does not learn one sentence by heart. The
-owner's own caption wins where there is one. Label and style words, where known, are in every caption.
+Each length has a few templates and the picture's key picks one, so a model does not learn one sentence by heart. What
+kind of picture it is (`a drawing of`, `a photo of`) is known by its source and never guessed. The owner's own caption wins
+where there is one. Label and style words, where known, are in every caption.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pleinair.records.wording import Medium, Wording
 
 
 @dataclass(frozen=True)
@@ -30,41 +33,46 @@ _SHORT = ("{thing}, {style} style", "{thing} in {style} style")
 _MEDIUM = (
     "{thing} in {style} style on a plain white background",
     "{thing}, {style} style, white background",
-    "a drawing of {thing} in {style} style, on white",
+    "{medium} of {thing} in {style} style, on white",
 )
 _LONG = (
     "{thing}, {style} style, on a plain white background.{tags}{group}",
-    "a drawing of {thing} in {style} style, alone on a white background.{tags}{group}",
+    "{medium} of {thing} in {style} style, alone on a white background.{tags}{group}",
     "{thing} in {style} style.{group}{tags} The background is white.",
 )
 _BACKGROUND = re.compile(
     r"(?:,| in front of)? (?:on|alone on) a (?:plain )?white background|, white background|, on white| The background is white\."
 )
 _MOST_TAGS = 8
+DRAWN = ("a drawing", "an icon")
+"""Kinds of pictures that are drawn, by their phrases."""
 
 
 def captions(
-    row: Mapping[str, Any], style_words: str | None = None, *, white_background: bool = True
+    row: Mapping[str, Any], wording: Wording | None = None, *, white_background: bool = True
 ) -> Captions | None:
-    """Captions of a row with `image_name` and any of `caption, label, tags, style, group_name`; None if wordless.
+    """Captions of a row with `image_name` and any of `source, caption, label, tags, style, group_name`; None if wordless.
 
-    `style_words` is how a prompt names the style; default: the style's name with dashes as spaces. The templates take
-    for granted that a drawing stands on white; `white_background` is false where somebody looked and it does not.
+    `wording` says what kind of picture a source has and how a prompt names a style; default: nothing is known of any.
+    `white_background` is false where somebody looked and there is none.
     """
-    style = style_words or (row.get("style") or "").replace("-", " ")
+    wording = wording or Wording()
+    medium, style = wording.medium(row), wording.style(row)
     if row.get("caption"):
-        return _from_owner(str(row["caption"]), row.get("label"), style)
+        return _from_owner(str(row["caption"]), row.get("label") if medium.labels_are_words else None, style)
     if not row.get("label"):
         return None
     label = str(row["label"])
     if not style:
-        return _without_style(row, label)
+        return _without_style(row, label, medium)
     words = {
         "thing": with_article(label),
+        "medium": medium.phrase,
         "style": style,
         "tags": _tag_sentence(row.get("tags") or (), label),
-        "group": f" Group: {row['group_name']}." if row.get("group_name") else "",
+        "group": _group_sentence(row),
     }
+    white_background = white_background and medium.on_white
     pick = int.from_bytes(hashlib.sha256(str(row["image_name"]).encode()).digest()[:8], "big")
     made = (_pick(templates, pick) for templates in (_LONG, _MEDIUM, _SHORT))
     return Captions(*((form if white_background else _BACKGROUND.sub("", form)).format(**words) for form in made))
@@ -90,9 +98,17 @@ def completed(text: str, label: str | None, style: str) -> str:
     return ", ".join([text.rstrip(".") if missing else text, *missing])
 
 
-def _without_style(row: Mapping[str, Any], label: str) -> Captions:
-    thing = with_article(label)
-    return Captions(f"{thing}.{_tag_sentence(row.get('tags') or (), label)}", f"a picture of {thing}", thing)
+def _without_style(row: Mapping[str, Any], label: str, medium: Medium) -> Captions:
+    """What kind of picture it is, where that is known, is said in every length, as styles are."""
+    thing, tags = with_article(label), _tag_sentence(row.get("tags") or (), label)
+    said = f"{medium.phrase} of {thing}"
+    if medium.phrase == Medium().phrase:
+        return Captions(f"{thing}.{tags}", said, thing)
+    return Captions(f"{said}.{tags}{_group_sentence(row)}", said, said)
+
+
+def _group_sentence(row: Mapping[str, Any]) -> str:
+    return f" Group: {row['group_name']}." if row.get("group_name") else ""
 
 
 def _tag_sentence(tags: Sequence[str], label: str) -> str:

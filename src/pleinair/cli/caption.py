@@ -50,8 +50,10 @@ def caption(options: argparse.Namespace) -> int:
     from pleinair.captioning import caption as run_captioning
     from pleinair.cli.places import cache_dir, text_encoder_dir
     from pleinair.cli.progress import ProgressLine
+    from pleinair.cli.tower import model_path
     from pleinair.config.overrides import override
-    from pleinair.curation import STYLES, drop_report, images_table
+    from pleinair.curation import WORDING, images_table, read_drops
+    from pleinair.curation.embeddings import embedded_table
 
     config = override(CaptioningConfig(), options.set)
     if config.small_rewrites:
@@ -60,7 +62,7 @@ def caption(options: argparse.Namespace) -> int:
         fetch_smollm2(text_encoder_dir())
     line = ProgressLine("caption")
     with open_warehouse(options) as db:
-        images = images_table(db)
+        images = embedded_table(db) if config.scorer == "tower" else images_table(db)
         done = run_captioning(
             db,
             images,
@@ -68,12 +70,13 @@ def caption(options: argparse.Namespace) -> int:
             store=options.home / "store",
             place=options.account or cache_dir() / "endpoints",
             small_model=text_encoder_dir(),
-            style_words={name: style.words for name, style in STYLES.items()},
+            wording=WORDING,
+            tower=model_path(options.home),
             processes=options.processes,
             again=options.again,
             on_progress=lambda now: show_workers(line, now),
         )
-        drops = drop_report(images)
+        drops = read_drops(images)
     line.close()
     print(drop_table(tuple(drops)), flush=True)
     print(_claims_and_costs(done), flush=True)

@@ -113,12 +113,7 @@ def run_step(step: Step, words: list[str], options: argparse.Namespace, digest: 
     """Run one command as a process of its own. Raises PleinairError when it fails, KeyboardInterrupt on Ctrl-C."""
     where = ["--home", str(options.home), *(["--dsn", options.dsn] if options.dsn else [])]
     began, cpu_began = time.monotonic(), _children_cpu_seconds()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pleinair.cli.main", *words, *where],
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-    )
+    process = _started([sys.executable, "-m", "pleinair.cli.main", *words, *where])
     output = list(_shown(process))
     code = process.wait()
     if code == 130:
@@ -152,9 +147,26 @@ def _waited_for(process: subprocess.Popen[str]) -> Iterator[None]:
         raise
 
 
+def _started(command: list[str]) -> subprocess.Popen[str]:
+    """A process that, on Linux, is sent SIGTERM when the chain dies, so that no step outlives it."""
+    if sys.platform != "linux":
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Python swallows what a signal handler raises while it forks, and a SIGTERM of just then would be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_parent)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        raise
+    with _waited_for(process):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return process
+
+
 def _end_with_parent() -> None:
-    """Between fork and exec: SIGTERM when the chain dies, so that no step outlives it."""
+    """Between fork and exec."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _children_cpu_seconds() -> float:

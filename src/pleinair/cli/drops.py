@@ -49,8 +49,7 @@ def drops(options: argparse.Namespace) -> int:
 
 def tell(db: Database, images: Table, name: str) -> int:
     """Print everything about a picture."""
-    from pleinair.curation.drops.reading import find_names, read_rows, why
-    from pleinair.curation.report import drop_stages
+    from pleinair.curation.drops.reading import drop_stages, find_names, read_rows, why
     from pleinair.records.errors import ConfigError
 
     names = find_names(images, name)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from pleinair import __version__
 from pleinair.records.errors import PleinairError
@@ -13,6 +17,8 @@ from pleinair.records.errors import PleinairError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect."""
+TERMINATED = 143
+"""Exit code after SIGTERM, as shells expect."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; our own errors become one sentence on standard error and exit code 1."""
     options = build_parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        with _closing_on_sigterm():
+            return int(options.run(options))
     except PleinairError as refused:
         print(f"pleinair: {refused}", file=sys.stderr)
         return 1
@@ -72,6 +79,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\npleinair: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def _closing_on_sigterm() -> Iterator[None]:
+    """End by way of every `finally`, as after Ctrl-C: else workers and the embedded Postgres outlive the command.
+
+    A second SIGTERM ends it at once, as it would have without this. Verbs may set handlers of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import torch
 from pleinair.cli.steps import Evaluated
 from pleinair.cli.workspace import Workspace
 from pleinair.config import to_document
+from pleinair.curation.drops.reading import StageDrops, read_drops
 from pleinair.curation.pictures import decode
-from pleinair.curation.report import StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES
 from pleinair.curation.stages import images_table
 from pleinair.curation.store import ObjectStore
@@ -57,7 +57,7 @@ WEAKNESSES = (
 
 def report_step(work: Workspace, db: Database, evaluated: Evaluated, seconds: dict[str, float]) -> Path:
     """Write the page and the numbers; returns the page."""
-    drops = drop_report(images_table(db))
+    drops = read_drops(images_table(db))
     metrics = {
         **evaluated.metrics,
         "seconds_total": sum(seconds.values()),
@@ -126,7 +126,7 @@ def dropped_rows(stage: StageDrops, store: ObjectStore) -> list[Dropped]:
     """One line per reason, with small copies of a few of its pictures."""
     rows = []
     for reason in stage.reasons:
-        shown = [(one.image_name, one.image_path) for one in reason.examples if one.image_path]
+        shown = [(one.image_name, one.image_path) for one in reason.shown if one.image_path]
         examples = (
             [(_thumbnail(store.get(path)), name) for name, path in shown[:6]]
             if stage.stage not in ("fetch", "probe")

@@ -39,18 +39,19 @@ def tower(options: argparse.Namespace) -> int:
     """Train, save, and print recall on held-out pictures. A training that was stopped goes on."""
     from pleinair.cli.tags import training_line
     from pleinair.config import override
-    from pleinair.curation import STYLES, ObjectStore
+    from pleinair.curation import WORDING, ObjectStore
     from pleinair.curation.embeddings import embedded_table
+    from pleinair.curation.small_models.claims import WAYS, calibrate
     from pleinair.curation.small_models.tower import TowerTrainingConfig, read_spoken, retrieval, train_two_tower
     from pleinair.curation.small_models.tower_file import save_two_tower
 
     config = override(TowerTrainingConfig(), options.set)
     resume_dir = options.home / "training" / "two-tower"
     with open_warehouse(options) as db:
-        words = {name: style.words for name, style in STYLES.items()}
-        seen, unseen = read_spoken(embedded_table(db), ObjectStore(options.home / "store"), words)
+        seen, unseen = read_spoken(embedded_table(db), ObjectStore(options.home / "store"), WORDING)
     model = train_two_tower(seen, config, resume_dir=resume_dir, on_progress=training_line("tower"))
-    save_two_tower(model, model_path(options.home))
+    calibrated = {kind: found for kind in WAYS if (found := calibrate(model, unseen, kind))}
+    save_two_tower(model, model_path(options.home), {kind: found[0] for kind, found in calibrated.items()})
     shutil.rmtree(resume_dir, ignore_errors=True)
     print(f"trained on {len(seen.names)} pictures: {model_path(options.home)}")
     if unseen.names:
@@ -58,6 +59,11 @@ def tower(options: argparse.Namespace) -> int:
         for way, shares in (("text to picture", recall.text_to_picture), ("picture to text", recall.picture_to_text)):
             first, five, ten = (f"{share:.1%}" for share in shares)
             print(f"{way}: recall@1 {first}, @5 {five}, @10 {ten} among {recall.num_pictures} held-out pictures")
+    for kind, (_, rates) in calibrated.items():
+        print(
+            f"{kind}s claimed of {rates.num_pictures} others: under a probability of 0.05 are "
+            f"{rates.found(0.05):.0%} of wrong ones and {rates.lost(0.05):.1%} of true ones"
+        )
     return 0
 
 

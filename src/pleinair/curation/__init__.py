@@ -1,9 +1,10 @@
 """Curation: sources of pictures, filters that say why they drop, fingerprints, near-duplicates, held-out pairs."""
 
 from pleinair.curation.curate import Curated, CurationConfig, Ingested, curate, ingest, mark_duplicates
+from pleinair.curation.drops.reading import Dropped, ReasonDrops, StageDrops, read_drops
 from pleinair.curation.heldout import held_out
-from pleinair.curation.report import Example, Reason, StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source, find_source, open_image
+from pleinair.curation.sources.media import WORDING
 from pleinair.curation.stages import KEPT, images_table, kept_where
 from pleinair.curation.store import ObjectStore
 
@@ -11,17 +12,17 @@ __all__ = [
     "KEPT",
     "STYLES",
     "TRAINING_STYLES",
+    "WORDING",
     "Curated",
     "CurationConfig",
-    "Example",
+    "Dropped",
     "Ingested",
     "ObjectStore",
     "PictureRow",
-    "Reason",
+    "ReasonDrops",
     "Source",
     "StageDrops",
     "curate",
-    "drop_report",
     "find_source",
     "held_out",
     "images_table",
@@ -29,4 +30,5 @@ __all__ = [
     "kept_where",
     "mark_duplicates",
     "open_image",
+    "read_drops",
 ]

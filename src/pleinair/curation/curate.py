@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pleinair.config.overrides import to_document
+from pleinair.curation.drops.reading import StageDrops, read_drops
 from pleinair.curation.duplicates import DuplicateLimits, Picture, find_duplicates
 from pleinair.curation.limits import LimitTable, Override
 from pleinair.curation.pixels import PixelLimits
 from pleinair.curation.probe import ProbeLimits
 from pleinair.curation.replay import judge_where_limits_changed
-from pleinair.curation.report import StageDrops, drop_report
 from pleinair.curation.sources import STYLES, TRAINING_STYLES, PictureRow, Source
+from pleinair.curation.sources.media import WORDING
 from pleinair.curation.stages import (
     QUEUE_STAGES,
     SOURCE_COLUMNS,
@@ -186,7 +187,7 @@ def curate(
     run = run_workers(db, specs, processes=processes, give_up_after=give_up_after, on_progress=on_progress)
     enforce(db, images, ObjectStore(store))
     mark_duplicates(images, config.duplicates)
-    return Curated(run, tuple(drop_report(images)))
+    return Curated(run, tuple(read_drops(images)))
 
 
 def _check_web_policy(images: Table, policy: FetchPolicy) -> None:
@@ -204,7 +205,7 @@ def _stage_arguments(config: CurationConfig, cache: Path, store: Path) -> dict[s
         "probe": {"store": place, "limits": limits},
         "hashes": {"store": place},
         "pixels": {"store": place, "limits": limits},
-        "captions": {"style_words": {name: style.words for name, style in STYLES.items()}},
+        "captions": {"wording": WORDING.to_document()},
     }
 
 

@@ -118,7 +118,7 @@ _READS: Mapping[str, Sequence[str]] = {
     "probe": ("image_path", "source", "style", *PROBE_COLUMNS),
     "hashes": ("image_path",),
     "pixels": ("image_path", "source", "style", "ocr_share", *MEASURES),
-    "captions": ("image_name", "caption", "caption_error", "label", "tags", "style", "group_name"),
+    "captions": ("image_name", "source", "caption", "caption_error", "label", "tags", "style", "group_name"),
 }
 _BATCH: Mapping[str, int] = {"fetch": 32, "probe": 64, "hashes": 64, "pixels": 64, "captions": 256}
 
@@ -191,7 +191,7 @@ def hashes(batch: Sequence[Row], *, store: str) -> list[Outcome]:
 
     def values(data: bytes) -> dict[str, object]:
         found = fingerprint.fingerprints_of(data)
-        drop = refusals.of_looks(found.phash12_v2, found.colour_v2) or refusals.of_old_looks(data)
+        drop = refusals.of_looks(found.phash12_v2, found.colour_v2, found.thumb16_v2) or refusals.of_old_looks(data)
         return {"hashes_drop": drop, **asdict(found)}
 
     return _each(batch, store, values)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pleinair.curation import hashes_v1
+from pleinair.curation.duplicates import relit
 from pleinair.curation.hashes import fingerprints_of, md5
 from pleinair.curation.pictures import decode, read_header
 from pleinair.curation.pixels import pixel_statistics
@@ -38,10 +39,14 @@ NEAR_BITS = 10
 """Default radius of the perceptual hash, of 144 bits; docs/curation-sources.md has the measurement."""
 NEAR_COLOUR = 9
 """Sum of differences of colour levels within which two pictures have the same colours."""
+NEAR_THUMB = 64
+"""Largest difference of any cell of the small picture within which two look the same, once a change of light is out."""
+NEAR_LIGHT = 1.5
+"""The factor by which one of them may be lighter."""
 _MIN_ENTROPY = 0.3  # bits; flatter pictures all hash alike, so only their bytes are compared
 _MAX_PIXELS = 100_000_000
-_MATCHED = ("image_name", "uri", "md5", "image_path", "hashes_drop", "phash12_v2", "colour_v2")
-_LOOKS = ("phash12_v2", "colour_v2")
+_LOOKS = ("phash12_v2", "colour_v2", "thumb16_v2")
+_MATCHED = ("image_name", "uri", "md5", "image_path", "hashes_drop", *_LOOKS)
 _COLUMNS = {
     "takedown": "text",
     "md5": "text",
@@ -49,6 +54,7 @@ _COLUMNS = {
     "url": "text",
     "phash12_v2": "text",
     "colour_v2": "text",
+    "thumb16_v2": "bytea",
     "phash12_v1": "text",
     "colour_v1": "text",
     "near": "integer",
@@ -71,6 +77,8 @@ class Takedown:
     url: str | None = None
     phash12_v2: str | None = None
     colour_v2: str | None = None
+    thumb16_v2: bytes | None = None
+    """None in a takedown from before it was kept: hash and colours alone decide there."""
     phash12_v1: str | None = None
     """Of a takedown from before the second definition; its picture is gone, so the old hash stays what it is known by."""
     colour_v1: str | None = None
@@ -175,28 +183,41 @@ class _Looks:
     takedowns: Sequence[Takedown] = ()
     phashes: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 18), np.uint8))
     colours: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 28), np.int16))
+    thumbs: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
+    """By place, of those that have one."""
 
     @classmethod
-    def of(cls, looks: Sequence[tuple[Takedown, str | None, str | None]]) -> _Looks:
-        """From takedowns with their hash and colours; those that lack one are left out."""
-        known = [(one, phash, colour) for one, phash, colour in looks if one.near and phash and colour]
+    def of(cls, looks: Sequence[tuple[Takedown, str | None, str | None, bytes | None]]) -> _Looks:
+        """From takedowns with hash, colours and thumb; those that lack one of the first two are left out."""
+        known = [(one, phash, colour, thumb) for one, phash, colour, thumb in looks if one.near and phash and colour]
         if not known:
             return cls()
-        takedowns, phashes, colours = zip(*known, strict=True)
-        return cls(takedowns, np.stack([_bits(one) for one in phashes]), np.stack([_levels(one) for one in colours]))
+        takedowns, phashes, colours, thumbs = zip(*known, strict=True)
+        return cls(
+            takedowns,
+            np.stack([_bits(one) for one in phashes]),
+            np.stack([_levels(one) for one in colours]),
+            {place: np.frombuffer(one, np.uint8) for place, one in enumerate(thumbs) if one},
+        )
 
-    def near(self, phash12: str, colour: str) -> list[tuple[int, int]]:
-        """(bits apart, place) of every takedown the picture looks like."""
+    def near(self, phash12: str, colour: str, thumb: bytes | None) -> list[tuple[int, int]]:
+        """(bits apart, place) of every takedown the picture looks like; all that both know of themselves must agree."""
         if not self.takedowns:
             return []
         apart = np.bitwise_count(self.phashes ^ _bits(phash12)).sum(axis=1, dtype=np.int64)
         within = apart <= np.array([one.near for one in self.takedowns])
         within &= np.abs(self.colours - _levels(colour)).sum(axis=1) <= NEAR_COLOUR
-        return [(int(apart[place]), int(place)) for place in np.flatnonzero(within)]
+        return [(int(apart[place]), place) for place in np.flatnonzero(within).tolist() if self._alike(place, thumb)]
 
-    def verdict(self, phash12: str, colour: str) -> str:
+    def _alike(self, place: int, thumb: bytes | None) -> bool:
+        if thumb is None or place not in self.thumbs:
+            return True
+        light, difference = relit(self.thumbs[place][None], np.frombuffer(thumb, np.uint8)[None])
+        return bool(light[0] <= NEAR_LIGHT and difference[0] <= NEAR_THUMB)
+
+    def verdict(self, phash12: str, colour: str, thumb: bytes | None = None) -> str:
         """The nearest takedown within its radius and colours; empty when there is none."""
-        if not (apart := self.near(phash12, colour)):
+        if not (apart := self.near(phash12, colour, thumb)):
             return ""
         bits, nearest = min(apart)
         return f"{self.takedowns[nearest].drop}, {bits} of 144 bits apart"
@@ -216,10 +237,9 @@ class Refusals:
     def of(cls, takedowns: Sequence[Takedown]) -> Refusals:
         """Index the takedowns."""
         values = {value: one for one in takedowns for value in (one.md5, one.sha256, one.url) if value}
-        old = [(one, one.phash12_v1, one.colour_v1) for one in takedowns if not one.phash12_v2]
-        return cls(
-            takedowns, values, _Looks.of([(one, one.phash12_v2, one.colour_v2) for one in takedowns]), _Looks.of(old)
-        )
+        new = [(one, one.phash12_v2, one.colour_v2, one.thumb16_v2) for one in takedowns]
+        old = [(one, one.phash12_v1, one.colour_v1, None) for one in takedowns if not one.phash12_v2]
+        return cls(takedowns, values, _Looks.of(new), _Looks.of(old))
 
     def of_uri(self, uri: str) -> str:
         """The verdict on an address; empty when nothing is against it."""
@@ -230,9 +250,9 @@ class Refusals:
         found = self.by_value.get(sha256) or self.by_value.get(md5_hex)
         return found.drop if found else ""
 
-    def of_looks(self, phash12: str, colour: str) -> str:
-        """The verdict on how a picture looks: the nearest takedown within its radius and colours."""
-        return self.looks.verdict(phash12, colour)
+    def of_looks(self, phash12: str, colour: str, thumb: bytes | None = None) -> str:
+        """The verdict on how a picture looks: the nearest takedown within its radius and colours, cell by cell alike."""
+        return self.looks.verdict(phash12, colour, thumb)
 
     def of_old_looks(self, data: bytes) -> str:
         """The same by the first definition, which is computed only where a takedown asks for it. Raises ImageError."""
@@ -241,9 +261,9 @@ class Refusals:
         found = hashes_v1.fingerprints(decode(data))
         return self.looks_v1.verdict(found.phash12_v1, found.colour_v1)
 
-    def count_near(self, phash12: str, colour: str) -> int:
+    def count_near(self, phash12: str, colour: str, thumb: bytes) -> int:
         """How many takedowns a picture looks like."""
-        return len(self.looks.near(phash12, colour))
+        return len(self.looks.near(phash12, colour, thumb))
 
 
 def _bits(phash: str) -> NDArray[np.uint8]:
@@ -259,10 +279,20 @@ def write_snapshot(store: Path, takedowns: Sequence[Takedown]) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=store, prefix=".takedowns-")
     with os.fdopen(handle, "w") as file:
-        json.dump([{**_as_row(takedown), "added_at": None} for takedown in takedowns], file)
+        json.dump([_as_document(takedown) for takedown in takedowns], file)
     os.chmod(temporary, 0o644)
     os.replace(temporary, _snapshot_path(store))
     return _snapshot_path(store)
+
+
+def _as_document(takedown: Takedown) -> dict[str, Any]:
+    thumb = takedown.thumb16_v2
+    return {**_as_row(takedown), "added_at": None, "thumb16_v2": thumb.hex() if thumb else None}
+
+
+def _from_document(row: dict[str, Any]) -> Takedown:
+    thumb = row.get("thumb16_v2")  # a snapshot of an older version has none
+    return Takedown(**{**row, "thumb16_v2": bytes.fromhex(thumb) if thumb else None})
 
 
 def read_snapshot(store: Path) -> Refusals:
@@ -277,7 +307,7 @@ def read_snapshot(store: Path) -> Refusals:
 
 @lru_cache(maxsize=2)
 def _read_snapshot(path: str, modified_ns: int, inode: int) -> Refusals:
-    return Refusals.of([Takedown(**row) for row in json.loads(Path(path).read_text())])
+    return Refusals.of([_from_document(row) for row in json.loads(Path(path).read_text())])
 
 
 def _snapshot_path(store: Path) -> Path:
@@ -311,7 +341,7 @@ def _refused_rows(images: Table, refusals: Refusals) -> Iterator[tuple[dict[str,
             if not drop and (row["hashes_drop"] or "").startswith(f"{KIND}:"):
                 drop = row["hashes_drop"]
             if not drop and row["phash12_v2"]:
-                drop = refusals.of_looks(row["phash12_v2"], row["colour_v2"])
+                drop = refusals.of_looks(row["phash12_v2"], row["colour_v2"], row["thumb16_v2"])
             if drop:
                 yield row, drop
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from pleinair.curation import ObjectStore
+from pleinair.curation.drops.reading import Dropped, ReasonDrops, StageDrops
 from pleinair.curation.entities.coverage import BINS
 from pleinair.curation.pictures import decode
-from pleinair.curation.report import Example, Reason, StageDrops
 from pleinair.packing.mix import CAPTION_KINDS
 from pleinair.packing.mixing import MixRecord
 from pleinair.packing.pool import CAPTION_COLUMNS
@@ -332,13 +332,13 @@ def _stage(drops: StageDrops, store: ObjectStore) -> Html:
     )
 
 
-def _reason(reason: Reason, store: ObjectStore) -> Html:
-    cells = [cell for example in reason.examples[:_MOST_DROPS] if (cell := _dropped(example, store))]
-    said = f"{reason.kind}: {reason.count:,}. " + (f"First: {reason.examples[0].reason}" if reason.examples else "")
+def _reason(reason: ReasonDrops, store: ObjectStore) -> Html:
+    cells = [cell for example in reason.shown[:_MOST_DROPS] if (cell := _dropped(example, store))]
+    said = f"{reason.kind}: {reason.count:,}. " + f"Nearest to the limit: {reason.shown[0].verdict.reason}"
     return join([element("p", shorten(said)), strip(cells) if cells else Html("")])
 
 
-def _dropped(example: Example, store: ObjectStore) -> GridCell | None:
+def _dropped(example: Dropped, store: ObjectStore) -> GridCell | None:
     drawn = thumbnail(store, example.image_path, DROP_SIDE)
     return None if drawn is None else GridCell(picture=drawn, alt=example.image_name, note=example.image_name)
 

@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 
 from pleinair.config import from_document, to_document
 from pleinair.curation.clusters.warehouse import clustered_table, clusters_table
+from pleinair.curation.drops.reading import StageDrops, read_drops
 from pleinair.curation.entities.build import entities_table
 from pleinair.curation.entities.coverage import Counts, require_none_lost
 from pleinair.curation.entities.matching import load_matcher
 from pleinair.curation.entities.stage import CAPTIONS, declare, match_rows
-from pleinair.curation.report import StageDrops, drop_report
 from pleinair.curation.stages import images_table
 from pleinair.curation.takedowns import takedowns_table
 from pleinair.krablet import Database, Table
@@ -268,7 +268,7 @@ def _record(
         choice=choice,
         tallies=tallies,
         funnel=funnel_of(images, steps),
-        drops=drop_report(images),
+        drops=read_drops(images),
         by_source=by_source(db, steps[0].where),
         kept_entities=kept_entities,
         kept_clusters=kept_clusters,

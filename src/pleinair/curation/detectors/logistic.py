@@ -70,7 +70,7 @@ def fit_probe(features_ND: Array, labels_N: Flags, groups: Sequence[str]) -> Fit
             )
     held_out = {penalty: _held_out_logits(features_ND, labels_N, fold_N, penalty) for penalty in PENALTIES}
     penalty = min(held_out, key=lambda one: _balanced_loss(held_out[one], labels_N))
-    slope, offset = _platt(held_out[penalty], labels_N)
+    slope, offset = platt(held_out[penalty], labels_N)
     mean_D, std_D, weights_D, bias = _fit(features_ND, labels_N, penalty)
     probe = LinearProbe(mean_D, std_D, weights_D, bias, slope, offset)
     return Fitted(probe, penalty, _sigmoid(slope * held_out[penalty] + offset))
@@ -125,7 +125,7 @@ def balance(labels_N: Flags) -> torch.Tensor:
     return torch.from_numpy(np.where(labels_N, 0.5 / max(share, 1e-9), 0.5 / max(1 - share, 1e-9)))
 
 
-def _platt(logits_N: Array, labels_N: Flags) -> tuple[float, float]:
+def platt(logits_N: Array, labels_N: Flags) -> tuple[float, float]:
     """Slope and offset that calibrate held-out logits, with a touch of penalty so that separable ones stay finite."""
     mean, std, weights, bias = _fit(logits_N[:, None], labels_N, 1e-3)
     # Held-out folds that say the opposite of the labels have learned nothing: their word is not turned round.

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pleinair.curation.drops import views
-from pleinair.curation.drops.reading import ReasonDrops, StageOfDrops, read_drops, read_rows
-from pleinair.curation.report import drop_stages
+from pleinair.curation.drops.reading import ReasonDrops, StageDrops, drop_stages, read_drops, read_rows
 from pleinair.curation.stages import kept_where
 from pleinair.curation.store import ObjectStore
 from pleinair.curation.thumbnails import thumbnail_file
@@ -85,7 +84,7 @@ class _Folder:
     root: Path
     on_progress: Callable[[int, int], None]
 
-    def write(self, stages: Sequence[StageOfDrops]) -> Written:
+    def write(self, stages: Sequence[StageDrops]) -> Written:
         for folder in ("pictures", "thumbs"):
             (self.root / folder).mkdir(parents=True)
         (self.root / _MARK).touch()
@@ -167,7 +166,7 @@ def page_address(base: str, number: int) -> str:
     return f"{base}.html" if number == 1 else f"{base}-{number}.html"
 
 
-def reason_addresses(stages: Sequence[StageOfDrops]) -> dict[tuple[str, str], str]:
+def reason_addresses(stages: Sequence[StageDrops]) -> dict[tuple[str, str], str]:
     """By stage and kind, the file name of its first page without suffix; all differ."""
     taken: dict[tuple[str, str], str] = {}
     for reason in (reason for stage in stages for reason in stage.reasons):

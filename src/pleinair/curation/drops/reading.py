@@ -1,4 +1,5 @@
-"""Drops as the warehouse has them: which stages drop, how often for which reason, a bounded sample of each, whole rows.
+"""Drops as the warehouse has them, for pages, tables and datasheets alike: which stages drop, how often for which reason, a
+bounded sample of each, whole rows.
 
 A stage is found by its column `<stage>_drop`, whoever declared it. One pass over the names and verdicts of dropped rows
 counts them and chooses the sample; memory is bounded by the sample.
@@ -13,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pleinair.curation.drops.verdicts import Verdict, read_verdict
-from pleinair.curation.report import drop_stages
+from pleinair.curation.stages import STAGE_COLUMNS
 from pleinair.krablet import Database, Table
 
+FEW = 8
+"""Drops of each reason that a table or a datasheet shows."""
+_SUFFIX = "_drop"
 _ROWS = 500
 _STATE = ("tried_at", "attempts", "error")
 Row = Mapping[str, Any]
@@ -23,10 +27,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Dropped:
-    """A dropped picture's name and verdict."""
+    """A dropped picture and its verdict."""
 
     image_name: str
     verdict: Verdict
+    image_path: str | None = None
+    """Path in the object store; None when the picture never got there."""
+    duplicate_of: str | None = None
+    """Name of the picture kept instead."""
 
     @property
     def order(self) -> tuple[bool, float, str]:
@@ -46,7 +54,7 @@ class ReasonDrops:
 
 
 @dataclass(frozen=True)
-class StageOfDrops:
+class StageDrops:
     """One stage: pictures it looked at, drops by reason, the most frequent first."""
 
     stage: str
@@ -59,23 +67,31 @@ class StageOfDrops:
         return sum(reason.count for reason in self.reasons)
 
 
-def read_drops(images: Table, most: int) -> list[StageOfDrops]:
+def drop_stages(images: Table) -> list[str]:
+    """Stages that may drop: those of the curation in their order, then others in the order of declaration."""
+    found = [name.removesuffix(_SUFFIX) for name in images.columns if name.endswith(_SUFFIX)]
+    order = list(STAGE_COLUMNS)
+    return sorted(found, key=lambda stage: order.index(stage) if stage in order else len(order))
+
+
+def read_drops(images: Table, most: int = FEW) -> list[StageDrops]:
     """Every stage that has looked at a picture, with at most `most` drops of each reason: half of them the nearest to the
     limit, where errors are, half drawn from all, in the same way each time."""
     found = []
     for stage in drop_stages(images):
         if num_in := images.count(f"{stage}_drop IS NOT NULL"):
-            found.append(StageOfDrops(stage, num_in, _reasons(images, stage, most)))
+            found.append(StageDrops(stage, num_in, _reasons(images, stage, most)))
     return found
 
 
 def _reasons(images: Table, stage: str, most: int) -> tuple[ReasonDrops, ...]:
     samples: dict[str, _Sample] = {}
     column = f"{stage}_drop"
-    for batch in images.read(where=f"{column} <> ''", columns=["image_name", column]):
-        for name, reason in zip(*(batch.column(at).to_pylist() for at in range(2)), strict=True):
+    columns = ["image_name", column, "image_path", "duplicate_of"]
+    for batch in images.read(where=f"{column} <> ''", columns=columns):
+        for name, reason, *places in zip(*(batch.column(at).to_pylist() for at in columns), strict=True):
             verdict = read_verdict(reason)
-            samples.setdefault(verdict.kind, _Sample(most)).add(Dropped(name, verdict))
+            samples.setdefault(verdict.kind, _Sample(most)).add(Dropped(name, verdict, *places))
     reasons = (ReasonDrops(stage, kind, sample.count, sample.chosen()) for kind, sample in samples.items())
     return tuple(sorted(reasons, key=lambda reason: (-reason.count, reason.kind)))
 

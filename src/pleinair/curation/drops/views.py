@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pleinair.curation.drops import facts as known
-from pleinair.curation.drops.reading import Dropped, ReasonDrops, StageOfDrops, verdicts_of, why
+from pleinair.curation.drops.reading import Dropped, ReasonDrops, StageDrops, verdicts_of, why
 from pleinair.curation.drops.verdicts import Verdict
 from pleinair.pages import Html, Node, Section, element, facts, headline_figures, join, page, table
 
@@ -16,7 +16,7 @@ _FOOTER = "Small copies of the pictures, each under the licence its page names. 
 
 
 def index_page(
-    stages: Sequence[StageOfDrops], addresses: Mapping[tuple[str, str], str], num_pictures: int, num_kept: int
+    stages: Sequence[StageDrops], addresses: Mapping[tuple[str, str], str], num_pictures: int, num_kept: int
 ) -> str:
     """Stages and reasons with their counts."""
     dropped = sum(stage.num_dropped for stage in stages)
@@ -41,7 +41,7 @@ def index_page(
     return page("What was dropped, and why", figures, sections, kicker="curation", footer=_FOOTER, sheet=_SHEET)
 
 
-def _reason_row(stage: StageOfDrops, reason: ReasonDrops, addresses: Mapping[tuple[str, str], str]) -> list[Node]:
+def _reason_row(stage: StageDrops, reason: ReasonDrops, addresses: Mapping[tuple[str, str], str]) -> list[Node]:
     link = element("a", reason.kind, href=f"{addresses[stage.stage, reason.kind]}.html")
     nearest = reason.shown[0].verdict
     return [link, stage.stage, f"{reason.count:,}", f"{reason.count / stage.num_in:.2%}", _held(nearest)]

@@ -24,9 +24,12 @@ from pleinair.curation.store import ObjectStore
 from pleinair.krablet import Table
 from pleinair.model.two_tower import TwoTower, TwoTowerConfig, contrastive_loss
 from pleinair.records.errors import ConfigError, SourceError
+from pleinair.records.wording import Medium, Wording
 
+LABEL_WAY, STYLE_WAY = 3, 4
+"""Ways of saying a picture, of long, medium, short, only the thing, only the style."""
 COLUMNS = (
-    "image_name", "embedding_name", "embedding_path", "held_out", "label", "style",
+    "image_name", "source", "embedding_name", "embedding_path", "held_out", "label", "style",
     "caption_long", "caption_medium", "caption_short",
 )  # fmt: skip
 
@@ -78,9 +81,7 @@ class Recall:
     picture_to_text: tuple[float, float, float]
 
 
-def read_spoken(
-    images: Table, store: ObjectStore, style_words: Mapping[str, str]
-) -> tuple[SpokenPictures, SpokenPictures]:
+def read_spoken(images: Table, store: ObjectStore, wording: Wording) -> tuple[SpokenPictures, SpokenPictures]:
     """Kept pictures to train on, and held-out ones. Raises SourceError when none is embedded."""
     rows = [
         row
@@ -91,7 +92,7 @@ def read_spoken(
     encoders = {row["embedding_name"] for row in rows}
     if len(encoders) != 1:
         raise SourceError(f"pictures are embedded by {len(encoders)} encoders: run 'pleinair embed' to the end first")
-    texts = list(zip(*(_texts(row, style_words) for row in rows), strict=True))
+    texts = list(zip(*(_texts(row, wording) for row in rows), strict=True))
     vectors_NE = get_vectors(store, [row["embedding_path"] for row in rows])
     spoken = SpokenPictures(encoders.pop(), [row["image_name"] for row in rows], vectors_NE, texts)
     held_out = [bool(row["held_out"]) for row in rows]
@@ -101,9 +102,10 @@ def read_spoken(
     )
 
 
-def _texts(row: Mapping[str, object], style_words: Mapping[str, str]) -> tuple[str, ...]:
-    style = str(row["style"] or "")
-    said = f"{style_words.get(style, style)} style" if style else ""
+def _texts(row: Mapping[str, object], wording: Wording) -> tuple[str, ...]:
+    """A text per way; a source without styles has its kind of picture in their place: `a photo`."""
+    style, phrase = wording.style(row), wording.medium(row).phrase
+    said = f"{style} style" if style else phrase if phrase != Medium().phrase else ""
     return (
         str(row["caption_long"]),
         str(row["caption_medium"]),

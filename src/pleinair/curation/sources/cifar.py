@@ -61,7 +61,6 @@ def _entry(split: str, number: int, label: str) -> Entry:
     return Entry(
         name=f"{split}-{number:05d}.png",
         label=label,
-        tags=(split,),
         group_name="vehicles" if label in ("airplane", "automobile", "ship", "truck") else "animals",
         author="Krizhevsky, Nair and Hinton",
         provenance=f"CIFAR-10 {split} {number}",
@@ -79,4 +78,5 @@ CIFAR = Collection(
     ),
     style="small photo",
     unpack=_unpack,
+    version=2,
 )
