@@ -285,7 +285,7 @@ def test_new_norms_scale_by_one() -> None:
     assert torch.allclose(make_norm(replace(SMALL, norm="derf"))(x), torch.erf(x / 2))
 
 
-def score(config: TransformerConfig, q: Tensor, k: Tensor, q_at: int, k_at: int, places: Tensor) -> float:
+def score(q: Tensor, k: Tensor, q_at: int, k_at: int, places: Tensor) -> float:
     return float((rotate(q, places[q_at][None]) * rotate(k, places[k_at][None])).sum())
 
 
@@ -298,9 +298,9 @@ def test_scores_depend_on_the_distance_alone_for_every_kind_of_rope(kind: Any) -
     def at(row: int, column: int) -> int:
         return 7 * row + column
 
-    here = score(config, q, k, at(1, 2), at(3, 5), places)
-    assert here == pytest.approx(score(config, q, k, at(2, 3), at(4, 6), places), abs=1e-4)
-    assert here != pytest.approx(score(config, q, k, at(1, 2), at(4, 4), places), abs=1e-3)
+    here = score(q, k, at(1, 2), at(3, 5), places)
+    assert here == pytest.approx(score(q, k, at(2, 3), at(4, 6), places), abs=1e-4)
+    assert here != pytest.approx(score(q, k, at(1, 2), at(4, 4), places), abs=1e-3)
 
 
 def test_golden_gate_turns_every_pair_along_its_own_direction() -> None:
@@ -349,8 +349,8 @@ def test_multimodal_text_has_places_of_its_own_that_no_other_text_moves() -> Non
     assert torch.equal(short[2:], long[5:])
     assert torch.equal(long[5:], rotations(SMALL, 5, 3, 4, torch.device("cpu"))[5:])
     q, k = torch.randn(1, 1, 1, 32), torch.randn(1, 1, 1, 32)
-    assert score(config, q, k, 0, 2, long) == pytest.approx(score(config, q, k, 2, 4, long), abs=1e-4)
-    assert score(config, q, k, 0, 2, long) != pytest.approx(score(config, q, k, 0, 3, long), abs=1e-3)
+    assert score(q, k, 0, 2, long) == pytest.approx(score(q, k, 2, 4, long), abs=1e-4)
+    assert score(q, k, 0, 2, long) != pytest.approx(score(q, k, 0, 3, long), abs=1e-3)
 
 
 @torch.no_grad()

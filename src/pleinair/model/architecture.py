@@ -280,7 +280,7 @@ def _check_heads(name: str, width: int, num_heads: int, num_kv_heads: int, prefi
 
 
 def is_released_layout(config: TransformerConfig) -> str:
-    """ "" if the released tensor names and diffusers' class can express `config`, else a sentence on what differs.
+    """An empty string if the released tensor names and diffusers' class can express `config`, else what differs.
 
     Sizes are free there; switches are not.
     """

@@ -7,7 +7,8 @@
 
 Conventions (Krea 2 report; checked against diffusers in tests/model): timestep in [0, 1] and 1 is noise; the output is
 the velocity noise - x0; text tokens sit at rotary position 0 and image tokens at (0, row, column). Padded text rows are
-dropped before any block sees them, which changes nothing in the output and most of the cost.
+dropped before any block sees them, which changes nothing in the output and most of the cost. That is the released
+model; what its switches change is in architecture.py, and what they build in blocks.py.
 
 Attribute names are those of diffusers' Krea2Transformer2DModel, so a state dict of one loads into the other. Nothing
 here knows about parallelism, precision or checkpointing: those are applied from outside, block by block.
@@ -95,15 +96,14 @@ class Transformer(nn.Module):
         `text_mask_BT` is True where a row is valid; padding may stand anywhere and is dropped. Packed features have
         no padding to mask.
         """
-        packed = isinstance(text_features, PackedText)
-        features = text_features.features_RLD if isinstance(text_features, PackedText) else text_features
-        self._check_text(features, text_mask_BT, packed)
-        features = features.to(compute_dtype(self.txt_in.linear_1.weight))
+        dtype = compute_dtype(self.txt_in.linear_1.weight)
         if isinstance(text_features, PackedText):
-            fused_RD = self.text_fusion.fuse_packed(features, text_features.lengths)
+            self._check_text(text_features.features_RLD, text_mask_BT, ("rows",))
+            fused_RD = self.text_fusion.fuse_packed(text_features.features_RLD.to(dtype), text_features.lengths)
             return TextTokens(self.txt_in(fused_RD).unsqueeze(0), None, text_features.lengths)
+        self._check_text(text_features, text_mask_BT, ("batch", "tokens"))
         mask_BT = None if text_mask_BT is None else text_mask_BT.bool()
-        fused_BTD, packed_mask_BT = self.text_fusion(features, mask_BT)
+        fused_BTD, packed_mask_BT = self.text_fusion(text_features.to(dtype), mask_BT)
         return TextTokens(self.txt_in(fused_BTD), packed_mask_BT)
 
     def denoise(self, latents_BCHW: Tensor, timestep_B: Tensor, text: TextTokens) -> Tensor:
@@ -182,15 +182,15 @@ class Transformer(nn.Module):
         shared_BMD: Tensor = vectors_B1V.unflatten(-1, (-1, width)).squeeze(1)
         return shared_BMD
 
-    def _check_text(self, features: Tensor, mask_BT: Tensor | None, packed: bool) -> None:
+    def _check_text(self, features: Tensor, mask_BT: Tensor | None, rows: tuple[str, ...]) -> None:
         layers, dim = self.config.num_text_layers, self.config.text_dim
-        rows = features.shape[: -2 if features.ndim >= 2 else None]
-        if features.shape[len(rows) :] != (layers, dim) or len(rows) != (1 if packed else 2):
-            read = f"(rows, {layers}, {dim})" if packed else f"(batch, tokens, {layers}, {dim})"
-            raise ValueError(f"text features have shape {tuple(features.shape)}: this model reads {read}")
-        if mask_BT is not None and (packed or mask_BT.shape != rows):
+        if features.ndim != len(rows) + 2 or features.shape[len(rows) :] != (layers, dim):
             raise ValueError(
-                f"text mask has shape {tuple(mask_BT.shape)}: give one flag per text row, {tuple(rows)}, "
+                f"text features have shape {tuple(features.shape)}: this model reads ({', '.join(rows)}, {layers}, {dim})"
+            )
+        if mask_BT is not None and mask_BT.shape != features.shape[:2]:
+            raise ValueError(
+                f"text mask has shape {tuple(mask_BT.shape)}: give one flag per text row, {tuple(features.shape[:2])}, "
                 "and none beside packed text"
             )
 
