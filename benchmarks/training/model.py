@@ -210,7 +210,7 @@ def packed_attention(rounds: int) -> Iterator[Result]:
     calls: dict[str, Call] = {
         "slices": lambda: attend(*row, segments),
         "padded": lambda: attend(*batch, mask),
-        "flex": lambda: flex(*(x.transpose(1, 2) for x in row), block_mask=block_mask, enable_gqa=True),
+        "flex": lambda: flex(*(x.detach().transpose(1, 2) for x in row), block_mask=block_mask, enable_gqa=True),
     }
     for passes, backward in (("forward", False), ("forward + backward", True)):
         chosen = {n: c for n, c in calls.items() if n != "flex" or not backward}

@@ -184,10 +184,10 @@ def attend_segments(q_1SNK: Tensor, k_1SGK: Tensor, v_1SGK: Tensor, segments: Se
 
     Outside compiled graphs: what is compiled around it sees one shape, whatever the lengths.
     """
-    out = [attend(q_1SNK[:, own], k_1SGK[:, own], v_1SGK[:, own], None) for own in segments.slices]
-    if segments.filling:
-        out.append(q_1SNK.new_zeros(1, segments.filling, *q_1SNK.shape[2:]))
-    return torch.cat(out, dim=1)
+    sizes = [*segments.lengths, segments.filling]
+    *samples, filling = zip(*(x.split(sizes, dim=1) for x in (q_1SNK, k_1SGK, v_1SGK)), strict=True)
+    out = [attend(q, k, v, None) for q, k, v in samples]
+    return torch.cat([*out, torch.zeros_like(filling[0])], dim=1)
 
 
 def _attend_explicitly(q_BSNK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BS: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ A sample attends to itself alone; the filling belongs to nobody. Shapes: S token
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +23,6 @@ class Segments:
     """Tokens of each sample, known to the host."""
     membership_SB: Tensor
     """1 where token s belongs to sample b, else 0; a row of zeros is filling."""
-
-    @property
-    def slices(self) -> list[slice]:
-        """One per sample."""
-        return [slice(start, end) for start, end in itertools.pairwise(itertools.accumulate(self.lengths, initial=0))]
 
     @property
     def filling(self) -> int:
