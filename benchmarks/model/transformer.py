@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pleinair.model.attention import attend
 from pleinair.model.formats import diffusers_config
-from pleinair.model.layers import attend
 from pleinair.model.transformer import Transformer, TransformerConfig, patchify
 
 MODEL = TransformerConfig(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pleinair.flow import velocity_target
-from pleinair.model.layers import RMSNorm, attend, image_rotations, rotate, swiglu_width
+from pleinair.model.attention import attend
+from pleinair.model.layers import RMSNorm, swiglu_width
+from pleinair.model.positions import image_rotations, rotate
 from pleinair.model.transformer import Transformer, TransformerConfig, count_parameters, patchify, unpatchify
 from pleinair.records.errors import ConfigError
 from tests.model.transformers import TINY, diffusers_twin, random_inputs, random_transformer, run_diffusers
@@ -156,7 +158,7 @@ def test_norm_follows_its_equation_and_a_modulated_norm_is_the_modulation_of_the
 
 
 def test_rotation_keeps_norms_and_makes_scores_depend_on_distance_alone() -> None:
-    rotations = image_rotations((4, 6, 6), 1000.0, 5, 7, torch.device("cpu")).reshape(5, 7, -1, 2)
+    rotations = image_rotations(TINY, 5, 7, torch.device("cpu")).reshape(5, 7, -1, 2)
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
 
     def score(q_at: tuple[int, int], k_at: tuple[int, int]) -> float:
@@ -169,7 +171,7 @@ def test_rotation_keeps_norms_and_makes_scores_depend_on_distance_alone() -> Non
 
 
 def test_compiled_rotation_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, rotations = torch.randn(2, 35, 3, 16), image_rotations((4, 6, 6), 1000.0, 5, 7, torch.device("cpu"))
+    x, rotations = torch.randn(2, 35, 3, 16), image_rotations(TINY, 5, 7, torch.device("cpu"))
     eager = rotate(x, rotations)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.allclose(rotate(x, rotations), eager, atol=1e-6)

@@ -4,8 +4,9 @@
     (B, T, D)    --blocks that attend over the T tokens of each prompt--> (B, T, D)
 
 The last layer alone is shaped for next-token prediction; mixing layers lets the model take what it needs (Krea 2
-report, text conditioning). Padding never reaches the first stage, which is the dearer one: it works on the valid rows
-of the whole batch laid end to end. Shapes: L text-encoder layers, T text tokens, D the text encoder's width.
+report, text conditioning); `last_layer_only` leaves that stage out. Padding never reaches it, and it is the dearer
+one: it works on the valid rows of the whole batch laid end to end. Shapes: L text-encoder layers, T text tokens, D the
+text encoder's width, R rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pleinair.model.layers import Attention, RMSNorm, SwiGLU
+from pleinair.model.attention import Attention, Mask
+from pleinair.model.layers import RMSNorm, SwiGLU
+from pleinair.model.segments import segments_of
 
 
 class TextFusionBlock(nn.Module):
@@ -26,9 +29,9 @@ class TextFusionBlock(nn.Module):
         self.attn = Attention(dim, num_heads, num_kv_heads, eps)
         self.ff = SwiGLU(dim, mlp_width)
 
-    def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask: Mask = None) -> Tensor:
         """Attend over S."""
-        x_BSD = x_BSD + self.attn(self.norm1(x_BSD), mask_BS=mask_BS)
+        x_BSD = x_BSD + self.attn(self.norm1(x_BSD), mask=mask)
         out: Tensor = x_BSD + self.ff(self.norm2(x_BSD))
         return out
 
@@ -46,14 +49,15 @@ class TextFusion(nn.Module):
         num_layerwise_blocks: int,
         num_refiner_blocks: int,
         eps: float,
+        last_layer_only: bool = False,
     ) -> None:
         super().__init__()
 
         def blocks(count: int) -> nn.ModuleList:
             return nn.ModuleList(TextFusionBlock(dim, num_heads, num_kv_heads, mlp_width, eps) for _ in range(count))
 
-        self.layerwise_blocks = blocks(num_layerwise_blocks)
-        self.projector = nn.Linear(num_text_layers, 1, bias=False)
+        self.layerwise_blocks = blocks(0 if last_layer_only else num_layerwise_blocks)
+        self.projector = None if last_layer_only else nn.Linear(num_text_layers, 1, bias=False)
         self.refiner_blocks = blocks(num_refiner_blocks)
 
     def forward(self, features_BTLD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -78,7 +82,17 @@ class TextFusion(nn.Module):
             x_BTD = block(x_BTD, packed_mask_BT)
         return x_BTD, packed_mask_BT
 
+    def fuse_packed(self, rows_RLD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Tokens (R, D) of prompts that lie end to end, `lengths` rows each; rows after them belong to none."""
+        x_1RD = self._mix_layers(rows_RLD).unsqueeze(0)
+        segments = segments_of(lengths, len(rows_RLD), x_1RD.device, x_1RD.dtype)
+        for block in self.refiner_blocks:
+            x_1RD = block(x_1RD, segments)
+        return x_1RD.squeeze(0)
+
     def _mix_layers(self, rows_RLD: Tensor) -> Tensor:
+        if self.projector is None:
+            return rows_RLD[:, -1]
         for block in self.layerwise_blocks:
             rows_RLD = block(rows_RLD)
         mixed_RD: Tensor = self.projector(rows_RLD.transpose(1, 2)).squeeze(-1)

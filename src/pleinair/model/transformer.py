@@ -7,7 +7,8 @@
 
 Conventions (Krea 2 report; checked against diffusers in tests/model): timestep in [0, 1] and 1 is noise; the output is
 the velocity noise - x0; text tokens sit at rotary position 0 and image tokens at (0, row, column). Padded text rows are
-dropped before any block sees them, which changes nothing in the output and most of the cost.
+dropped before any block sees them, which changes nothing in the output and most of the cost. That is the released
+model; what its switches change is in architecture.py, and what they build in blocks.py.
 
 Attribute names are those of diffusers' Krea2Transformer2DModel, so a state dict of one loads into the other. Nothing
 here knows about parallelism, precision or checkpointing: those are applied from outside, block by block.
@@ -19,126 +20,22 @@ S = T + I, D width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pleinair.model.layers import Attention, RMSNorm, SwiGLU, image_rotations, swiglu_width
+from pleinair.model.architecture import TransformerConfig
+from pleinair.model.attention import Mask
+from pleinair.model.blocks import make_block, make_norm
+from pleinair.model.layers import RMSNorm
+from pleinair.model.packed_text import PackedText, images_of, interleave
+from pleinair.model.positions import rotations, text_rotations
+from pleinair.model.segments import segments_of
 from pleinair.model.text_fusion import TextFusion
-from pleinair.records.errors import ConfigError
 
-_MAY_BE_ZERO = ("num_layerwise_text_blocks", "num_refiner_text_blocks")
-SMALLEST_HEAD_DIM = 16
-"""Below this the released split of a head over the rotary axes leaves nothing for rows and columns."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Sizes of a K2 transformer; the defaults are the released 12.8-billion-parameter model's."""
-
-    width: int = 6144
-    """Features per token."""
-    num_layers: int = 28
-    """Transformer blocks."""
-    num_heads: int = 48
-    """Query heads; head width is width / num_heads."""
-    num_kv_heads: int = 12
-    """Key and value heads: num_heads for plain multi-head attention, fewer for grouped-query attention."""
-    mlp_width: int | None = None
-    """Hidden width of the SwiGLU; None is the released rule (`swiglu_width`)."""
-    in_channels: int = 64
-    """Values per image token: latent channels * patch_size ** 2."""
-    patch_size: int = 2
-    """Side of the square of latent positions that becomes one token."""
-    timestep_dim: int = 256
-    """Width of the sinusoid of the timestep."""
-    text_dim: int = 2560
-    """Width of the text encoder's hidden states."""
-    num_text_layers: int = 12
-    """Hidden states taken from the text encoder per token."""
-    text_num_heads: int = 20
-    """Query heads of text fusion."""
-    text_num_kv_heads: int = 20
-    """Key and value heads of text fusion."""
-    text_mlp_width: int | None = None
-    """Hidden width of text fusion's SwiGLU; None is the released rule."""
-    num_layerwise_text_blocks: int = 2
-    """Text fusion blocks that attend over layers."""
-    num_refiner_text_blocks: int = 2
-    """Text fusion blocks that attend over tokens."""
-    rope_axes: tuple[int, int, int] | None = None
-    """Split of the head width over (frame, row, column); None is the released rule, 32/48/48 for 128."""
-    rope_theta: float = 1000.0
-    """Base of the rotary frequencies."""
-    norm_eps: float = 1e-5
-    """Epsilon of every RMSNorm."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            smallest = 0 if field.name in _MAY_BE_ZERO else 1
-            if isinstance(value, int) and value < smallest:
-                raise ConfigError(f"{field.name} is {value}: give at least {smallest}")
-        if self.rope_theta <= 1 or self.norm_eps <= 0:
-            raise ConfigError(
-                f"rope_theta is {self.rope_theta} and norm_eps {self.norm_eps}: give more than 1 and more than 0"
-            )
-        _check_heads("width", self.width, self.num_heads, self.num_kv_heads, "")
-        _check_heads("text_dim", self.text_dim, self.text_num_heads, self.text_num_kv_heads, "text_")
-        if self.in_channels % self.patch_size**2:
-            raise ConfigError(
-                f"in_channels is {self.in_channels}: it must be latent channels * patch_size ** 2, "
-                f"a multiple of {self.patch_size**2}"
-            )
-        if self.timestep_dim % 2:
-            raise ConfigError(f"timestep_dim is {self.timestep_dim}: give an even number, half cosines and half sines")
-        self._check_rope()
-
-    def _check_rope(self) -> None:
-        if self.rope_axes is None and (self.head_dim < SMALLEST_HEAD_DIM or self.head_dim % 2):
-            raise ConfigError(
-                f"head width is {self.head_dim} (width {self.width} / num_heads {self.num_heads}): "
-                f"give an even one of at least {SMALLEST_HEAD_DIM}, or set rope_axes"
-            )
-        if any(dim < 0 or dim % 2 for dim in self.axes) or sum(self.axes) != self.head_dim:
-            raise ConfigError(f"rope_axes is {self.axes}: give three even numbers that add up to {self.head_dim}")
-
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.width // self.num_heads
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents the model reads and of the velocity it returns."""
-        return self.in_channels // self.patch_size**2
-
-    @property
-    def axes(self) -> tuple[int, int, int]:
-        """Split of a head over (frame, row, column)."""
-        if self.rope_axes is not None:
-            return self.rope_axes
-        unit = 6 * (self.head_dim // 16)
-        return (self.head_dim - 2 * unit, unit, unit)
-
-    @property
-    def hidden_width(self) -> int:
-        """Hidden width of the blocks' MLPs."""
-        return self.mlp_width if self.mlp_width is not None else swiglu_width(self.width)
-
-    @property
-    def text_hidden_width(self) -> int:
-        """Hidden width of text fusion's MLPs."""
-        return self.text_mlp_width if self.text_mlp_width is not None else swiglu_width(self.text_dim)
-
-
-def _check_heads(name: str, width: int, num_heads: int, num_kv_heads: int, prefix: str) -> None:
-    if width % num_heads:
-        raise ConfigError(f"{name} is {width}: it must be a multiple of {prefix}num_heads, {num_heads}")
-    if num_heads % num_kv_heads:
-        raise ConfigError(f"{prefix}num_kv_heads is {num_kv_heads}: it must divide {prefix}num_heads, {num_heads}")
+__all__ = ["TextTokens", "Transformer", "TransformerConfig", "count_parameters", "patchify", "unpatchify"]
 
 
 @dataclass(frozen=True)
@@ -146,9 +43,11 @@ class TextTokens:
     """A batch of prompts ready for `Transformer.denoise`: made once, read at every denoising step."""
 
     tokens_BTD: Tensor
-    """Text tokens in the transformer's width, each prompt's valid rows first."""
+    """Text tokens in the transformer's width, each prompt's valid rows first; packed prompts are one row."""
     mask_BT: Tensor | None
     """True where a row is valid; None where all are."""
+    lengths: tuple[int, ...] | None = None
+    """Rows of each prompt where prompts are packed end to end."""
 
 
 class Transformer(nn.Module):
@@ -158,9 +57,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         width, eps = config.width, config.norm_eps
+        modulated, shares_modulation = config.timestep == "adaln", config.modulation == "bias"
         self.img_in = nn.Linear(config.in_channels, width)
-        self.time_embed = TimestepEmbedding(config.timestep_dim, width)
-        self.time_mod_proj = nn.Linear(width, 6 * width)
+        self.time_embed = None if config.timestep == "none" else TimestepEmbedding(config.timestep_dim, width)
+        self.time_mod_proj = (
+            nn.Linear(width, config.modulation_vectors * width) if modulated and shares_modulation else None
+        )
+        self.time_tokens_proj = nn.Linear(width, config.timestep_tokens * width) if config.timestep_tokens else None
         self.text_fusion = TextFusion(
             config.num_text_layers,
             config.text_dim,
@@ -170,54 +73,126 @@ class Transformer(nn.Module):
             config.num_layerwise_text_blocks,
             config.num_refiner_text_blocks,
             eps,
+            last_layer_only=config.text_features == "last",
         )
         self.txt_in = TextProjection(config.text_dim, width, eps)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
-        self.final_layer = FinalLayer(width, config.in_channels, eps)
+        self.transformer_blocks = nn.ModuleList(make_block(config, index) for index in range(config.num_layers))
+        self.final_layer = FinalLayer(config)
         initialise(self)
 
     def forward(
-        self, latents_BCHW: Tensor, timestep_B: Tensor, text_features_BTLD: Tensor, text_mask_BT: Tensor | None = None
+        self,
+        latents_BCHW: Tensor,
+        timestep_B: Tensor,
+        text_features: Tensor | PackedText,
+        text_mask_BT: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, C, H, W): `denoise` of `encode_text`. Raises ValueError for shapes that do not fit."""
-        return self.denoise(latents_BCHW, timestep_B, self.encode_text(text_features_BTLD, text_mask_BT))
+        return self.denoise(latents_BCHW, timestep_B, self.encode_text(text_features, text_mask_BT))
 
-    def encode_text(self, text_features_BTLD: Tensor, text_mask_BT: Tensor | None = None) -> TextTokens:
-        """Text features to tokens, once per prompt: they do not depend on latents or timestep.
+    def encode_text(self, text_features: Tensor | PackedText, text_mask_BT: Tensor | None = None) -> TextTokens:
+        """Text features (B, T, L, D), or packed ones, to tokens, once per prompt: latents and timestep have no part.
 
-        `text_mask_BT` is True where a row is valid; padding may stand anywhere and is dropped.
+        `text_mask_BT` is True where a row is valid; padding may stand anywhere and is dropped. Packed features have
+        no padding to mask.
         """
-        config = self.config
-        if text_features_BTLD.shape[2:] != (config.num_text_layers, config.text_dim):
-            raise ValueError(
-                f"text features have shape {tuple(text_features_BTLD.shape)}: "
-                f"this model reads (batch, tokens, {config.num_text_layers}, {config.text_dim})"
-            )
-        if text_mask_BT is not None and text_mask_BT.shape != text_features_BTLD.shape[:2]:
-            raise ValueError(
-                f"text mask has shape {tuple(text_mask_BT.shape)}: give one flag per text row, "
-                f"{tuple(text_features_BTLD.shape[:2])}"
-            )
+        dtype = compute_dtype(self.txt_in.linear_1.weight)
+        if isinstance(text_features, PackedText):
+            self._check_text(text_features.features_RLD, text_mask_BT, ("rows",))
+            fused_RD = self.text_fusion.fuse_packed(text_features.features_RLD.to(dtype), text_features.lengths)
+            return TextTokens(self.txt_in(fused_RD).unsqueeze(0), None, text_features.lengths)
+        self._check_text(text_features, text_mask_BT, ("batch", "tokens"))
         mask_BT = None if text_mask_BT is None else text_mask_BT.bool()
-        features_BTLD = text_features_BTLD.to(compute_dtype(self.text_fusion.projector.weight))
-        fused_BTD, packed_mask_BT = self.text_fusion(features_BTLD, mask_BT)
+        fused_BTD, packed_mask_BT = self.text_fusion(text_features.to(dtype), mask_BT)
         return TextTokens(self.txt_in(fused_BTD), packed_mask_BT)
 
     def denoise(self, latents_BCHW: Tensor, timestep_B: Tensor, text: TextTokens) -> Tensor:
         """Velocity (B, C, H, W) of latents at `timestep_B` in [0, 1], where 1 is noise."""
         patch_size, (height, width) = self.config.patch_size, self._grid(latents_BCHW)
-        embedding_B1D = self.time_embed(timestep_B)
-        modulation_B6D = self.time_mod_proj(F.gelu(embedding_B1D, approximate="tanh")).unflatten(-1, (6, -1)).squeeze(1)
-
+        embedding_B1D = None if self.time_embed is None else self.time_embed(timestep_B)
         image_BID = self.img_in(patchify(latents_BCHW, patch_size).to(compute_dtype(self.img_in.weight)))
-        x_BSD = torch.cat([text.tokens_BTD.to(image_BID.dtype), image_BID], dim=1)
-        num_text, num_image = text.tokens_BTD.shape[1], height * width
-        rotations_SP2 = self._rotations(num_text, height, width, x_BSD.device)
-        mask_BS = None if text.mask_BT is None else F.pad(text.mask_BT, (0, num_image), value=True)
+        if text.lengths is None:
+            x_BID = self._run_joined(image_BID, embedding_B1D, text, height, width)
+        else:
+            x_BID = self._run_packed(image_BID, embedding_B1D, text.tokens_BTD[0], text.lengths, height, width)
+        return unpatchify(self.final_layer(x_BID, embedding_B1D), height, width, patch_size)
+
+    def _run_joined(
+        self, image_BID: Tensor, embedding_B1D: Tensor | None, text: TextTokens, height: int, width: int
+    ) -> Tensor:
+        """Image tokens after the blocks, over [timestep | text | image] of each sample."""
+        tokens_BTD, mask_BT = text.tokens_BTD.to(image_BID.dtype), text.mask_BT
+        if self.time_tokens_proj is not None and embedding_B1D is not None:
+            time_BKD = self.time_tokens_proj(gelu(embedding_B1D)).unflatten(-1, (-1, image_BID.shape[-1])).squeeze(1)
+            tokens_BTD = torch.cat([time_BKD.to(image_BID.dtype), tokens_BTD], dim=1)
+            mask_BT = None if mask_BT is None else F.pad(mask_BT, (time_BKD.shape[1], 0), value=True)
+        num_text, num_image = tokens_BTD.shape[1], height * width
+        rotations_SP2 = rotations(self.config, num_text, height, width, image_BID.device)
+        mask_BS = None if mask_BT is None else F.pad(mask_BT, (0, num_image), value=True)
+        x_BSD = torch.cat([tokens_BTD, image_BID], dim=1)
+        return self._run_blocks(x_BSD, embedding_B1D, rotations_SP2, mask_BS, num_text)[:, num_text:]
+
+    def _run_packed(
+        self,
+        image_BID: Tensor,
+        embedding_B1D: Tensor | None,
+        text_RD: Tensor,
+        lengths: tuple[int, ...],
+        height: int,
+        width: int,
+    ) -> Tensor:
+        """The same with all samples in one row, [text 0 | image 0 | text 1 | image 1 | ... | unused text rows]."""
+        if self.config.dual_layers or self.config.timestep_tokens or len(lengths) != len(image_BID):
+            raise ValueError(
+                f"packed text has {len(lengths)} prompts for {len(image_BID)} latents, stream {self.config.stream}, "
+                f"timestep {self.config.timestep}: give as many of both; dual streams and timestep tokens take padded text"
+            )
+        num_image = height * width
+        image_IP2 = rotations(self.config, 0, height, width, image_BID.device)
+        text_TP2 = text_rotations(self.config, len(text_RD), image_IP2)
+        text_RP2 = torch.cat([text_TP2[:length] for length in (*lengths, len(text_RD) - sum(lengths))])
+        rotations_SP2 = interleave(text_RP2, image_IP2.expand(len(lengths), -1, -1, -1), lengths)
+        x_1SD = interleave(text_RD.to(image_BID.dtype), image_BID, lengths).unsqueeze(0)
+        own_lengths = tuple(length + num_image for length in lengths)
+        segments = segments_of(own_lengths, x_1SD.shape[1], x_1SD.device, x_1SD.dtype)
+        out_1SD = self._run_blocks(x_1SD, embedding_B1D, rotations_SP2, segments, 0)
+        return images_of(out_1SD[0], lengths, num_image)
+
+    def _run_blocks(
+        self, x_BSD: Tensor, embedding_B1D: Tensor | None, rotations_SP2: Tensor, mask: Mask, num_text: int
+    ) -> Tensor:
+        conditioning = self._conditioning(embedding_B1D)
+        num_text = num_text if self.config.dual_layers else 0  # else compiled blocks would be made anew for each split
+        if not self.config.value_residual:
+            for block in self.transformer_blocks:
+                x_BSD = block(x_BSD, conditioning, rotations_SP2, mask, num_text)
+            return x_BSD
+        first_values = None
         for block in self.transformer_blocks:
-            x_BSD = block(x_BSD, modulation_B6D, rotations_SP2, mask_BS)
-        out_BIP = self.final_layer(x_BSD[:, num_text:], embedding_B1D)
-        return unpatchify(out_BIP, height, width, patch_size)
+            x_BSD, first_values = block(x_BSD, conditioning, rotations_SP2, mask, num_text, first_values)
+        return x_BSD
+
+    def _conditioning(self, embedding_B1D: Tensor | None) -> Tensor | None:
+        """What blocks make their modulation of: the shared vectors (B, M, D), or the input (B, D) of their own."""
+        if embedding_B1D is None or self.config.timestep != "adaln":
+            return None
+        if self.time_mod_proj is None:
+            return gelu(embedding_B1D).squeeze(1)
+        width, vectors_B1V = self.config.width, self.time_mod_proj(gelu(embedding_B1D))
+        shared_BMD: Tensor = vectors_B1V.unflatten(-1, (-1, width)).squeeze(1)
+        return shared_BMD
+
+    def _check_text(self, features: Tensor, mask_BT: Tensor | None, rows: tuple[str, ...]) -> None:
+        layers, dim = self.config.num_text_layers, self.config.text_dim
+        if features.ndim != len(rows) + 2 or features.shape[len(rows) :] != (layers, dim):
+            raise ValueError(
+                f"text features have shape {tuple(features.shape)}: this model reads ({', '.join(rows)}, {layers}, {dim})"
+            )
+        if mask_BT is not None and mask_BT.shape != features.shape[:2]:
+            raise ValueError(
+                f"text mask has shape {tuple(mask_BT.shape)}: give one flag per text row, {tuple(features.shape[:2])}, "
+                "and none beside packed text"
+            )
 
     def _grid(self, latents_BCHW: Tensor) -> tuple[int, int]:
         """Rows and columns of image tokens."""
@@ -232,32 +207,6 @@ class Transformer(nn.Module):
                 f"latents are {height} x {width}: both sides must be multiples of patch_size, {patch_size}"
             )
         return height // patch_size, width // patch_size
-
-    def _rotations(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
-        image_IP2 = image_rotations(self.config.axes, self.config.rope_theta, height, width, device)
-        text_TP2 = image_IP2.new_zeros(num_text, *image_IP2.shape[1:])
-        text_TP2[..., 0] = 1.0  # cos 0, sin 0: text stays where it is
-        return torch.cat([text_TP2, image_IP2])
-
-
-class TransformerBlock(nn.Module):
-    """Modulated attention and MLP; the modulation is the shared one plus this block's table."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
-        self.norm1 = RMSNorm(config.width, config.norm_eps)
-        self.norm2 = RMSNorm(config.width, config.norm_eps)
-        self.attn = Attention(config.width, config.num_heads, config.num_kv_heads, config.norm_eps)
-        self.ff = SwiGLU(config.width, config.hidden_width)
-
-    def forward(self, x_BSD: Tensor, modulation_B6D: Tensor, rotations_SP2: Tensor, mask_BS: Tensor | None) -> Tensor:
-        """Order of the six: scale, shift, gate of attention, then of the MLP; gates have no +1 and no squashing."""
-        own_B6D = (modulation_B6D + self.scale_shift_table).to(x_BSD.dtype)
-        scale1, shift1, gate1, scale2, shift2, gate2 = own_B6D.unsqueeze(2).unbind(1)
-        attended_BSD = self.attn(self.norm1.modulated(x_BSD, scale1, shift1), rotations_SP2, mask_BS)
-        x_BSD = torch.addcmul(x_BSD, gate1, attended_BSD)
-        return torch.addcmul(x_BSD, gate2, self.ff(self.norm2.modulated(x_BSD, scale2, shift2)))
 
 
 class TimestepEmbedding(nn.Module):
@@ -275,7 +224,7 @@ class TimestepEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=timestep_B.device) / half)
         angles_B1F = 1000.0 * timestep_B.float()[:, None, None] * frequencies
         sinusoid_B1F = torch.cat([angles_B1F.cos(), angles_B1F.sin()], dim=-1).to(self.linear_1.weight.dtype)
-        embedding: Tensor = self.linear_2(F.gelu(self.linear_1(sinusoid_B1F), approximate="tanh"))
+        embedding: Tensor = self.linear_2(gelu(self.linear_1(sinusoid_B1F)))
         return embedding
 
 
@@ -290,24 +239,33 @@ class TextProjection(nn.Module):
 
     def forward(self, text_BTD: Tensor) -> Tensor:
         """(B, T, width)."""
-        out: Tensor = self.linear_2(F.gelu(self.linear_1(self.norm(text_BTD)), approximate="tanh"))
+        out: Tensor = self.linear_2(gelu(self.linear_1(self.norm(text_BTD))))
         return out
 
 
 class FinalLayer(nn.Module):
     """Modulated norm and the projection to velocity; its scale and shift come from the timestep embedding itself."""
 
-    def __init__(self, width: int, out_channels: int, eps: float) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
-        self.norm = RMSNorm(width, eps)
-        self.linear = nn.Linear(width, out_channels)
+        modulated = config.timestep == "adaln"
+        self.scale_shift_table = nn.Parameter(torch.zeros(2, config.width)) if modulated else None
+        self.norm = make_norm(config)
+        self.linear = nn.Linear(config.width, config.in_channels)
 
-    def forward(self, x_BID: Tensor, embedding_B1D: Tensor) -> Tensor:
-        """(B, I, out_channels)."""
+    def forward(self, x_BID: Tensor, embedding_B1D: Tensor | None) -> Tensor:
+        """(B, I, in_channels)."""
+        if self.scale_shift_table is None or embedding_B1D is None:
+            plain: Tensor = self.linear(self.norm(x_BID))
+            return plain
         scale_B1D, shift_B1D = (embedding_B1D + self.scale_shift_table).to(x_BID.dtype).chunk(2, dim=1)
         out: Tensor = self.linear(self.norm.modulated(x_BID, scale_B1D, shift_B1D))
         return out
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation, as released."""
+    return F.gelu(x, approximate="tanh")
 
 
 def patchify(latents_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -338,7 +296,8 @@ def initialise(model: Transformer) -> None:
     included; text layers are mixed equally. adaLN-Zero (modulation and output zero) starts slower here: after 400 steps
     of the demo at 32 px its loss is 4% higher (docs/model.md).
     """
-    nn.init.constant_(model.text_fusion.projector.weight, 1.0 / model.config.num_text_layers)
+    if model.text_fusion.projector is not None:
+        nn.init.constant_(model.text_fusion.projector.weight, 1.0 / model.config.num_text_layers)
 
 
 def count_parameters(config: TransformerConfig) -> int:

@@ -1,0 +1,260 @@
+"""The transformer in training, against diffusers' class with the same weights: parity, speed, padding, share of the peak.
+
+    python -m benchmarks.training.model [parity_model step_vs_diffusers ...] [--rounds 5] [--output FILE]
+
+One thread, process CPU time, everything compared run in turn within each round; a ratio is the median over rounds of the
+round's own ratio. The model is 12 blocks of width 384 (6 query and 2 key heads, SwiGLU 1024, text of 4 layers x 256) in
+bfloat16. "compiled" compiles the repeated blocks one by one, on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.krablet.rounds import Result, commit, machine, result
+from pleinair.model.attention import attend
+from pleinair.model.formats import diffusers_config
+from pleinair.model.packed_text import pack_text, rank_skew, text_budget
+from pleinair.model.segments import segments_of
+from pleinair.model.transformer import Transformer, TransformerConfig, patchify
+
+MODEL = TransformerConfig(
+    width=384,
+    num_layers=12,
+    num_heads=6,
+    num_kv_heads=2,
+    mlp_width=1024,
+    in_channels=64,
+    text_dim=256,
+    num_text_layers=4,
+    text_num_heads=4,
+    text_num_kv_heads=4,
+)
+SIDE = 16
+"""Image tokens per side: 256 px."""
+PEER = f"diffusers {diffusers.__version__}"
+MATMUL_SIDE = 1536
+Call = Callable[[], Tensor]
+
+
+def make_models(config: TransformerConfig = MODEL) -> tuple[Transformer, nn.Module]:
+    """Ours and diffusers', every parameter random and equal, in float32."""
+    torch.manual_seed(0)
+    ours = Transformer(config)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            matrix = parameter.ndim == 2 and not name.endswith("scale_shift_table")
+            parameter.normal_(std=0.5 * parameter.shape[1] ** -0.5 if matrix else 0.1)
+    settings = {key: value for key, value in diffusers_config(config).items() if not key.startswith("_")}
+    theirs = diffusers.Krea2Transformer2DModel(**settings)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def mixed_lengths(batch: int, slots: int, seed: int = 0) -> Tensor:
+    """Valid text rows around 105 of 512, as captions of mixed length have: log-normal, at most the slots."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = (95 * torch.exp(0.45 * torch.randn(batch, generator=generator))).round().long()
+    return lengths.clamp(8, slots)
+
+
+def make_calls(ours: Transformer, theirs: nn.Module, batch: int, mask: Tensor | None, num_text: int) -> dict[str, Call]:
+    """Forward passes on one batch: ours padded and packed, diffusers' padded."""
+    generator = torch.Generator().manual_seed(1)
+    dtype = ours.img_in.weight.dtype
+    latents = torch.randn(batch, MODEL.latent_channels, 2 * SIDE, 2 * SIDE, generator=generator).to(dtype)
+    features = torch.randn(batch, num_text, MODEL.num_text_layers, MODEL.text_dim, generator=generator).to(dtype)
+    timestep = torch.rand(batch, generator=generator)
+    places = torch.zeros(num_text + SIDE**2, 3)
+    places[num_text:, 1] = torch.arange(SIDE).repeat_interleave(SIDE)
+    places[num_text:, 2] = torch.arange(SIDE).repeat(SIDE)
+    tokens = patchify(latents, MODEL.patch_size)
+
+    def diffusers_forward() -> Tensor:
+        out: Tensor = theirs(tokens, features, timestep, places, mask).sample
+        return out
+
+    calls = {"diffusers": diffusers_forward, "ours": lambda: patchify(ours(latents, timestep, features, mask), 2)}
+    if mask is not None:
+        packed = pack_text(features, mask, text_budget([mask.sum(dim=1).tolist()]))
+        calls["packed"] = lambda: patchify(ours(latents, timestep, packed), 2)
+    return calls
+
+
+def seconds(call: Call, backward: bool) -> float:
+    """CPU time of one pass."""
+    start = time.process_time()
+    with torch.set_grad_enabled(backward):
+        out = call()
+        if backward:
+            torch.autograd.backward(out.float().square().mean())
+    return time.process_time() - start
+
+
+def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every run in every round, the order turned around each time; the first round only warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name in sorted(runs, reverse=number % 2 == 0):
+            value = runs[name]()
+            if number:
+                taken[name].append(value)
+    return taken
+
+
+def against(row: str, taken: Mapping[str, list[float]], mine: str, other: str, peer: str = PEER) -> Result:
+    """Our milliseconds beside the peer's."""
+    ratio = statistics.median(b / a for a, b in zip(taken[mine], taken[other], strict=True))
+    ours, theirs = (1000 * statistics.median(taken[name]) for name in (mine, other))
+    return result(row, ours, "ms CPU", f"{peer}: {theirs:.1f} ms", ratio)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """The repeated blocks, one by one; the rest stays eager."""
+    blocks = model.get_submodule("transformer_blocks")
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        block.compile()
+
+
+@torch.no_grad()
+def parity_model(rounds: int) -> Iterator[Result]:
+    """Largest difference to diffusers in float32, every parameter random."""
+    ours, theirs = make_models()
+    lengths = mixed_lengths(4, 64)
+    for name, mask in (("no padding", None), ("mixed lengths", torch.arange(64) < lengths.div(4).long()[:, None])):
+        calls = make_calls(ours, theirs, 4, mask, 64)
+        expected = calls.pop("diffusers")()
+        for kind, call in calls.items():
+            difference = float((call() - expected).abs().max())
+            of = f"{PEER}, output deviation {float(expected.std()):.2f}"
+            yield result(f"parity_model, {name}, {kind}", 1e6 * difference, "1e-6, largest difference", of)
+
+
+def step_vs_diffusers(rounds: int) -> Iterator[Result]:
+    """256 image + 64 text tokens without padding, batch 2."""
+    yield from _steps("step_vs_diffusers", rounds, 2, None, 64, ("ours",))
+
+
+def step_padded_vs_diffusers(rounds: int) -> Iterator[Result]:
+    """512 text slots of which about 105 are valid, mixed lengths, batch 4."""
+    lengths = mixed_lengths(4, 512)
+    mask = torch.arange(512) < lengths[:, None]
+    yield result("step_padded_vs_diffusers, valid rows", float(lengths.float().mean()), "rows per prompt")
+    yield from _steps("step_padded_vs_diffusers", rounds, 4, mask, 512, ("ours", "packed"))
+
+
+def _steps(
+    row: str, rounds: int, batch: int, mask: Tensor | None, num_text: int, mine: tuple[str, ...]
+) -> Iterator[Result]:
+    for way in ("eager", "compiled"):
+        ours, theirs = (model.bfloat16() for model in make_models())
+        if way == "compiled":
+            compile_blocks(ours)
+            compile_blocks(theirs)
+        calls = make_calls(ours, theirs, batch, mask, num_text)
+        for passes, backward in (("forward", False), ("forward + backward", True)):
+            taken = interleaved({n: lambda c=c, b=backward: seconds(c, b) for n, c in calls.items()}, rounds)
+            for name in mine:
+                yield against(f"{row}, {passes}, {way}, {name}", taken, name, "diffusers")
+            if len(mine) > 1:
+                yield against(f"{row}, {passes}, {way}, packed to ours padded", taken, mine[1], mine[0], "ours padded")
+
+
+def peak_share(rounds: int) -> Iterator[Result]:
+    """Training step's FLOP/s over those of one large bfloat16 matrix product, at two widths."""
+    a, b = (torch.randn(MATMUL_SIDE, MATMUL_SIDE).bfloat16() for _ in range(2))
+    for width, layers in ((384, 12), (1024, 4)):
+        sizes: dict[str, Any] = {"width": width, "num_heads": width // 64, "num_kv_heads": width // 192 or 1}
+        if width == 1024:
+            sizes |= {"num_kv_heads": 4, "mlp_width": None}
+        ours, _ = make_models(replace(MODEL, num_layers=layers, **sizes))
+        ours = ours.bfloat16()
+        call = make_calls(ours, nn.Identity(), 2, None, 64)["ours"]
+        with FlopCounterMode(display=False) as counter:
+            seconds(call, True)
+        compile_blocks(ours)
+        product = {"matmul": lambda: seconds(lambda: a @ b, False)}
+        taken = interleaved({"step": lambda c=call: seconds(c, True), **product}, 2 * rounds)
+        peak = 2 * MATMUL_SIDE**3 / statistics.median(taken["matmul"])
+        reached = counter.get_total_flops() / statistics.median(taken["step"])
+        shown = f"matmul {MATMUL_SIDE}^3: {peak / 1e9:.0f} GFLOP/s"
+        yield result(f"peak_share, width {width}, compiled", reached / 1e9, "GFLOP/s", shown, reached / peak)
+
+
+def packed_attention(rounds: int) -> Iterator[Result]:
+    """Ways to keep 8 samples of mixed length apart: slices of one row, a masked batch, flex attention (no backward)."""
+    lengths = tuple((mixed_lengths(8, 512) + SIDE**2).tolist())
+    total, longest = sum(lengths), max(lengths)
+    heads = (MODEL.num_heads, MODEL.num_kv_heads, MODEL.num_kv_heads)
+    row = [torch.randn(1, total, n, 64).bfloat16().requires_grad_() for n in heads]
+    batch = [torch.randn(8, longest, n, 64).bfloat16().requires_grad_() for n in heads]
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    segments = segments_of(lengths, total, torch.device("cpu"), torch.bfloat16)
+    sample = segments.membership_SB.argmax(dim=1)
+    block_mask = create_block_mask(lambda b, h, q, k: sample[q] == sample[k], None, None, total, total, device="cpu")
+    flex = torch.compile(flex_attention)
+    calls: dict[str, Call] = {
+        "slices": lambda: attend(*row, segments),
+        "padded": lambda: attend(*batch, mask),
+        "flex": lambda: flex(*(x.detach().transpose(1, 2) for x in row), block_mask=block_mask, enable_gqa=True),
+    }
+    for passes, backward in (("forward", False), ("forward + backward", True)):
+        chosen = {n: c for n, c in calls.items() if n != "flex" or not backward}
+        taken = interleaved({n: lambda c=c, b=backward: seconds(c, b) for n, c in chosen.items()}, 2 * rounds)
+        for other in sorted(chosen.keys() - {"slices"}):
+            yield against(f"packed_attention, {passes}, slices to {other}", taken, "slices", other, other)
+
+
+def text_skew(rounds: int) -> Iterator[Result]:
+    """8 ranks of 8 samples over 200 steps: waiting and shapes, padded per rank against one budget."""
+    steps = [[tuple(mixed_lengths(8, 512, 8 * s + r).tolist()) for r in range(8)] for s in range(200)]
+    budget = text_budget([lengths for ranks in steps for lengths in ranks])
+    padded, packed = rank_skew(steps, SIDE**2), rank_skew(steps, SIDE**2, budget)
+    for name, skew in (("padded to the longest", padded), (f"budget of {budget}", packed)):
+        yield result(f"text_skew, {name}, waiting", 100 * skew.wait_share, "% of rank time")
+        yield result(f"text_skew, {name}, valid tokens", 100 * skew.valid_share, "%")
+        yield result(f"text_skew, {name}, shapes", skew.num_shapes, "shapes")
+
+
+ROWS = {
+    row.__name__: row
+    for row in (parity_model, step_vs_diffusers, step_padded_vs_diffusers, peak_share, packed_attention, text_skew)
+}
+
+
+def main() -> None:
+    """Print and write the chosen rows."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], default=list(ROWS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("model.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    known = json.loads(options.output.read_text()) if options.output.exists() else []
+    kept = [old for old in known if old["name"].split(",")[0] not in options.rows]
+    where = {"commit": commit(), "machine": f"{machine()}, 1 thread, torch {torch.__version__}"}
+    for row in options.rows:
+        for measured in ROWS[row](options.rounds):
+            ratio = "" if measured["ratio"] is None else f"{measured['ratio']:6.2f}"
+            print(f"{ratio:6}  {measured['value']:10.6g} {measured['unit']}", end="  ")
+            print(f"{measured['name']}  ({measured['peer']})", flush=True)
+            kept.append({**measured, **where})
+    options.output.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
