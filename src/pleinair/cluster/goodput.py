@@ -18,13 +18,11 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from pleinair.records.run_events import (
     LAUNCHER,
     CheckpointSaved,
     Crash,
-    Decided,
     Entered,
     Event,
     Finished,
@@ -125,23 +123,33 @@ class _Account:
     """Goes through the log once."""
 
     stretches: list[_Stretch] = field(default_factory=list)
+    """Of the past."""
     bucket: str = "start"
+    """What goes on now."""
+    begin: float = 0.0
+    """Since when."""
     step: int = 0
     """Steps the current attempt has done."""
     stall: float = 0.0
     """Of checkpoints, not yet taken out of a stretch of training."""
 
-    def until(self, event: Event, begin: float, end: float) -> None:
+    def hear(self, event: Event, at: float) -> None:
         """Time up to this event belongs to what went on before it."""
-        stretch = _Stretch(self._bucket_before(event), begin, end)
-        if stretch.bucket == "productive":
+        before, after = self._bucket_before(event), self._bucket_after(event)
+        if before == after and not isinstance(event, Step | Loaded):
+            self.bucket = after
+            return
+        stretch = _Stretch(before, self.begin, at)
+        if before == "productive":
             stretch.stall = min(self.stall, stretch.seconds)
             self.stall -= stretch.stall
         if isinstance(event, Step):
             stretch.steps = (min(self.step, event.step), event.step)
             self.step = event.step
         self.stretches.append(stretch)
-        self.bucket = self._bucket_after(event)
+        if isinstance(event, Loaded):
+            self._lose_after(event.step)
+        self.bucket, self.begin = after, at
 
     def _bucket_before(self, event: Event) -> str:
         match event:
@@ -160,7 +168,6 @@ class _Account:
             case Rendezvous():
                 return "load"
             case Loaded():
-                self._lose_after(event.step)
                 return "warm-up"
             case Step():
                 return "productive"
@@ -187,7 +194,9 @@ class _Account:
             elif first >= step:
                 kept.append(_Stretch("lost", one.begin, one.end, one.steps))
             else:
-                cut = one.begin + one.seconds * (step - first) / (last - first)
+                # The stall was that of the checkpoint at which the kept part ends.
+                cut = one.begin + one.stall + (one.seconds - one.stall) * (step - first) / (last - first)
+                cut = min(cut, one.end)
                 kept.append(_Stretch("productive", one.begin, cut, (first, step), min(one.stall, cut - one.begin)))
                 kept.append(_Stretch("lost", cut, one.end, (step, last)))
         self.stretches = kept
@@ -211,13 +220,14 @@ def measure_goodput(events: Sequence[Event]) -> Goodput:
     """
     if not events:
         raise ValueError("the run has no events: was it started by `pleinair train --supervise` or with --nproc?")
-    leader = min((event.rank for event in events if isinstance(event, Step)), default=0)
+    ranks = [event.rank for event in events if isinstance(event, Step)] or [event.rank for event in events]
+    leader = min(ranks)
     told = [event for event in events if event.rank in (LAUNCHER, leader) or isinstance(event, Crash | Hang)]
     times = _never_back(told)
-    account = _Account(bucket=account_begin(told[0]))
-    account.bucket = account._bucket_after(told[0])
-    for (begin, end), event in zip(pairwise(times), told[1:], strict=True):
-        account.until(event, begin, end)
+    account = _Account(bucket=_first_bucket(told[0]), begin=times[0])
+    for event, at in zip(told, times, strict=True):
+        account.hear(event, at)
+    account.stretches.append(_Stretch(account.bucket, account.begin, times[-1]))
     seconds = _sum_buckets(account.stretches)
     durations = [
         one.seconds / (one.steps[1] - one.steps[0])
@@ -235,7 +245,7 @@ def measure_goodput(events: Sequence[Event]) -> Goodput:
     )
 
 
-def account_begin(first: Event) -> str:
+def _first_bucket(first: Event) -> str:
     """The bucket a log begins in: a log that was cut may begin anywhere."""
     return "start" if isinstance(first, Started | Restarted) else "productive"
 
@@ -259,14 +269,14 @@ def _sum_buckets(stretches: Sequence[_Stretch]) -> dict[str, float]:
 def _repairs(events: Sequence[Event], times: Sequence[float]) -> Iterator[Repair]:
     """Every failure with what followed it until the run was where it had been, or failed again."""
     failures = [index for index, event in enumerate(events) if isinstance(event, Crash | Hang)]
-    for index, following in zip(failures, [*failures[1:], len(events)], strict=True):
+    for index, following in zip(failures, [*failures[1:], len(events)], strict=False):
         yield _repair(events[:following], times, index)
 
 
 def _repair(events: Sequence[Event], times: Sequence[float], failure: int) -> Repair:
     before = [i for i in range(failure) if isinstance(events[i], Step | Loaded | CheckpointSaved | Entered | Restarted)]
     reached = max((event.step for event in events[:failure] if isinstance(event, Step | Loaded)), default=0)
-    marks = {"decide": Restarted, "start": Rendezvous, "load": Loaded, "warm-up": Step}
+    marks: dict[str, type[Event]] = {"decide": Restarted, "start": Rendezvous, "load": Loaded, "warm-up": Step}
     parts, at = {"detect": times[failure] - times[before[-1]] if before else 0.0}, failure
     for part, kind in marks.items():
         found = next((i for i in range(at + 1, len(events)) if isinstance(events[i], kind)), None)

@@ -48,13 +48,13 @@ class RankGroup:
         """Start them; `environment` is added to ours, and each gets RANK, LOCAL_RANK, WORLD_SIZE and a meeting place."""
         directory.mkdir(parents=True, exist_ok=True)
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_ranks)}
-        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_ranks))} if num_ranks > 1 else {}
         self.logs = [directory / f"rank-{rank}.log" for rank in range(num_ranks)]
         self.processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank, path in enumerate(self.logs):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks)}
-                variables = {**os.environ, "OMP_NUM_THREADS": threads, **meeting, **own, **environment}
+                variables = {**threads, **os.environ, **meeting, **own, **environment}
                 with path.open("wb") as log:
                     self.processes.append(_start(command, log.fileno(), variables))
         except BaseException:

@@ -69,12 +69,11 @@ def _tell_exceptions(heartbeat: Heartbeat, rank: int) -> None:
     shown = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            return shown(kind, error, trace)
-        heartbeat.flush()
-        said = traceback.format_exception_only(kind, error)[-1].strip()
-        heartbeat.tell(RankFailed(rank=rank, error=said[:500]))
-        return shown(kind, error, trace)
+        if not issubclass(kind, KeyboardInterrupt):
+            heartbeat.flush()
+            said = traceback.format_exception_only(kind, error)[-1].strip()
+            heartbeat.tell(RankFailed(rank=rank, error=said[:500]))
+        shown(kind, error, trace)
 
     sys.excepthook = hook
 

@@ -275,9 +275,7 @@ class Heartbeat:
     def saved(self, step: int, *, stall_seconds: float, write_seconds: float) -> None:
         """A checkpoint is durable."""
         self.flush()
-        self.tell(
-            CheckpointSaved(step=step, stall_seconds=stall_seconds, write_seconds=write_seconds, rank=self._rank)
-        )
+        self.tell(CheckpointSaved(step=step, stall_seconds=stall_seconds, write_seconds=write_seconds, rank=self._rank))
 
     def close(self) -> None:
         """The rank is through; what is left is the end of its process."""
