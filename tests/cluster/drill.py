@@ -92,7 +92,10 @@ def main() -> None:
 def inject(fault: str, rank: int, step: int) -> None:
     """Be the fault, if it is this rank's and this step's turn."""
     kind, at_rank, at_step, at_attempt = fault.split(":")
-    attempt = int(Path(os.environ["PLEINAIR_ATTEMPT_DIR"]).name.rpartition("-")[2])
+    if "PLEINAIR_ATTEMPT_DIR" in os.environ:
+        attempt = int(Path(os.environ["PLEINAIR_ATTEMPT_DIR"]).name.rpartition("-")[2])
+    else:
+        attempt = 1 + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if rank != int(at_rank) or attempt != int(at_attempt):
         return
     if kind == "slow" and step >= int(at_step):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,18 @@ def train(options: argparse.Namespace) -> int:
     work = open_workspace(options)
     if "RANK" in os.environ:
         return train_rank(work, int(os.environ["RANK"]))
-    if options.nproc > 1 or options.supervise:
+    if options.nproc != 1 or options.supervise:
+        from pleinair.cluster.launcher import LaunchConfig
         from pleinair.cluster.restarts import RestartConfig
         from pleinair.cluster.watchdog import WatchdogConfig
 
-        restarts = RestartConfig(max_restarts=options.max_restarts)
-        watchdog = WatchdogConfig(training_floor_seconds=options.hang_seconds)
-        launch_ranks(work, _launch_config(work, nproc=options.nproc, restarts=restarts, watchdog=watchdog))
+        try:
+            restarts = RestartConfig(max_restarts=options.max_restarts)
+            watchdog = WatchdogConfig(training_floor_seconds=options.hang_seconds)
+            config = LaunchConfig(run_dir=work.run_dir, nproc=options.nproc, restarts=restarts, watchdog=watchdog)
+        except ValueError as refused:
+            raise ConfigError(str(refused)) from refused
+        launch_ranks(work, config)
         return 0
     from pleinair.cli import steps
 
@@ -115,9 +121,10 @@ def train_step(work: Workspace) -> None:
 
     Raises PleinairError when it stops for good, KeyboardInterrupt on Ctrl-C.
     """
+    from pleinair.cluster.launcher import LaunchConfig
     from pleinair.cluster.restarts import RestartConfig
 
-    launch_ranks(work, _launch_config(work, restarts=RestartConfig(max_restarts=TRAINER_RESTARTS)))
+    launch_ranks(work, LaunchConfig(run_dir=work.run_dir, restarts=RestartConfig(max_restarts=TRAINER_RESTARTS)))
 
 
 def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
@@ -138,15 +145,6 @@ def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
     if outcome.outcome == "stopped":
         raise PleinairError(f"training stopped: {outcome.reason}; `pleinair runs {work.run_dir}` tells what happened")
     print(as_text(measure_goodput(read_events(config.events))))
-
-
-def _launch_config(work: Workspace, **settings: Any) -> LaunchConfig:
-    from pleinair.cluster.launcher import LaunchConfig
-
-    try:
-        return LaunchConfig(run_dir=work.run_dir, **settings)
-    except ValueError as refused:
-        raise ConfigError(str(refused)) from refused
 
 
 def _one_rank_only(num_ranks: int) -> None:
@@ -170,7 +168,7 @@ def runs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(listen: str, text: Any) -> int:
+def _serve(listen: str, text: Callable[[], str]) -> int:
     import signal
 
     from pleinair.krablet.watching.prometheus import metrics_served

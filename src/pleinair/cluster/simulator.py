@@ -112,7 +112,7 @@ class SimulatedRun:
     @property
     def fabric_rate(self) -> float:
         """Failures a second of the fabric."""
-        return self.fabric_per_day * (self.num_nodes / self.fabric_nodes) ** self.fabric_exponent / DAY_SECONDS
+        return self.fabric_per_day * math.pow(self.num_nodes / self.fabric_nodes, self.fabric_exponent) / DAY_SECONDS
 
     @property
     def mean_between_failures(self) -> float:
