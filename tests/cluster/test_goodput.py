@@ -101,6 +101,12 @@ def test_time_between_two_launches_is_down_and_not_held_against_the_machines() -
     assert (goodput.seconds["down"], goodput.mtbf_seconds) == (100.0, 40.0)
 
 
+def test_time_after_a_launcher_was_killed_is_down() -> None:
+    killed = a_run_with_one_crash()[:5]
+    again = Started(at=START + 111, attempt=2, world_size=2)
+    assert measure_goodput([*killed, again]).seconds["down"] == 100.0
+
+
 def test_a_run_without_events_is_refused() -> None:
     with pytest.raises(ValueError, match="the run has no events"):
         measure_goodput([])

@@ -111,6 +111,11 @@ def test_a_run_whose_launcher_is_gone_still_counts_as_running(run_dir: Path) -> 
     assert examine(run_dir).state == "running"
 
 
+def test_a_run_that_was_launched_again_is_running(run_dir: Path) -> None:
+    append(run_dir / "events.jsonl", Started(at=START + 60, attempt=3, world_size=2))
+    assert (examine(run_dir).state, examine(run_dir).attempts) == ("running", 3)
+
+
 def test_a_folder_without_events_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 1
     assert f"{tmp_path} has no events.jsonl: only runs started with --supervise or --nproc" in capsys.readouterr().err
