@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TRAINER_RESTARTS = 3
 """How often `pleinair run` starts a trainer again that was killed, before it gives up."""
+TRAINER_HANG_SECONDS = 300.0
+"""Its least patience: steps took 20 s each on two cores that thirty other processes used as well."""
 
 
 def register(verbs: Any) -> None:
@@ -123,8 +125,11 @@ def train_step(work: Workspace) -> None:
     """
     from pleinair.cluster.launcher import LaunchConfig
     from pleinair.cluster.restarts import RestartConfig
+    from pleinair.cluster.watchdog import WatchdogConfig
 
-    launch_ranks(work, LaunchConfig(run_dir=work.run_dir, restarts=RestartConfig(max_restarts=TRAINER_RESTARTS)))
+    restarts = RestartConfig(max_restarts=TRAINER_RESTARTS)
+    watchdog = WatchdogConfig(training_floor_seconds=TRAINER_HANG_SECONDS)
+    launch_ranks(work, LaunchConfig(run_dir=work.run_dir, restarts=restarts, watchdog=watchdog))
 
 
 def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
