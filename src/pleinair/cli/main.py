@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         tags,
         takedown,
         tower,
+        train,
     )
 
     parser = argparse.ArgumentParser(
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    for noun in (run, sample, *curating, export, fetch, krablet):
+    for noun in (run, train, sample, *curating, export, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

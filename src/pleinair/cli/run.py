@@ -1,9 +1,8 @@
-"""`pleinair run RECIPE`: the whole way from pictures to a page, and the verbs for its single steps."""
+"""`pleinair run RECIPE`: the whole way from pictures to a page, and the verbs for its steps (training: cli/train.py)."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,15 @@ from pleinair.cli.workspace import add_run_options
 
 
 def register(verbs: Any) -> None:
-    """Add the verbs `run`, `pack`, `train`, `evaluate` and `report`."""
+    """Add the verbs `run`, `pack`, `evaluate` and `report`."""
     for verb, function, told in (
         ("run", run, "a whole recipe: ingest, curate, pack, train, evaluate, report; goes on where it was stopped"),
         ("pack", pack, "write the pack of a recipe, or of a mix's folder"),
-        ("train", train, "train a recipe's model from its pack; resumes"),
         ("evaluate", evaluate, "draw with a recipe's model, judge the drawings, and write page and numbers"),
         ("report", evaluate, "the same as evaluate; drawings that are there are not made again"),
     ):
         parser: argparse.ArgumentParser = verbs.add_parser(verb, help=told)
         add_run_options(parser)
-        if function is train:
-            parser.add_argument("--supervisor", type=int, help=argparse.SUPPRESS)
         parser.set_defaults(run=function)
 
 
@@ -52,6 +48,7 @@ def run_steps(work: Any, clock: Any) -> Any:
     from pleinair.cli import steps
     from pleinair.cli.parts import ready_parts
     from pleinair.cli.report import report_step
+    from pleinair.cli.train import train_step
 
     def announce(name: str) -> Any:
         print(f"[{name}]", flush=True)
@@ -68,7 +65,7 @@ def run_steps(work: Any, clock: Any) -> Any:
             pictures = steps.curated_pictures(work, db)
             steps.pack_step(work, pictures, parts)
         with announce("train"):
-            steps.train_step(work)
+            train_step(work)
         with announce("evaluate"):
             evaluated = steps.evaluate_step(work, pictures, parts)
         with announce("report"):
@@ -88,19 +85,6 @@ def pack(options: argparse.Namespace) -> int:
     with only_one(work.run_dir), steps.open_database(work) as db:
         steps.pack_step(work, steps.curated_pictures(work, db), ready_parts(work, db))
     print(f"pack: {work.pack}")
-    return 0
-
-
-def train(options: argparse.Namespace) -> int:
-    """Train in this process; no database is needed."""
-    from pleinair.cli import steps
-    from pleinair.cli.workspace import open_workspace
-
-    try:
-        print(f"checkpoint: {steps.train_here(open_workspace(options), options.supervisor)}")
-    except FloatingPointError as diverged:
-        print(f"pleinair: {diverged}", file=sys.stderr)
-        return 1
     return 0
 
 

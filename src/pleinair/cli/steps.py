@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from pleinair.evaluation.drawings import Drawings, Neighbours
     from pleinair.krablet import Database
     from pleinair.packing.pictures import CuratedPicture
+    from pleinair.training.engine import StepHook
 
 OLD_TRAINER_SECONDS = 60.0
 """How long a trainer waits for one that is still ending."""
-TRAINER_RESTARTS = 3
-"""How often a trainer that was killed is started again before the run gives up."""
 
 
 def open_database(work: Workspace) -> Database:
@@ -146,35 +145,10 @@ def open_text_encoder() -> SmolLM2:
     return SmolLM2(text_encoder_dir())
 
 
-def train_step(work: Workspace) -> None:
-    """Run the trainer as a process of its own and start it again when it is killed."""
-    command = [sys.executable, "-m", "pleinair.cli.main", "train", work.recipe.name, "--runs", str(work.run_dir.parent)]
-    command += ["--supervisor", str(os.getpid())]
-    for assignment in work.overrides:
-        command += ["--set", assignment]
-    for _ in range(1 + TRAINER_RESTARTS):
-        trainer = subprocess.Popen(command)
-        try:
-            code = trainer.wait()
-        except BaseException:
-            trainer.terminate()
-            trainer.wait()
-            raise
-        if code == 0:
-            return
-        if code > 0:
-            raise PleinairError(f"training stopped with exit code {code}: see its message above")
-        print(
-            f"  the trainer was killed by signal {-code}: starting it again from its last checkpoint", file=sys.stderr
-        )
-    raise PleinairError(f"the trainer was killed {1 + TRAINER_RESTARTS} times: find out by what, then run again")
-
-
-def train_here(work: Workspace, supervisor: int | None) -> Path:
+def train_here(work: Workspace, hooks: Sequence[StepHook] = ()) -> Path:
     """Train in this process, from the pack alone; returns the final checkpoint.
 
-    Given the process id of its `supervisor`, it ends once that is no longer its parent, so that no trainer outlives the
-    run that started it; a new trainer waits for the old one to be gone.
+    A new trainer waits for an old one to be gone.
     """
     from pleinair.packs.loader import LatentLoader, Prefetched
     from pleinair.packs.pack import Pack
@@ -196,10 +170,6 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
         note = f"loss {record.loss:.3f}, {record.samples_per_second:.0f} pictures/s"
         lines.setdefault(record.phase, ProgressLine(f"train {record.phase}")).update(record.step + 1, total, note)
 
-    def stay_supervised(record: StepRecord, total: int) -> None:
-        if supervisor is not None and os.getppid() != supervisor:
-            raise KeyboardInterrupt
-
     digest = config_digest([to_document(recipe.training_part()), to_document(pack.manifest)])
     with only_one(work.run_dir, "train.lock", patience_seconds=OLD_TRAINER_SECONDS):
         return train(
@@ -208,7 +178,7 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
             recipe.engine,
             work.run_dir,
             config_digest=digest,
-            hooks=[show, stay_supervised],
+            hooks=[show, *hooks],
             on_message=lambda said: print(f"  {said}"),
         )
 

@@ -1,0 +1,184 @@
+"""`pleinair train` and `pleinair runs`: training in this process or as watched ranks, and what happened to a run.
+
+pleinair train RECIPE                        here, in this process
+pleinair train RECIPE --supervise            one rank, started again when it dies or hangs
+pleinair train RECIPE --nproc N              N ranks: the launcher starts `pleinair train RECIPE` N times
+      +-- rank: RANK is in its environment -> train_rank: armed, with a heartbeat
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pleinair.cli.workspace import Workspace, add_run_options
+from pleinair.records.errors import ConfigError, PleinairError
+
+if TYPE_CHECKING:
+    from pleinair.cluster.launcher import LaunchConfig
+    from pleinair.training.engine import StepRecord
+
+TRAINER_RESTARTS = 3
+"""How often `pleinair run` starts a trainer again that was killed, before it gives up."""
+TRAINER_HANG_SECONDS = 300.0
+"""Its least patience: steps took 20 s each on two cores that thirty other processes used as well."""
+
+
+def register(verbs: Any) -> None:
+    """Add the verbs `train` and `runs`."""
+    parser: argparse.ArgumentParser = verbs.add_parser("train", help="train a recipe's model from its pack; resumes")
+    add_run_options(parser)
+    parser.add_argument(
+        "--nproc", type=int, default=1, metavar="N", help="ranks on this machine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--supervise", action="store_true", help="also with one rank: start it again when it dies or hangs"
+    )
+    parser.add_argument(
+        "--max-restarts", type=int, default=10, help="restarts before progress must be made (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hang-seconds", type=float, default=30.0, help="least silence that counts as a hang (default: %(default)g)"
+    )
+    parser.set_defaults(run=train)
+    _register_runs(verbs)
+
+
+def _register_runs(verbs: Any) -> None:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "runs",
+        help="what happened to a run: goodput, failures, who was missing",
+        description="Goodput and post mortem of a run that was started with --supervise or --nproc.",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="its folder, such as runs/demo")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="the same for machines")
+    how.add_argument("--textfile", type=Path, metavar="FILE", help="write metrics for node_exporter's collector, once")
+    how.add_argument("--serve", metavar="HOST:PORT", help="serve metrics to Prometheus until interrupted")
+    parser.set_defaults(run=runs)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train here, or launch ranks that do; no database is needed."""
+    from pleinair.cli.workspace import open_workspace
+
+    work = open_workspace(options)
+    if "RANK" in os.environ:
+        return train_rank(work, int(os.environ["RANK"]))
+    if options.nproc != 1 or options.supervise:
+        from pleinair.cluster.launcher import LaunchConfig
+        from pleinair.cluster.restarts import RestartConfig
+        from pleinair.cluster.watchdog import WatchdogConfig
+
+        try:
+            restarts = RestartConfig(max_restarts=options.max_restarts)
+            watchdog = WatchdogConfig(training_floor_seconds=options.hang_seconds)
+            config = LaunchConfig(run_dir=work.run_dir, nproc=options.nproc, restarts=restarts, watchdog=watchdog)
+        except ValueError as refused:
+            raise ConfigError(str(refused)) from refused
+        launch_ranks(work, config)
+        return 0
+    from pleinair.cli import steps
+
+    try:
+        print(f"checkpoint: {steps.train_here(work)}")
+    except FloatingPointError as diverged:
+        print(f"pleinair: {diverged}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train_rank(work: Workspace, rank: int) -> int:
+    """Train as one rank of a launch. Errors that another try would meet again ask not to be started again."""
+    from pleinair.cli import steps
+    from pleinair.cluster.rank import GIVE_UP, arm
+    from pleinair.records.run_events import Rendezvous
+
+    heartbeat = arm(work.run_dir, rank)
+    _one_rank_only(int(os.environ["WORLD_SIZE"]))
+    heartbeat.tell(Rendezvous(rank=rank))
+    loaded = False
+
+    def beat(record: StepRecord, total: int) -> None:
+        nonlocal loaded
+        if not loaded:
+            heartbeat.loaded(record.step)
+            loaded = True
+        heartbeat(record.step + 1)
+
+    try:
+        print(f"checkpoint: {steps.train_here(work, [beat])}")
+    except (PleinairError, FloatingPointError) as refused:
+        print(f"pleinair: {refused}", file=sys.stderr)
+        return GIVE_UP
+    return 0
+
+
+def train_step(work: Workspace) -> None:
+    """The step `train` of a whole run: a trainer of its own, started again when it is killed or hangs.
+
+    Raises PleinairError when it stops for good, KeyboardInterrupt on Ctrl-C.
+    """
+    from pleinair.cluster.launcher import LaunchConfig
+    from pleinair.cluster.restarts import RestartConfig
+    from pleinair.cluster.watchdog import WatchdogConfig
+
+    restarts = RestartConfig(max_restarts=TRAINER_RESTARTS)
+    watchdog = WatchdogConfig(training_floor_seconds=TRAINER_HANG_SECONDS)
+    launch_ranks(work, LaunchConfig(run_dir=work.run_dir, restarts=restarts, watchdog=watchdog))
+
+
+def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
+    """Run `pleinair train` as ranks to the end of the training, then say what the time went into."""
+    from pleinair.cli.workspace import only_one
+    from pleinair.cluster.goodput import as_text, measure_goodput
+    from pleinair.cluster.launcher import launch
+    from pleinair.records.run_events import read_events
+
+    _one_rank_only(config.nproc)
+    command = [sys.executable, "-m", "pleinair.cli.main", "train", work.recipe.name, "--runs", str(work.run_dir.parent)]
+    for assignment in work.overrides:
+        command += ["--set", assignment]
+    with only_one(work.run_dir, "launch.lock"):
+        outcome = launch(command, config, on_message=lambda said: print(f"pleinair: {said}", file=sys.stderr))
+    if outcome.outcome == "interrupted":
+        raise KeyboardInterrupt
+    if outcome.outcome == "stopped":
+        raise PleinairError(f"training stopped: {outcome.reason}; `pleinair runs {work.run_dir}` tells what happened")
+    print(as_text(measure_goodput(read_events(config.events))))
+
+
+def _one_rank_only(num_ranks: int) -> None:
+    """The engine's loop has no mesh yet; with one, this check goes and `train_here` is given the mesh."""
+    if num_ranks != 1:
+        raise ConfigError(f"--nproc is {num_ranks}: the engine trains in one process; leave it out, or give 1")
+
+
+def runs(options: argparse.Namespace) -> int:
+    """Show, write or serve what happened to a run."""
+    from pleinair.cluster.exporter import run_metrics, write_metrics
+    from pleinair.cluster.post_mortem import as_json, as_screen, examine
+
+    if options.serve is not None:
+        return _serve(options.serve, lambda: run_metrics(options.run_dir))
+    if options.textfile is not None:
+        write_metrics(options.run_dir, options.textfile)
+        return 0
+    found = examine(options.run_dir)
+    print(as_json(found) if options.json else as_screen(found))
+    return 0
+
+
+def _serve(listen: str, text: Callable[[], str]) -> int:
+    import signal
+
+    from pleinair.krablet.watching.prometheus import metrics_served
+
+    with metrics_served(listen, text) as address:
+        print(f"metrics: {address}", flush=True)
+        signal.pause()
+    return 0

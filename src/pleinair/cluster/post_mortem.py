@@ -1,0 +1,210 @@
+"""What happened to a run, on one screen for a person, and the same as JSON.
+
+run, attempt k of n .......... which rank first, of what ....... the last collective and who did not arrive
+what was lost ................ what the repairs cost ........... what the launcher did, and where to look
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pleinair.cluster.goodput import Goodput, as_text, format_seconds, measure_goodput
+from pleinair.cluster.rank import EVENTS
+from pleinair.records.errors import ConfigError
+from pleinair.records.run_events import (
+    CheckpointSaved,
+    Crash,
+    Decided,
+    Event,
+    Finished,
+    Hang,
+    Loaded,
+    Restarted,
+    Started,
+    Straggler,
+    read_events,
+)
+
+_TAIL_LINES = 6
+_TAIL_BYTES = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One failure and what was done about it."""
+
+    attempt: int
+    at: float
+    """Unix time."""
+    cause: str
+    """`crash` or `hang`."""
+    ranks: tuple[int, ...]
+    """The first to fail, or those that did not arrive."""
+    told: str
+    """In a sentence."""
+    step: int
+    collective: str = ""
+    evidence: tuple[str, ...] = ()
+    action: str = ""
+    """`restart` or `stop`; empty when the launcher itself was ended."""
+    reason: str = ""
+    suspects: tuple[int, ...] = ()
+    log: str = ""
+    """Of the first of these ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostMortem:
+    """What happened to a run."""
+
+    run: str
+    command: tuple[str, ...]
+    host: str
+    world_size: int
+    attempts: int
+    state: str
+    """`running`, `done`, `stopped` or `interrupted`; `running` also where the launcher was killed."""
+    durable_step: int
+    durable_age_seconds: float
+    """Since the last durable checkpoint, at the last event."""
+    silent_seconds: float
+    """Since the last event."""
+    goodput: Goodput
+    failures: tuple[Failure, ...]
+    stragglers: tuple[str, ...]
+    log_tail: tuple[str, ...]
+    """Last lines of the log of the rank that failed last."""
+
+
+def examine(run_dir: Path) -> PostMortem:
+    """Read a run's event log. Raises ConfigError when there is none."""
+    events = read_events(run_dir / EVENTS)
+    if not events:
+        raise ConfigError(
+            f"{run_dir} has no {EVENTS}: only runs started with --supervise or --nproc keep one; "
+            "give the folder of such a run, as in runs/demo"
+        )
+    started = [event for event in events if isinstance(event, Started)]
+    saved = [event for event in events if isinstance(event, CheckpointSaved)]
+    failures = tuple(_failures(run_dir, events))
+    return PostMortem(
+        run=str(run_dir),
+        command=started[-1].command if started else (),
+        host=started[-1].host if started else "",
+        world_size=started[-1].world_size if started else 1,
+        attempts=max((event.attempt for event in events if isinstance(event, Started | Restarted)), default=1),
+        state=_state(events),
+        durable_step=max((event.step for event in events if isinstance(event, CheckpointSaved | Loaded)), default=0),
+        durable_age_seconds=events[-1].at - (saved[-1].at if saved else events[0].at),
+        silent_seconds=max(0.0, time.time() - events[-1].at),
+        goodput=measure_goodput(events),
+        failures=failures,
+        stragglers=tuple(
+            f"rank {event.rank} was {event.slowdown:.2f} times as slow as the others at step {event.step}"
+            for event in events
+            if isinstance(event, Straggler)
+        ),
+        log_tail=_tail(Path(failures[-1].log)) if failures and failures[-1].log else (),
+    )
+
+
+def _state(events: Sequence[Event]) -> str:
+    for event in reversed(events):
+        if isinstance(event, Finished):
+            return event.outcome
+        if isinstance(event, Started | Restarted):
+            break
+    return "running"
+
+
+def _failures(run_dir: Path, events: Sequence[Event]) -> Iterator[Failure]:
+    attempt = 1
+    for index, event in enumerate(events):
+        if isinstance(event, Started | Restarted):
+            attempt = event.attempt
+        if isinstance(event, Crash | Hang):
+            after = events[index + 1] if index + 1 < len(events) else None
+            yield _failure(run_dir, attempt, event, after if isinstance(after, Decided) else None)
+
+
+def _failure(run_dir: Path, attempt: int, event: Crash | Hang, decided: Decided | None) -> Failure:
+    ranks: tuple[int, ...]
+    if isinstance(event, Crash):
+        ranks, told = (event.rank,), f"rank {event.rank} {event.cause}"
+    else:
+        ranks = event.missing
+        who = f"rank {', '.join(map(str, ranks))} did not arrive" if ranks else "nothing tells which rank is missing"
+        told = f"silent for {event.silent_seconds:.0f} s in {event.phase}: {who}"
+    return Failure(
+        attempt=attempt,
+        at=event.at,
+        cause=event.kind,
+        ranks=ranks,
+        told=told,
+        step=event.step,
+        collective=event.collective if isinstance(event, Hang) else "",
+        evidence=event.evidence if isinstance(event, Hang) else (),
+        action=decided.action if decided else "",
+        reason=decided.reason if decided else "",
+        suspects=decided.suspects if decided else (),
+        log=str(run_dir / "logs" / f"attempt-{attempt:02d}" / f"rank-{event.rank}.log"),
+    )
+
+
+def _tail(log: Path) -> tuple[str, ...]:
+    if not log.exists():
+        return ()
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return tuple(file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:])
+
+
+def as_screen(found: PostMortem) -> str:
+    """One screen for a person."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: PostMortem) -> Iterator[str]:
+    yield (
+        f"{found.run}: {found.state} after {found.attempts} attempts, {found.world_size} ranks on {found.host}, "
+        f"last event {format_seconds(found.silent_seconds)} ago"
+    )
+    yield f"command: {shlex.join(found.command)}"
+    yield (
+        f"step {found.goodput.steps}, last checkpoint at {found.durable_step}, "
+        f"{format_seconds(found.durable_age_seconds)} old at the last event"
+    )
+    yield as_text(found.goodput)
+    for failure in found.failures[-3:]:
+        yield ""
+        yield f"attempt {failure.attempt}, {failure.cause} after step {failure.step}: {failure.told}"
+        if failure.collective:
+            yield f"  the others waited in {failure.collective}"
+        yield from (f"  {line}" for line in failure.evidence)
+        yield f"  -> {failure.action or 'the launcher itself was ended'}: {failure.reason}"
+        yield f"  log: {failure.log}"
+    if len(found.failures) > 3:
+        yield f"({len(found.failures) - 3} earlier failures: --json)"
+    yield from (f"straggler: {line}" for line in found.stragglers[-3:])
+    if found.log_tail:
+        yield ""
+        yield f"last lines of {found.failures[-1].log}:"
+        yield from (f"  {line}" for line in found.log_tail)
+
+
+def as_json(found: PostMortem) -> str:
+    """The same for machines; times are Unix seconds."""
+    document: dict[str, Any] = asdict(found)
+    goodput = found.goodput
+    document["goodput"] |= {
+        "share": goodput.share,
+        "mtbf_seconds": goodput.mtbf_seconds if goodput.repairs else None,
+        "mttr_seconds": goodput.mttr_seconds(),
+    }
+    return json.dumps(document, indent=1)
