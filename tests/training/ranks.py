@@ -26,31 +26,38 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], num_ports: int, timeout_seconds: float = 120) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], num_ports: int, timeout_seconds: float = 600) -> list[Any]:
     """`function(ports)` on every rank, with torchrun's variables set but MASTER_PORT; what each returned, by rank."""
     context = torch.multiprocessing.get_context("spawn")
     queue, ports = context.Queue(), free_ports(num_ports)
-    processes = [context.Process(target=_rank, args=(rank, world_size, function, ports, queue)) for rank in range(world_size)]
+    processes = [
+        context.Process(target=_rank, args=(rank, world_size, function, ports, queue)) for rank in range(world_size)
+    ]
     for process in processes:
         process.start()
     try:
         answers = dict(pickle.loads(queue.get(timeout=timeout_seconds)) for _ in processes)
     finally:
         for process in processes:
-            process.join(timeout=10)
+            process.join(timeout=60)
             process.kill()
     for answer in answers.values():
         if isinstance(answer, str):
             raise AssertionError(answer)
-    assert [process.exitcode for process in processes] == [0] * world_size
+    exit_codes = [process.exitcode for process in processes]
+    assert exit_codes == [0] * world_size, exit_codes
     return [answers[rank] for rank in range(world_size)]
 
 
 def _rank(rank: int, world_size: int, function: Callable[..., Any], ports: Sequence[int], queue: Queue[Any]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo's own guards
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+    }
     try:
         queue.put(pickle.dumps((rank, function(ports))))  # by value: a queue would share a tensor's memory
     except BaseException:

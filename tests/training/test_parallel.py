@@ -11,7 +11,9 @@ import torch
 from pleinair.model.parallelize import ParallelConfig
 from pleinair.training.mesh import Mesh
 from tests.training.parallel_steps import (
+    FEWER_STEPS,
     FOUR_RANKS,
+    NUM_STEPS,
     TWO_RANKS,
     Course,
     courses,
@@ -45,9 +47,12 @@ def pair() -> list[dict[str, Any]]:
 
 
 def assert_same_course(course: Course, alone: Course) -> None:
-    assert course.losses == pytest.approx(alone.losses, abs=1e-5)
-    assert course.norms == pytest.approx(alone.norms, rel=1e-4)
+    num_steps = len(course.losses)
+    assert course.losses == pytest.approx(alone.losses[:num_steps], abs=1e-5)
+    assert course.norms == pytest.approx(alone.norms[:num_steps], rel=1e-4)
     assert course.weights.keys() == alone.weights.keys()
+    if num_steps < NUM_STEPS:
+        return
     for name, weight in course.weights.items():
         torch.testing.assert_close(weight, alone.weights[name], atol=2e-5, rtol=0, msg=name)
 
@@ -72,8 +77,8 @@ def test_four_ranks_train_as_one_process_does(alone: Course) -> None:
 
 def test_bf16_weights_with_float32_reduction_stay_close(pair: list[dict[str, Any]], alone: Course) -> None:
     course = pair[0]["courses"]["fsdp in bf16"]
-    assert course.losses == pytest.approx(alone.losses, rel=0.02)
-    assert course.losses != pytest.approx(alone.losses, rel=1e-6)
+    assert course.losses == pytest.approx(alone.losses[:FEWER_STEPS], rel=0.02)
+    assert course.losses != pytest.approx(alone.losses[:FEWER_STEPS], rel=1e-6)
     assert {weight.dtype for weight in course.weights.values()} == {torch.float32}
 
 

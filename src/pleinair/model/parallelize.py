@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -125,7 +125,9 @@ def check_device_mesh(device_mesh: DeviceMesh, config: ParallelConfig) -> None:
     expected = {"replicate": config.mesh.replicate, "shard": config.mesh.shard, "tensor": config.mesh.tensor}
     given = dict(zip(device_mesh.mesh_dim_names or (), device_mesh.shape, strict=False))
     if given != expected:
-        raise ConfigError(f"the mesh is {given}, the configuration says {expected}: open the mesh with the same MeshConfig")
+        raise ConfigError(
+            f"the mesh is {given}, the configuration says {expected}: open the mesh with the same MeshConfig"
+        )
     if config.mesh.async_tensor and device_mesh.device_type != "cuda":
         raise ConfigError(f"async_tensor needs CUDA, this mesh is of {device_mesh.device_type}: leave async_tensor off")
 

@@ -33,6 +33,8 @@ from pleinair.records.errors import ConfigError
 Role = Literal["column", "row", "partial", "replicated"]
 """How a parameter lies on the group: outputs split, inputs split, whole with partial gradients, whole."""
 
+SPLIT_DIMS: dict[Role, int] = {"column": 0, "row": 1}
+"""The dimension of a parameter that is split."""
 COLUMN_LAYERS = ("to_q", "to_k", "to_v", "to_gate", "gate", "up")
 """Linear layers whose outputs are split."""
 
@@ -101,14 +103,14 @@ def _split_of(name: str, module: nn.Module) -> SplitModule | None:
     return None
 
 
-def _indivisible(module: nn.Module, size: int) -> str | None:
+def _indivisible(module: Any, size: int) -> str | None:
     """The number that `size` does not divide, in words; None when all divide."""
     if hasattr(module, "to_q"):
         for layer, what in (("to_q", "query heads"), ("to_k", "key and value heads")):
-            heads = getattr(module, layer).out_features // int(getattr(module, "head_dim"))
+            heads = getattr(module, layer).out_features // module.head_dim
             if heads % size:
                 return f"the {heads} {what}"
-    elif (hidden := getattr(module, "up").out_features) % size:
+    elif (hidden := module.up.out_features) % size:
         return f"the MLP's width, {hidden},"
     return None
 
@@ -123,11 +125,23 @@ def _roles(split: SplitModule) -> dict[str, Role]:
     return roles
 
 
+def shrink_split_parameters(transformer: nn.Module, size: int) -> None:
+    """Keep one rank's part of every split parameter, as a plain tensor: the shapes a rank of a group computes with."""
+    for split in find_split_modules(transformer, size):
+        for name, role in _roles(split).items():
+            owner, _, key = name.rpartition(".")
+            module = transformer.get_submodule(owner)
+            parameter = module._parameters.get(key)
+            if parameter is not None and role in SPLIT_DIMS:
+                part = parameter.detach().chunk(size, SPLIT_DIMS[role])[0].clone()
+                module.register_parameter(key, nn.Parameter(part))
+
+
 def _distribute(module: nn.Module, roles: dict[str, Role], mesh: DeviceMesh) -> None:
     """Store the module's own parameters as DTensors and let its code see the local part."""
     for key, role in roles.items():
         parameter = module.get_parameter(key)
-        dim = {"column": 0, "row": 1}.get(role)
+        dim = SPLIT_DIMS.get(role)
         local = parameter.detach()
         if dim is not None:
             local = local.chunk(mesh.size(), dim)[mesh.get_local_rank()].clone(memory_format=torch.contiguous_format)
@@ -139,7 +153,9 @@ def _distribute(module: nn.Module, roles: dict[str, Role], mesh: DeviceMesh) -> 
 
 
 @functools.cache
-def _local_class(base: type[nn.Module], names: tuple[str, ...], partial: tuple[str, ...], group: str) -> type[nn.Module]:
+def _local_class(
+    base: type[nn.Module], names: tuple[str, ...], partial: tuple[str, ...], group: str
+) -> type[nn.Module]:
     """A subclass of `base` in which the parameters `names` read as the local part of their DTensors."""
     views = {name: _local_view(name, group if name in partial else None) for name in names}
     return type(base.__name__, (base,), dict(views))
@@ -206,6 +222,6 @@ def split_parameters(transformer: nn.Module, size: int) -> Iterator[tuple[str, i
     split: set[str] = set()
     if size > 1:
         for module in find_split_modules(transformer, size):
-            split |= {name for name, role in _roles(module).items() if role in ("column", "row")}
+            split |= {name for name, role in _roles(module).items() if role in SPLIT_DIMS}
     for name, _ in transformer.named_parameters():
         yield name, size if name in split else 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -50,7 +50,7 @@ class Mesh:
     """Which share of every batch this rank reads; equal within a tensor group."""
     num_data_ranks: int = 1
     """Shares every batch is cut into."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where this rank computes."""
     device_mesh: DeviceMesh | None = None
     """Mesh with axes replicate, shard and tensor; None with one process."""

@@ -95,7 +95,9 @@ def _split_over(gradient: Tensor) -> tuple[distributed.ProcessGroup, ...]:
         raise ValueError(f"a gradient lies as {placements} on its mesh: reduce it before its norm is taken")
     mesh = gradient.device_mesh
     return tuple(
-        mesh.get_group(axis) for axis, placement in enumerate(placements) if not placement.is_replicate() and mesh.size(axis) > 1
+        mesh.get_group(axis)
+        for axis, placement in enumerate(placements)
+        if not placement.is_replicate() and mesh.size(axis) > 1
     )
 
 
