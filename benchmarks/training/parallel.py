@@ -12,6 +12,7 @@ against the peak of resident memory of a training process (as the kernel counts 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.curation.figures import Aim
 from benchmarks.krablet.rounds import SPAWN, Result, result
-from pleinair.model.memory import CHECKPOINTINGS, GIB, estimate_memory, format_table, table
+from pleinair.model.memory import CHECKPOINTINGS, estimate_memory, format_table, table
 from pleinair.model.parallelize import Checkpointing, MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.training.mesh import open_mesh
@@ -44,20 +45,21 @@ SMALL = TransformerConfig(
     num_refiner_text_blocks=1,
 )
 LARGER = TransformerConfig(
-    width=512,
-    num_layers=8,
-    num_heads=8,
+    width=384,
+    num_layers=4,
+    num_heads=6,
     num_kv_heads=2,
     in_channels=16,
     timestep_dim=64,
-    text_dim=128,
+    text_dim=64,
     num_text_layers=4,
-    text_num_heads=4,
-    text_num_kv_heads=4,
+    text_num_heads=2,
+    text_num_kv_heads=2,
 )
 BATCH, SIDE, NUM_TEXT = 2, 16, 32
 """Pictures, image tokens per side and text rows of `LARGER`'s steps."""
 NUM_STEPS = 20
+MIB = 2**20
 
 
 AIMS = (
@@ -123,17 +125,21 @@ def _inputs(config: TransformerConfig, batch: int, side: int, num_text: int) -> 
     return latents, torch.rand(batch, generator=generator), features
 
 
-def resident_peak(config: ParallelConfig) -> int:
-    """Bytes that this process's resident memory grows by, at most, from before the model is built, in three steps."""
-    with open_mesh(config.mesh, device_type="cpu") as mesh:
-        _train(SMALL, config, mesh.device_mesh, num_steps=2)  # loads and starts what torch keeps for good
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _status_bytes("VmRSS")
-        _train(LARGER, config, mesh.device_mesh, num_steps=3)
-        return _status_bytes("VmHWM") - before
+def resident_peaks(configs: Sequence[ParallelConfig]) -> list[int]:
+    """Bytes that this process's resident memory grows by, at most, from before the model is built, in two steps."""
+    peaks = []
+    with open_mesh(configs[0].mesh, device_type="cpu") as mesh:
+        for config in configs:
+            _train(SMALL, config, mesh.device_mesh)  # loads and starts what torch keeps for good
+            gc.collect()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            before = _status_bytes("VmRSS")
+            _train(LARGER, config, mesh.device_mesh)
+            peaks.append(_status_bytes("VmHWM") - before)
+    return peaks
 
 
-def _train(config: TransformerConfig, parallel: ParallelConfig, device_mesh: Any, num_steps: int) -> None:
+def _train(config: TransformerConfig, parallel: ParallelConfig, device_mesh: Any) -> None:
     with torch.device("meta"):  # on a mesh no rank ever holds the whole model
         model: torch.nn.Module = Transformer(config)
     model = parallelize(model, device_mesh, parallel).to_empty(device="cpu")
@@ -142,7 +148,7 @@ def _train(config: TransformerConfig, parallel: ParallelConfig, device_mesh: Any
             parameter.normal_(std=0.02)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     inputs = _inputs(config, BATCH, SIDE, NUM_TEXT)
-    for _ in range(num_steps):
+    for _ in range(2):
         model(*inputs).square().mean().backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -153,28 +159,29 @@ def _status_bytes(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field + ":")).split()[1])
 
 
-def estimate_error(config: ParallelConfig) -> float:
-    """Relative error of the estimate against the peak of a real process, the worst of its ranks."""
-    estimate = estimate_memory(LARGER, config, batch=BATCH, image_tokens=SIDE**2, text_tokens=NUM_TEXT)
-    errors = []
-    for peak in on_ranks(config.mesh.num_ranks, resident_peak, config):
-        errors.append(estimate.peak / peak - 1)
-        sizes = f"estimate {estimate.peak / GIB:.3f} GiB, measured {peak / GIB:.3f} GiB"
-        print(f"  {config.checkpointing}, {config.mesh.num_ranks} ranks: {sizes}", flush=True)
-    return max(errors, key=abs)
+def estimate_errors(configs: Sequence[ParallelConfig]) -> list[float]:
+    """Relative errors of the estimates against the peaks of real processes, of each configuration the worst rank's."""
+    worst = [0.0] * len(configs)
+    for peaks in on_ranks(configs[0].mesh.num_ranks, resident_peaks, configs):
+        for number, (config, peak) in enumerate(zip(configs, peaks, strict=True)):
+            estimate = estimate_memory(LARGER, config, batch=BATCH, image_tokens=SIDE**2, text_tokens=NUM_TEXT)
+            sizes = f"estimate {estimate.peak / MIB:.0f} MiB, measured {peak / MIB:.0f} MiB"
+            print(f"  {config.checkpointing}, {config.mesh.num_ranks} ranks: {sizes}", flush=True)
+            worst[number] = max(worst[number], abs(estimate.peak / peak - 1))
+    return worst
 
 
 def measure(rounds: int = 1) -> Iterator[Result]:
     """The figures; `rounds` changes nothing, they do not depend on time."""
-    (alone,) = on_ranks(1, losses, MeshConfig())
+    alone = losses(MeshConfig())
     ranks = on_ranks(4, losses, MeshConfig(shard=2, tensor=2))
     difference = max(abs(loss - other) for course in ranks for loss, other in zip(course, alone, strict=True))
     yield result("fsdp_tp_loss_difference", 1e6 * difference, "1e-6", "one process")
     kinds: tuple[Checkpointing, ...] = ("none", *CHECKPOINTINGS)
-    errors = [estimate_error(ParallelConfig(checkpointing=kind)) for kind in kinds]
-    yield result("memory_estimate_error", max(map(abs, errors)), "share", "peak resident memory")
+    errors = estimate_errors([ParallelConfig(checkpointing=kind) for kind in kinds])
+    yield result("memory_estimate_error", max(errors), "share", "peak resident memory")
     fsdp = ParallelConfig(mesh=MeshConfig(shard=2), checkpointing="full")
-    yield result("memory_estimate_error_fsdp", abs(estimate_error(fsdp)), "share", "peak resident memory")
+    yield result("memory_estimate_error_fsdp", max(estimate_errors([fsdp])), "share", "peak resident memory")
 
 
 def main() -> None:

@@ -109,11 +109,14 @@ def test_muon_keeps_one_moment_of_hidden_matrices() -> None:
     assert 1.0 * muon.parameters < muon.optimiser < 1.5 * muon.parameters
 
 
-def test_gradients_of_earlier_micro_batches_come_on_top() -> None:
-    sizes = {"parameters": 1, "gradients": 10, "optimiser": 2, "gathered": 3, "other_activations": 4, "workspace": 5}
-    assert MemoryEstimate(**sizes, block_activations=7, accumulates=False).peak == 15 + 10
-    assert MemoryEstimate(**sizes, block_activations=70, accumulates=False).peak == 15 + 70
-    assert MemoryEstimate(**sizes, block_activations=70, accumulates=True).peak == 15 + 80
+def test_the_peak_is_where_activations_meet_gradients() -> None:
+    always = {"parameters": 1, "optimiser": 2, "gathered": 3}
+    block = {"num_blocks": 2, "other_activations": 4, "workspace": 5}
+    few = {**always, **block, "gradients": 50, "last_gradients": 20}
+    assert MemoryEstimate(**few, block_activations=8, accumulates=False).peak == 6 + max(9 + 4 + 30, 50)
+    assert MemoryEstimate(**few, block_activations=44, accumulates=False).peak == 6 + 9 + 22 + 30
+    assert MemoryEstimate(**few, block_activations=70, accumulates=False).peak == 6 + 9 + 70
+    assert MemoryEstimate(**few, block_activations=70, accumulates=True).peak == 6 + 9 + 50 + 70
 
 
 def test_estimating_leaves_no_fake_tensors_behind() -> None:
@@ -131,6 +134,8 @@ def test_the_table_says_when_nothing_fits() -> None:
     estimate = MemoryEstimate(
         parameters=2**30,
         gradients=0,
+        last_gradients=0,
+        num_blocks=1,
         optimiser=2**30,
         gathered=2**29,
         block_activations=2**30,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from pleinair.model.float8 import Recipe, to_float8
 from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.training.mesh import Mesh, open_mesh
@@ -72,16 +73,19 @@ class Course:
     weights: dict[str, Tensor]
 
 
-def train_steps(mesh: Mesh, config: ParallelConfig, num_steps: int = NUM_STEPS, max_norm: float = 1.0) -> Course:
+def train_steps(mesh: Mesh, config: ParallelConfig, num_steps: int = NUM_STEPS, recipe: Recipe | None = None) -> Course:
     """AdamW on one batch with clipping; the loss is the mean over the whole batch."""
-    model = parallelize(small_transformer().train(), mesh.device_mesh, config)
+    model: nn.Module = small_transformer().train()
+    if recipe is not None:
+        to_float8(model, recipe, emulate=True)
+    parallelize(model, mesh.device_mesh, config)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     batch = small_batch(rows_of(mesh))
     losses, norms = [], []
     for _ in range(num_steps):
         loss = F.mse_loss(model(*batch).float(), batch[0].flip(1))
         loss.backward()
-        norms.append(clip_gradients(model.parameters(), max_norm))
+        norms.append(clip_gradients(model.parameters(), 1.0))
         optimiser.step()
         optimiser.zero_grad()
         losses.append(mean_over_data(loss.detach(), mesh))
@@ -125,7 +129,7 @@ def courses(ports: Sequence[int]) -> dict[str, Course]:
 
 def two_ranks(ports: Sequence[int]) -> dict[str, Any]:
     """All that two ranks are asked for, in one start of processes."""
-    answers: dict[str, Any] = {"courses": courses(ports[1:])}
+    answers: dict[str, Any] = {"courses": courses(ports[2:])}
     os.environ["MASTER_PORT"] = str(ports[0])
     config = ParallelConfig(mesh=MeshConfig(shard=2))
     with open_mesh(config.mesh, device_type="cpu") as mesh:
@@ -146,6 +150,10 @@ def two_ranks(ports: Sequence[int]) -> dict[str, Any]:
         answers["from meta"] = whole_weights(load_from_meta(mesh, config))
         answers["placements"] = {name: str(p.placements) for name, p in model.named_parameters()}
     mesh.close()
+    os.environ["MASTER_PORT"] = str(ports[1])
+    config = TWO_RANKS["tensor"]
+    with open_mesh(config.mesh, device_type="cpu") as mesh:
+        answers["in 8 bits"] = train_steps(mesh, config, FEWER_STEPS, recipe="rowwise")
     return answers
 
 

@@ -39,8 +39,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], num_ports: int, tim
         answers = dict(pickle.loads(queue.get(timeout=timeout_seconds)) for _ in processes)
     finally:
         for process in processes:
-            process.join(timeout=60)
+            process.join(timeout=300)  # a busy machine takes its time to unload torch
             process.kill()
+            process.join()
     for answer in answers.values():
         if isinstance(answer, str):
             raise AssertionError(answer)

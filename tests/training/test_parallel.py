@@ -43,7 +43,7 @@ def alone() -> Course:
 
 @pytest.fixture(scope="module")
 def pair() -> list[dict[str, Any]]:
-    return run_ranks(2, two_ranks, num_ports=1 + len(TWO_RANKS))
+    return run_ranks(2, two_ranks, num_ports=2 + len(TWO_RANKS))
 
 
 def assert_same_course(course: Course, alone: Course) -> None:
@@ -80,6 +80,12 @@ def test_bf16_weights_with_float32_reduction_stay_close(pair: list[dict[str, Any
     assert course.losses == pytest.approx(alone.losses[:FEWER_STEPS], rel=0.02)
     assert course.losses != pytest.approx(alone.losses[:FEWER_STEPS], rel=1e-6)
     assert {weight.dtype for weight in course.weights.values()} == {torch.float32}
+
+
+def test_8_bit_products_split_over_ranks_stay_close(pair: list[dict[str, Any]], alone: Course) -> None:
+    course = pair[0]["in 8 bits"]
+    assert course.losses == pytest.approx(alone.losses[:FEWER_STEPS], rel=0.05)
+    assert course.losses != pytest.approx(alone.losses[:FEWER_STEPS], rel=1e-6)
 
 
 def test_each_rank_knows_its_place_and_its_share_of_the_rows(pair: list[dict[str, Any]]) -> None:

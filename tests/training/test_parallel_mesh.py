@@ -18,7 +18,7 @@ from pleinair.training.mesh import Mesh, open_mesh
 from pleinair.training.reductions import any_rank, clip_gradients, from_first, gradient_norm, mean_metrics
 from tests.training.ranks import run_ranks
 
-INIT_SECONDS, COLLECTIVE_SECONDS, LATE_SECONDS = 60.0, 3.0, 5.0
+INIT_SECONDS, COLLECTIVE_SECONDS, LATE_SECONDS = 120.0, 5.0, 8.0
 
 
 def test_one_process_has_no_group_and_all_of_the_data() -> None:
@@ -67,6 +67,17 @@ def test_async_tensor_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="async_tensor needs CUDA, this run is on cpu"):
         open_mesh(MeshConfig(tensor=2, async_tensor=True), device_type="cpu")
+
+
+def test_a_deterministic_mesh_asks_torch_for_equal_bits() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        open_mesh(MeshConfig(), device_type="cpu", deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
 
 
 def test_heads_that_do_not_divide_are_refused_and_text_fusion_stays_whole() -> None:
@@ -130,4 +141,4 @@ def late_then_hung(ports: Sequence[int]) -> tuple[bool, float]:
 
 def test_a_late_rank_is_waited_for_and_a_hung_one_is_noticed() -> None:
     (_, waited_seconds), _ = run_ranks(2, late_then_hung, num_ports=1)
-    assert COLLECTIVE_SECONDS - 0.5 <= waited_seconds < 2 * COLLECTIVE_SECONDS
+    assert COLLECTIVE_SECONDS - 0.5 <= waited_seconds < INIT_SECONDS / 2

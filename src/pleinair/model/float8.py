@@ -72,14 +72,15 @@ def to_float8(model: nn.Module, recipe: Recipe | None, *, emulate: bool = False)
     if recipe is not None and not emulate and not has_float8_products():
         raise ConfigError("8-bit products need a GPU of compute capability 8.9 or newer: set emulate=True, or use bf16")
     float8 = _torchao_float8()
-    config = _config(float8, recipe, emulate)
+    linear_class, config = float8.float8_linear.Float8Linear, _config(float8, recipe, emulate)
+    # How a layer multiplies follows from its configuration; converted layers take that from a fresh one.
+    fresh = linear_class(SMALLEST_MULTIPLE, SMALLEST_MULTIPLE, bias=False, device="meta", config=config)
     for name in chosen:
         layer = model.get_submodule(name)
-        fresh = float8.float8_linear.Float8Linear.from_float(layer, config=config)
-        if isinstance(layer, float8.float8_linear.Float8Linear):
+        if isinstance(layer, linear_class):
             layer.config, layer.linear_mm_config = fresh.config, fresh.linear_mm_config
-        else:
-            model.set_submodule(name, fresh)
+    remaining = {name for name in chosen if not isinstance(model.get_submodule(name), linear_class)}
+    float8.convert_to_float8_training(model, config=config, module_filter_fn=lambda _, name: name in remaining)
     return model
 
 

@@ -1,11 +1,11 @@
 """How much memory a rank needs to train a transformer, before any machine is rented.
 
-    parameters + optimiser states                       float32 shards, always there
-    + the larger of   the blocks' activations           when the backward pass begins
-                      gradients                         when it ends
-    + other activations                                 saved first, freed last
-    + gathered        whole weights and gradients of the few blocks FSDP works on
-    + workspace       what one block's backward pass holds beside what was saved
+    parameters + optimiser states                   float32 shards, always there
+    + gathered                                      whole weights and gradients of the few blocks FSDP works on
+    + other activations                             saved first, freed last
+    + workspace                                     what one block's backward pass holds beside what was saved
+    + the larger of   the blocks' activations       when the backward pass begins
+                      the blocks' gradients         when it reaches the first block
 
 Sizes of weights are counted; activations are *observed*: one and two blocks of the very model take a step on fake
 tensors, which have shapes but no memory, under the given checkpointing, and a counter sees every allocation. So the
@@ -50,6 +50,10 @@ class MemoryEstimate:
     """Float32 shards of the weights."""
     gradients: int
     """Float32 shards of the gradients."""
+    last_gradients: int
+    """Those of them that are made last: of the first block, and of all that is no block."""
+    num_blocks: int
+    """Blocks that save activations."""
     optimiser: int
     """Moments."""
     gathered: int
@@ -71,10 +75,12 @@ class MemoryEstimate:
     @property
     def peak(self) -> int:
         """The most memory in use at one moment."""
-        always = self.parameters + self.optimiser + self.gathered + self.workspace + self.other_activations
+        always = self.parameters + self.optimiser + self.gathered
+        beside_a_block = self.other_activations + self.workspace
         if self.accumulates:
-            return always + self.gradients + self.block_activations
-        return always + max(self.gradients, self.block_activations)
+            return always + beside_a_block + self.gradients + self.block_activations
+        at_first_block = self.block_activations // self.num_blocks + self.gradients - self.last_gradients
+        return always + max(beside_a_block + max(self.block_activations, at_first_block), self.gradients)
 
 
 def estimate_memory(
@@ -103,6 +109,8 @@ def estimate_memory(
     return MemoryEstimate(
         parameters=FLOAT32_BYTES * sizes.sharded,
         gradients=FLOAT32_BYTES * sizes.sharded,
+        last_gradients=FLOAT32_BYTES * sizes.last,
+        num_blocks=config.num_layers,
         optimiser=FLOAT32_BYTES * sizes.moments,
         gathered=_gathered(sizes, parallel),
         block_activations=batch * per_block * config.num_layers,
@@ -123,6 +131,7 @@ class _WeightSizes:
     text_fusion: int
     root: int
     sharded: int
+    last: int
     moments: int
 
 
@@ -131,7 +140,7 @@ def _weight_sizes(config: TransformerConfig, mesh: MeshConfig, optimiser: str) -
         model = Transformer(config)
     shapes = dict(model.named_parameters())
     parts = {"transformer_blocks.0.": 0, "text_fusion.": 0, "": 0}
-    sharded = moments = 0
+    sharded = last = moments = 0
     for name, split in split_parameters(model, mesh.tensor):
         values = shapes[name].numel() // split
         own = -(-values // mesh.shard)
@@ -139,8 +148,16 @@ def _weight_sizes(config: TransformerConfig, mesh: MeshConfig, optimiser: str) -
         is_muon = optimiser == "muon" and shapes[name].ndim == 2 and "blocks." in name and "table" not in name
         moments += own if is_muon else 2 * own
         if not name.startswith("transformer_blocks.") or name.startswith("transformer_blocks.0."):
+            last += own
             parts[next(prefix for prefix in parts if name.startswith(prefix))] += values
-    return _WeightSizes(parts["transformer_blocks.0."], parts["text_fusion."], parts[""], sharded, moments)
+    return _WeightSizes(
+        block=parts["transformer_blocks.0."],
+        text_fusion=parts["text_fusion."],
+        root=parts[""],
+        sharded=sharded,
+        last=last,
+        moments=moments,
+    )
 
 
 def _gathered(sizes: _WeightSizes, parallel: ParallelConfig) -> int:
@@ -150,11 +167,11 @@ def _gathered(sizes: _WeightSizes, parallel: ParallelConfig) -> int:
     buffer the latter arrived in, the gradients, and the buffer in which they leave in `reduce_dtype`.
     """
     cast, reduced = DTYPE_BYTES[parallel.param_dtype], DTYPE_BYTES[parallel.reduce_dtype]
-    num_layers_values = sizes.sharded * parallel.mesh.shard
+    whole = sizes.sharded * parallel.mesh.shard
     if parallel.mesh.num_ranks == 1:
-        return 0 if parallel.param_dtype == "fp32" else cast * num_layers_values
+        return 0 if parallel.param_dtype == "fp32" else cast * whole
     group = max(sizes.block * parallel.blocks_per_group, sizes.text_fusion)
-    weights = 2 * cast * group if parallel.reshard_after_forward else cast * (num_layers_values - sizes.root)
+    weights = 2 * cast * group if parallel.reshard_after_forward else cast * (whole - sizes.root)
     return 2 * cast * sizes.root + weights + cast * group + cast * group + reduced * group
 
 
