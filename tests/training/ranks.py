@@ -26,31 +26,47 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], num_ports: int, timeout_seconds: float = 600) -> list[Any]:
-    """`function(ports)` on every rank, with torchrun's variables set but MASTER_PORT; what each returned, by rank."""
+def run_ranks(
+    world_size: int,
+    function: Callable[..., Any],
+    num_ports: int,
+    *,
+    to_the_end: bool = False,
+    timeout_seconds: float = 900,
+) -> list[Any]:
+    """`function(ports)` on every rank, with torchrun's variables set but MASTER_PORT; what each returned, by rank.
+
+    `to_the_end` lets the interpreters end by themselves, which takes a second or two each.
+    """
     context = torch.multiprocessing.get_context("spawn")
     queue, ports = context.Queue(), free_ports(num_ports)
     processes = [
-        context.Process(target=_rank, args=(rank, world_size, function, ports, queue)) for rank in range(world_size)
+        context.Process(target=_rank, args=(rank, world_size, function, ports, queue, to_the_end))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
+    answers: dict[int, Any] = {}
     try:
-        answers = dict(pickle.loads(queue.get(timeout=timeout_seconds)) for _ in processes)
-    finally:
+        while len(answers) < world_size:
+            rank, answer = pickle.loads(queue.get(timeout=timeout_seconds))
+            if isinstance(answer, str):  # a traceback; the other ranks may wait for this one forever
+                raise AssertionError(answer)
+            answers[rank] = answer
         for process in processes:
             process.join(timeout=300)  # a busy machine takes its time to unload torch
+        exit_codes = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
             process.kill()
             process.join()
-    for answer in answers.values():
-        if isinstance(answer, str):
-            raise AssertionError(answer)
-    exit_codes = [process.exitcode for process in processes]
     assert exit_codes == [0] * world_size, exit_codes
     return [answers[rank] for rank in range(world_size)]
 
 
-def _rank(rank: int, world_size: int, function: Callable[..., Any], ports: Sequence[int], queue: Queue[Any]) -> None:
+def _rank(
+    rank: int, world_size: int, function: Callable[..., Any], ports: Sequence[int], queue: Queue[Any], to_the_end: bool
+) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     os.environ |= {
@@ -64,3 +80,7 @@ def _rank(rank: int, world_size: int, function: Callable[..., Any], ports: Seque
     except BaseException:
         queue.put(pickle.dumps((rank, traceback.format_exc())))
         raise
+    if not to_the_end:
+        queue.close()
+        queue.join_thread()
+        os._exit(0)
