@@ -1,0 +1,227 @@
+"""Megatron-style tensor parallelism: every rank of a group holds some heads of attention and some columns of the MLP.
+
+    x (same on every rank) --> q, k, v, gate of own heads --> attention --> own rows of the output matrix --sum--> x
+                           '-> own columns of gate, up ----------------> own rows of down ----------------sum--> x
+
+The sum is one all-reduce in the forward pass; its mirror image is one all-reduce of the input's gradient in the
+backward pass (Shoeybi et al. 2019, section 3). Everything else is computed by every rank alike.
+
+Parameters are stored as DTensors on the group's mesh, so that checkpoints, sharding on top and gradient norms know what
+each rank holds; the model's own code sees plain tensors. That is done by giving a module a subclass of its class whose
+parameters' attributes are views of the local part: no DTensor operator runs in the forward pass, names of parameters
+stay, and any layer works, also one whose methods other than `forward` read its weight.
+
+A norm that acts inside the heads (`norm_q`, `norm_k`) is replicated, but each rank sees the gradient of its own heads
+only: such a parameter's view adds up the gradients of the group.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import _functional_collectives as functional
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from pleinair.records.errors import ConfigError
+
+Role = Literal["column", "row", "partial", "replicated"]
+"""How a parameter lies on the group: outputs split, inputs split, whole with partial gradients, whole."""
+
+SPLIT_DIMS: dict[Role, int] = {"column": 0, "row": 1}
+"""The dimension of a parameter that is split."""
+COLUMN_LAYERS = ("to_q", "to_k", "to_v", "to_gate", "gate", "up")
+"""Linear layers whose outputs are split."""
+
+
+@dataclass(frozen=True)
+class SplitModule:
+    """A module whose inner features are split over the group."""
+
+    name: str
+    """Its name in the transformer."""
+    columns: tuple[str, ...]
+    """Children whose outputs are split."""
+    row: str
+    """The child whose inputs are split and whose output is summed."""
+    inner: tuple[str, ...]
+    """Children that act on split features: whole, with partial gradients."""
+
+
+def apply_tensor_parallel(transformer: nn.Module, mesh: DeviceMesh) -> None:
+    """Split every attention and MLP of `transformer` over the one-dimensional `mesh`, in place.
+
+    Every rank must hold the same weights, or all of them on the meta device. Attention and MLPs of text fusion whose
+    heads do not divide stay whole. Raises ConfigError when those of the blocks do not divide.
+    """
+    roles: dict[str, Role] = {}
+    for split in find_split_modules(transformer, mesh.size()):
+        module = transformer.get_submodule(split.name)
+        roles |= _roles(split)
+        group = mesh.get_group().group_name
+        module.register_forward_pre_hook(functools.partial(_enter, group))
+        module.register_forward_hook(functools.partial(_leave, group))
+    for name, module in list(transformer.named_modules()):
+        own = {key: roles.get(f"{name}.{key}", "replicated") for key, _ in module.named_parameters(recurse=False)}
+        if own:
+            _distribute(module, own, mesh)
+
+
+def find_split_modules(transformer: nn.Module, size: int) -> list[SplitModule]:
+    """What a group of `size` ranks splits. Raises ConfigError when a transformer block cannot be split."""
+    found = []
+    for name, module in transformer.named_modules():
+        split = _split_of(name, module)
+        if split is None:
+            continue
+        remainder = _indivisible(module, size)
+        if remainder is None:
+            found.append(split)
+        elif name.startswith("transformer_blocks."):
+            raise ConfigError(f"tensor is {size}: it must divide {remainder} of {name}")
+    blocks = {split.name.split(".")[1] for split in found if split.name.startswith("transformer_blocks.")}
+    missing = {name for name, _ in transformer.get_submodule("transformer_blocks").named_children()} - blocks
+    if missing:
+        raise ConfigError(
+            f"tensor is {size}, but transformer_blocks.{min(missing)} has no attention or MLP that can be split: set tensor=1"
+        )
+    return found
+
+
+def _split_of(name: str, module: nn.Module) -> SplitModule | None:
+    children = dict(module.named_children())
+    columns = tuple(child for child in COLUMN_LAYERS if isinstance(children.get(child), nn.Linear))
+    if {"to_q", "to_k", "to_v", "to_out"} <= children.keys():
+        return SplitModule(name, columns, "to_out.0", tuple(n for n in ("norm_q", "norm_k") if n in children))
+    if {"up", "down"} <= children.keys():
+        return SplitModule(name, columns, "down", ())
+    return None
+
+
+def _indivisible(module: Any, size: int) -> str | None:
+    """The number that `size` does not divide, in words; None when all divide."""
+    if hasattr(module, "to_q"):
+        for layer, what in (("to_q", "query heads"), ("to_k", "key and value heads")):
+            heads = getattr(module, layer).out_features // module.head_dim
+            if heads % size:
+                return f"the {heads} {what}"
+    elif (hidden := module.up.out_features) % size:
+        return f"the MLP's width, {hidden},"
+    return None
+
+
+def _roles(split: SplitModule) -> dict[str, Role]:
+    """Roles of a split module's parameters by full name."""
+    roles: dict[str, Role] = {f"{split.name}.{split.row}.weight": "row"}
+    for child in split.columns:
+        roles |= {f"{split.name}.{child}.weight": "column", f"{split.name}.{child}.bias": "column"}
+    for child in split.inner:
+        roles[f"{split.name}.{child}.weight"] = "partial"
+    return roles
+
+
+def shrink_split_parameters(transformer: nn.Module, size: int) -> None:
+    """Keep one rank's part of every split parameter, as a plain tensor: the shapes a rank of a group computes with."""
+    for split in find_split_modules(transformer, size):
+        for name, role in _roles(split).items():
+            owner, _, key = name.rpartition(".")
+            module = transformer.get_submodule(owner)
+            parameter = module._parameters.get(key)
+            if parameter is not None and role in SPLIT_DIMS:
+                part = parameter.detach().chunk(size, SPLIT_DIMS[role])[0].clone()
+                module.register_parameter(key, nn.Parameter(part))
+
+
+def _distribute(module: nn.Module, roles: dict[str, Role], mesh: DeviceMesh) -> None:
+    """Store the module's own parameters as DTensors and let its code see the local part."""
+    for key, role in roles.items():
+        parameter = module.get_parameter(key)
+        dim = SPLIT_DIMS.get(role)
+        local = parameter.detach()
+        if dim is not None:
+            local = local.chunk(mesh.size(), dim)[mesh.get_local_rank()].clone(memory_format=torch.contiguous_format)
+        placement = Replicate() if dim is None else Shard(dim)
+        tensor = DTensor.from_local(local, mesh, [placement], run_check=False)
+        module.register_parameter(key, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+    partial = tuple(sorted(key for key, role in roles.items() if role == "partial"))
+    module.__class__ = _local_class(type(module), tuple(sorted(roles)), partial, mesh.get_group().group_name)
+
+
+@functools.cache
+def _local_class(
+    base: type[nn.Module], names: tuple[str, ...], partial: tuple[str, ...], group: str
+) -> type[nn.Module]:
+    """A subclass of `base` in which the parameters `names` read as the local part of their DTensors."""
+    views = {name: _local_view(name, group if name in partial else None) for name in names}
+    return type(base.__name__, (base,), dict(views))
+
+
+def _local_view(name: str, group: str | None) -> property:
+    def local_part(module: nn.Module) -> Tensor | None:
+        parameter = module._parameters[name]
+        if not isinstance(parameter, DTensor) or parameter.device_mesh.ndim > 1:
+            return parameter  # FSDP has not gathered it: what it looks for is the parameter itself
+        local = parameter.to_local()
+        return local if group is None else sum_of_gradients(local, group)
+
+    return property(local_part)
+
+
+def _enter(group: str, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (sum_of_gradients(arguments[0], group), *arguments[1:])
+
+
+def _leave(group: str, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    return sum_of_outputs(output, group)
+
+
+class _SumGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _all_reduce(gradient, ctx.group), None
+
+
+class _SumOutputs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        return _all_reduce(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def sum_of_gradients(x: Tensor, group: str) -> Tensor:
+    """`x` itself; its gradient is the sum of the gradients of the group's ranks."""
+    out: Tensor = _SumGradients.apply(x, group)
+    return out
+
+
+def sum_of_outputs(x: Tensor, group: str) -> Tensor:
+    """The sum of `x` over the group's ranks; its gradient goes to each unchanged."""
+    out: Tensor = _SumOutputs.apply(x, group)
+    return out
+
+
+def _all_reduce(x: Tensor, group: str) -> Tensor:
+    return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", group))
+
+
+def split_parameters(transformer: nn.Module, size: int) -> Iterator[tuple[str, int]]:
+    """Names of all parameters and how many ranks of a group of `size` share each."""
+    split: set[str] = set()
+    if size > 1:
+        for module in find_split_modules(transformer, size):
+            split |= {name for name, role in _roles(module).items() if role in SPLIT_DIMS}
+    for name, _ in transformer.named_parameters():
+        yield name, size if name in split else 1

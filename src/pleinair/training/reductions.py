@@ -1,0 +1,105 @@
+"""Numbers that belong to a whole mesh, made from what each rank holds: losses, metrics, gradient norms, decisions.
+
+    mean_over_data(loss)          one mean over data ranks; ranks of a tensor group hold the same value already
+    clip_gradients(parameters)    one norm over all shards, each counted once
+    any_rank(flag), from_first()  one decision for all ranks, so that nobody waits in a collective alone
+
+Every function is collective: call it on every rank, in the same order. With one process none communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor.placement_types import Placement
+
+if TYPE_CHECKING:
+    from pleinair.training.mesh import Mesh
+
+
+def mean_over_data(value: float | Tensor, mesh: Mesh) -> float:
+    """The mean of `value` over the data ranks, in float64; each must stand for an equal number of rows."""
+    return mean_metrics({"value": value}, mesh)["value"]
+
+
+def mean_metrics(metrics: Mapping[str, float | Tensor], mesh: Mesh) -> dict[str, float]:
+    """The mean of each metric over the data ranks, in one collective. Every rank must give the same names."""
+    names = sorted(metrics)
+    values = torch.tensor([float(metrics[name]) for name in names], dtype=torch.float64)
+    # All ranks take part: a tensor group's equal values change no mean, and the sum has the same order on every rank.
+    means = _all_reduce(values, distributed.ReduceOp.SUM, mesh) / mesh.world_size
+    return {name: float(mean) for name, mean in zip(names, means, strict=True)}
+
+
+def any_rank(flag: bool, mesh: Mesh) -> bool:
+    """Whether any rank says yes, for example that its time is up or its loss is not finite."""
+    return bool(_all_reduce(torch.tensor([float(flag)]), distributed.ReduceOp.MAX, mesh).item())
+
+
+def from_first(value: float, mesh: Mesh) -> float:
+    """The first rank's value, for example its clock, on every rank."""
+    own = torch.tensor([value if mesh.rank == 0 else 0.0], dtype=torch.float64)
+    return float(_all_reduce(own, distributed.ReduceOp.SUM, mesh).item())
+
+
+def _all_reduce(values: Tensor, operation: distributed.ReduceOp.RedOpType, mesh: Mesh) -> Tensor:
+    if mesh.device_mesh is None:
+        return values
+    moved = values.to(mesh.device)
+    distributed.all_reduce(moved, operation)
+    return moved.cpu()
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients so that their norm is at most `max_norm`; returns the norm before, equal on every rank."""
+    kept = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = gradient_norm(kept)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+    locals_ = [_local(parameter.grad) for parameter in kept if parameter.grad is not None]
+    if locals_:
+        torch._foreach_mul_(locals_, factor.to(locals_[0].device))
+    return float(norm)
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients, a float32 scalar; shards of DTensors are each counted once.
+
+    Two small collectives at most per mesh axis, instead of one per parameter: squares are added up locally for each set
+    of axes over which a gradient is split. Raises ValueError for a gradient that still has to be summed over ranks.
+    """
+    squares: dict[tuple[distributed.ProcessGroup, ...], list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            squares.setdefault(_split_over(parameter.grad), []).append(_local(parameter.grad))
+    total: Tensor | None = None
+    for groups in sorted(squares, key=lambda groups: [group.group_name for group in groups]):
+        norms = torch._foreach_norm(squares[groups], 2, dtype=torch.float32)
+        square = torch.stack(norms).square().sum()
+        for group in groups:
+            distributed.all_reduce(square, group=group)
+        total = square if total is None else total + square
+    return torch.zeros(()) if total is None else total.sqrt()
+
+
+def _split_over(gradient: Tensor) -> tuple[distributed.ProcessGroup, ...]:
+    """Groups of the mesh axes along which ranks hold different parts of `gradient`."""
+    if not isinstance(gradient, DTensor):
+        return ()
+    placements: tuple[Placement, ...] = gradient.placements
+    if any(isinstance(placement, Partial) for placement in placements):
+        raise ValueError(f"a gradient lies as {placements} on its mesh: reduce it before its norm is taken")
+    mesh = gradient.device_mesh
+    return tuple(
+        mesh.get_group(axis)
+        for axis, placement in enumerate(placements)
+        if not placement.is_replicate() and mesh.size(axis) > 1
+    )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
