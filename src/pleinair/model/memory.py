@@ -29,8 +29,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pleinair.model.layers import image_rotations
 from pleinair.model.parallelize import Checkpointing, DtypeName, MeshConfig, ParallelConfig, apply_checkpointing
+from pleinair.model.positions import image_rotations
 from pleinair.model.tensor_parallel import shrink_split_parameters, split_parameters
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import ConfigError
@@ -200,7 +200,7 @@ def _observe(
     """A step of the model with `num_layers` blocks on one rank of a tensor group, on fake tensors."""
     dtype, side = FAKE_DTYPES[precision], config.patch_size
     # Rotations are cached by shape: were they first made on fake tensors, real models would be handed fake ones.
-    image_rotations(config.axes, config.rope_theta, 1, image_tokens, torch.device("cpu"))
+    image_rotations(config, 1, image_tokens, torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = Transformer(dataclasses.replace(config, num_layers=num_layers))
         for module in model.modules():  # Module.to does not take fake parameters
