@@ -179,6 +179,7 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
     from pleinair.packs.loader import LatentLoader, Prefetched
     from pleinair.packs.pack import Pack
     from pleinair.training.engine import Phase, StepRecord, train
+    from pleinair.training.hooks.progress import EachStep
     from pleinair.training.stages.pretrain import Pretrain
 
     recipe = work.recipe
@@ -208,7 +209,7 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
             recipe.engine,
             work.run_dir,
             config_digest=digest,
-            hooks=[show, stay_supervised],
+            hooks=[EachStep(show), EachStep(stay_supervised)],
             on_message=lambda said: print(f"  {said}"),
         )
 
