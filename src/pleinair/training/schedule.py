@@ -29,7 +29,7 @@ def warmup_stable_decay(
     """Factor of step `step`, counted from 0; the decay takes the last `decay_steps` and would reach `min_factor` after them."""
     warmup = min(1.0, (step + 1) / max(1, warmup_steps))
     into_decay = step - (total_steps - decay_steps)
-    if into_decay <= 0:
+    if into_decay <= 0 or decay_steps <= 0:
         return warmup
     done = min(1.0, into_decay / decay_steps)
     left = {"1-sqrt": 1.0 - math.sqrt(done), "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[
