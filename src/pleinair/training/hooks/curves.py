@@ -62,7 +62,9 @@ class Tracker:
         try:
             module: Any = importlib.import_module(self.package)
         except ModuleNotFoundError as missing:
-            raise MissingExtraError(f"curves in {self.package} need its package: pip install {self.package}") from missing
+            raise MissingExtraError(
+                f"curves in {self.package} need its package: pip install {self.package}"
+            ) from missing
         if run.ranks.rank == 0:
             module.init(project=self.project, name=run.run_dir.name)
             self._module = module
