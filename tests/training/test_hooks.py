@@ -232,10 +232,29 @@ def test_deterministic_mode_is_on_during_the_run_only(tmp_path: Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_heartbeats_come_with_every_step(tmp_path: Path) -> None:
-    beats: list[int] = []
-    run_line(tmp_path, steps=3, hooks=[Beats(beats.append)])
-    assert beats == [0, 1, 2]
+class Listens:
+    """A heart that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def __call__(self, step: int, compute_seconds: float | None = None) -> None:
+        assert compute_seconds is not None
+        assert compute_seconds > 0
+        self.told.append(("step", step))
+
+    def loaded(self, step: int) -> None:
+        self.told.append(("loaded", step))
+
+    def saved(self, step: int, *, stall_seconds: float, write_seconds: float) -> None:
+        assert 0 < stall_seconds <= write_seconds
+        self.told.append(("saved", step))
+
+
+def test_a_heart_hears_of_the_start_the_steps_and_the_checkpoints(tmp_path: Path) -> None:
+    heart = Listens()
+    run_line(tmp_path, steps=3, hooks=[Beats(heart)], config=settings(keep_every=2))
+    assert heart.told == [("loaded", 0), ("step", 1), ("step", 2), ("saved", 2), ("step", 3), ("saved", 3)]
 
 
 class Measures:

@@ -23,10 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from pleinair.records.errors import CheckpointError, ConfigError
-from pleinair.training import ranks as over_ranks
 from pleinair.training.optimisers import OptimiserConfig, ScheduledOptimiser
 from pleinair.training.random import RowRandom
-from pleinair.training.ranks import OneRank, Ranks
+from pleinair.training.ranks import (
+    OneRank,
+    Ranks,
+    any_rank,
+    average_gradients,
+    clip_gradients,
+    gather_keys,
+    hold_gradients,
+    mean_metrics,
+)
 from pleinair.training.records import RecordLog, StepRecord, read_records
 from pleinair.training.rows import num_rows, on_device, part
 from pleinair.training.saving import Parent, SynchronousWriter, Writer, restore_hooks, resume, save_run, start_from
@@ -39,6 +47,7 @@ __all__ = [
     "Phase",
     "Run",
     "Stage",
+    "StepHook",
     "StepRecord",
     "read_records",
     "train",
@@ -158,7 +167,7 @@ class EngineConfig:
 
 
 class Hook(Protocol):
-    """Watches a run. It may also have any of the methods of `Begins`, `Ends`, `Guard` and `saving.StoredHook`.
+    """Watches a run. It may also be any of `Begins`, `Ends`, `Guard`, `SeesSaves` and `saving.StoredHook`.
 
     Hooks run on every rank, in their order; those that write come after those that measure.
     """
@@ -195,6 +204,19 @@ class Guard(Protocol):
         ...
 
 
+@runtime_checkable
+class SeesSaves(Protocol):
+    """A hook that hears how checkpoints ended."""
+
+    def save_ended(self, outcome: Any) -> None:
+        """Called with the writer's outcome: `step`, and `reason` if refused, else `stall_seconds`, `write_seconds`."""
+        ...
+
+
+StepHook = Callable[[StepRecord, int], None]
+"""A plain function of a step's record and the total number of steps; `hooks.progress.EachStep` makes a hook of it."""
+
+
 class Run(Generic[Batch]):
     """A run at a step: what hooks see."""
 
@@ -219,6 +241,8 @@ class Run(Generic[Batch]):
         self.lineage: list[dict[str, Any]] = []
         self.batch: Batch | None = None
         """This rank's rows of the step that is being done."""
+        self.compute_seconds = 0.0
+        """What forward and backward of the step took here, before anything waited for other ranks' numbers."""
         self.head: nn.Module | None = None
         self.go_to(0)
 
@@ -248,7 +272,7 @@ class Run(Generic[Batch]):
 
     def all_keys(self) -> list[str]:
         """Keys of the step's rows on all ranks; every rank must call it."""
-        return over_ranks.gather_keys(self.keys(), self.ranks)
+        return gather_keys(self.keys(), self.ranks)
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""
@@ -339,8 +363,8 @@ def _train_step(run: Run[Any]) -> StepRecord:
     run.learning_rate = run.optimiser.set_step(run.step)
     run.batch = on_device(phase.loader.batch(phase.first_batch + run.phase_step), run.ranks.device)
     loss, metrics = _accumulate_gradient(run)
-    over_ranks.average_gradients(run.modules(), run.ranks)
-    grad_norm = over_ranks.clip_gradients(run.modules(), config.clip_norm)
+    average_gradients(run.modules(), run.ranks)
+    grad_norm = clip_gradients([p for module in run.modules() for p in module.parameters()], config.clip_norm)
     _refuse_what_is_not_finite(run, loss, grad_norm)
     guards = [hook for hook in run.hooks if isinstance(hook, Guard)]
     verdicts = [guard.allows_update(run, loss, grad_norm) for guard in guards]
@@ -364,19 +388,18 @@ def _accumulate_gradient(run: Run[Any]) -> tuple[float, dict[str, float]]:
     first_row = run.phase.batch_size * ranks.data_rank // ranks.num_data_ranks
     random = RowRandom(run.config.seed, run.step, range(first_row, first_row + count), ranks.device)
     totals: dict[str, float | Tensor] = {"loss": 0.0}
+    began = time.perf_counter()
     run.stage.model.train()
     for piece in range(pieces):
         rows = (piece * count // pieces, (piece + 1) * count // pieces)
-        over_ranks.hold_gradients(run.stage.model, piece + 1 < pieces)
+        hold_gradients(run.stage.model, piece + 1 < pieces)
         with run.autocast():
             output = run.stage.loss(part(run.batch, *rows) if pieces > 1 else run.batch, random.part(*rows))
         (output.loss / pieces).backward()
         for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
             totals[name] = totals.get(name, 0.0) + value / pieces
-    values = torch.stack(
-        [torch.as_tensor(value, dtype=torch.float32, device=ranks.device) for value in totals.values()]
-    )
-    means = dict(zip(totals, over_ranks.mean_over_ranks(values, ranks).tolist(), strict=True))
+    run.compute_seconds = time.perf_counter() - began
+    means = mean_metrics(totals, ranks)
     return means.pop("loss"), means
 
 
@@ -393,12 +416,15 @@ def _checkpoint_is_due(run: Run[Any], saved_at: float) -> bool:
     at_fixed_step = bool(run.config.keep_every) and run.step % run.config.keep_every == 0
     if at_fixed_step or run.step == run.total_steps:
         return True
-    return over_ranks.any_rank(time.monotonic() - saved_at >= run.config.checkpoint_seconds, run.ranks)
+    return any_rank(time.monotonic() - saved_at >= run.config.checkpoint_seconds, run.ranks)
 
 
 def _report_refused(run: Run[Any], writer: Writer) -> None:
     """Say that the disk refused and train on; the last checkpoint of a run must succeed."""
     for outcome in writer.finished():
+        for hook in run.hooks:
+            if isinstance(hook, SeesSaves):
+                hook.save_ended(outcome)
         reason = getattr(outcome, "reason", None)
         if reason is None:
             continue

@@ -6,7 +6,7 @@ mean over the data ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,20 +55,19 @@ class OneRank:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def mean_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
-    """Mean of a float tensor over all ranks, on all of them."""
-    if ranks.world_size > 1:
-        values = values.detach().clone()
+def mean_metrics(metrics: Mapping[str, float | Tensor], mesh: Ranks) -> dict[str, float]:
+    """The mean of each metric over all ranks, in one collective. Every rank must give the same names."""
+    given = [torch.as_tensor(value, dtype=torch.float32, device=mesh.device) for value in metrics.values()]
+    values = torch.stack(given)
+    if mesh.world_size > 1:
         dist.all_reduce(values)
-        values /= ranks.world_size
-    return values
+        values /= mesh.world_size
+    return dict(zip(metrics, values.tolist(), strict=True))
 
 
-def any_rank(flag: bool, ranks: Ranks) -> bool:
+def any_rank(flag: bool, mesh: Ranks) -> bool:
     """Whether the flag is set on any rank; all ranks get the same answer."""
-    if ranks.world_size == 1:
-        return flag
-    return bool(mean_over_ranks(torch.tensor(float(flag), device=ranks.device), ranks) > 0)
+    return flag if mesh.world_size == 1 else mean_metrics({"flag": float(flag)}, mesh)["flag"] > 0
 
 
 def gather_keys(keys: list[str], ranks: Ranks) -> list[str]:
@@ -96,12 +95,12 @@ def average_gradients(modules: Iterable[nn.Module], ranks: Ranks) -> None:
     for module in modules:
         for parameter in module.parameters():
             if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
-                parameter.grad.copy_(mean_over_ranks(parameter.grad, ranks))
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= ranks.world_size
 
 
-def clip_gradients(modules: Iterable[nn.Module], largest_norm: float) -> float:
-    """Scale all gradients together so that their norm is at most `largest_norm`; returns the norm before."""
-    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.grad is not None]
-    norm: Any = nn.utils.clip_grad_norm_(parameters, largest_norm)
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients together so that their norm is at most `max_norm`; returns the norm before."""
+    norm: Any = nn.utils.clip_grad_norm_(parameters, max_norm)
     whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return float(whole.item())

@@ -74,7 +74,10 @@ class Saved:
     """A checkpoint is on disk."""
 
     step: int
-    directory: Path
+    stall_seconds: float
+    """What training waited for it."""
+    write_seconds: float
+    """From the call to `save` until it was durable."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class SynchronousWriter:
         """Write one. The file system's refusals are told by `finished`."""
         began = time.monotonic()
         try:
-            directory = save_checkpoint(
+            save_checkpoint(
                 self.root,
                 step,
                 tensors,
@@ -111,8 +114,9 @@ class SynchronousWriter:
                 config_digest=config_digest,
                 keep=len(list_checkpoints(self.root)) + 1,
             )
-            self._outcomes.append(Saved(step, directory))
             self._prune()
+            seconds = time.monotonic() - began
+            self._outcomes.append(Saved(step, seconds, seconds))
         except OSError as refused:
             self._outcomes.append(Refused(step, str(refused)))
         return time.monotonic() - began

@@ -1,18 +1,18 @@
-"""A plain function as a hook: a progress line, a heartbeat, a check that ends the run."""
+"""A plain function as a hook, and the signs of life that those outside a run look for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from pleinair.training.engine import Run
+from pleinair.training.engine import Run, StepHook
 from pleinair.training.records import StepRecord
 
 
 class EachStep:
     """Calls `function(record, total steps)` after every step on every rank. Raise from it to stop."""
 
-    def __init__(self, function: Callable[[StepRecord, int], None]) -> None:
+    def __init__(self, function: StepHook) -> None:
         self.function = function
 
     def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
@@ -21,13 +21,38 @@ class EachStep:
         return {}
 
 
-class Beats:
-    """Calls `heartbeat(step)` after every step on every rank, where others look for silent ones."""
+class Heart(Protocol):
+    """What tells a rank's life to others (`records.run_events.Heartbeat`)."""
 
-    def __init__(self, heartbeat: Callable[[int], None]) -> None:
-        self.heartbeat = heartbeat
+    def __call__(self, step: int, compute_seconds: float | None = None) -> None:
+        """So many steps are done."""
+        ...
+
+    def loaded(self, step: int) -> None:
+        """Training goes on after so many steps."""
+        ...
+
+    def saved(self, step: int, *, stall_seconds: float, write_seconds: float) -> None:
+        """A checkpoint is durable."""
+        ...
+
+
+class Beats:
+    """Tells a heart of the start, of every step, and of every checkpoint."""
+
+    def __init__(self, heart: Heart) -> None:
+        self.heart = heart
+
+    def begin(self, run: Run[Any]) -> None:
+        """The state is loaded."""
+        self.heart.loaded(run.step)
 
     def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
-        """Call it."""
-        self.heartbeat(record.step)
+        """One more step is done."""
+        self.heart(record.step + 1, run.compute_seconds)
         return {}
+
+    def save_ended(self, outcome: Any) -> None:
+        """A checkpoint is there, or was refused."""
+        if getattr(outcome, "reason", None) is None:
+            self.heart.saved(outcome.step, stall_seconds=outcome.stall_seconds, write_seconds=outcome.write_seconds)

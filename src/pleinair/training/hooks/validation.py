@@ -18,7 +18,7 @@ from pleinair.records.errors import ConfigError
 from pleinair.training.averaging import MovingAverage
 from pleinair.training.engine import Loader, Run
 from pleinair.training.random import RowRandom
-from pleinair.training.ranks import Ranks, mean_over_ranks
+from pleinair.training.ranks import Ranks, mean_metrics
 from pleinair.training.records import StepRecord
 from pleinair.training.rows import num_rows, on_device
 
@@ -93,8 +93,8 @@ def validation_losses(
                 random = RowRandom(seed, number, range(first, first + count), ranks.device)
                 timestep_B = torch.full((count,), timestep, device=ranks.device)
                 sums[place] += stage.velocity_errors(batch, timestep_B, random).float().mean()
-    means = mean_over_ranks(sums / len(batches), ranks).tolist()
-    return dict(zip(timesteps, means, strict=True))
+    means = mean_metrics({str(place): total / len(batches) for place, total in enumerate(sums)}, ranks)
+    return dict(zip(timesteps, means.values(), strict=True))
 
 
 @contextmanager
