@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,8 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
     from pleinair.packs.pack import Pack
     from pleinair.training.engine import Phase, StepRecord, train
     from pleinair.training.hooks.progress import EachStep
+    from pleinair.training.hooks.throughput import training_flops
+    from pleinair.training.hooks.watching import watching
     from pleinair.training.stages.pretrain import Pretrain
 
     recipe = work.recipe
@@ -188,7 +191,7 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
     stage = Pretrain(Transformer(recipe.transformer), load_projection(work.pack), recipe.pretrain)
     loaders = [Prefetched(LatentLoader(pack, phase.resolution, recipe.loader_of(phase))) for phase in recipe.phases]
     phases = [
-        Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader)
+        Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader, decays=phase.decays)
         for phase, loader in zip(recipe.phases, loaders, strict=True)
     ]
     lines: dict[str, ProgressLine] = {}
@@ -209,7 +212,11 @@ def train_here(work: Workspace, supervisor: int | None) -> Path:
             recipe.engine,
             work.run_dir,
             config_digest=digest,
-            hooks=[EachStep(show), EachStep(stay_supervised)],
+            hooks=[
+                *watching(recipe.watch, flops_of=partial(training_flops, recipe.transformer)),
+                EachStep(show),
+                EachStep(stay_supervised),
+            ],
             on_message=lambda said: print(f"  {said}"),
         )
 
