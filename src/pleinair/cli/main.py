@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         filters,
         ingest,
         krablet,
+        merge,
         mix,
         pick,
         run,
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    for noun in (run, train, sample, *curating, export, fetch, krablet):
+    for noun in (run, train, sample, *curating, export, merge, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

@@ -87,6 +87,7 @@ def train_autoencoder(work: Workspace, pictures: PictureSet, path: Path) -> None
     """Train the autoencoder, measure its latents' statistics, and write it in 8 bits."""
     from pleinair.packs.pictures import PictureLoader
     from pleinair.training.engine import EngineConfig, Phase, train
+    from pleinair.training.hooks.progress import EachStep
     from pleinair.training.optimisers import OptimiserConfig
     from pleinair.training.stages.autoencode import Autoencode, AutoencodeConfig
 
@@ -104,7 +105,7 @@ def train_autoencoder(work: Workspace, pictures: PictureSet, path: Path) -> None
         config,
         run_dir,
         config_digest=digest,
-        hooks=[lambda record, total: line.update(record.step + 1, total, f"{record.metrics['psnr']:.1f} dB")],
+        hooks=[EachStep(lambda record, total: line.update(record.step + 1, total, f"{record.metrics['psnr']:.1f} dB"))],
     )
     stage.model.load_state_dict(read_tensors(final, stage.weights_file))
     chosen = np.random.default_rng(0).permutation(len(pictures))[:NUM_STATISTICS_PICTURES]

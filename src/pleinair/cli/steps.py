@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pleinair.evaluation.drawings import Drawings, Neighbours
     from pleinair.krablet import Database
     from pleinair.packing.pictures import CuratedPicture
-    from pleinair.training.engine import StepHook
+    from pleinair.training.engine import Hook
 
 OLD_TRAINER_SECONDS = 60.0
 """How long a trainer waits for one that is still ending."""
@@ -145,7 +146,7 @@ def open_text_encoder() -> SmolLM2:
     return SmolLM2(text_encoder_dir())
 
 
-def train_here(work: Workspace, hooks: Sequence[StepHook] = ()) -> Path:
+def train_here(work: Workspace, hooks: Sequence[Hook] = ()) -> Path:
     """Train in this process, from the pack alone; returns the final checkpoint.
 
     A new trainer waits for an old one to be gone.
@@ -153,6 +154,9 @@ def train_here(work: Workspace, hooks: Sequence[StepHook] = ()) -> Path:
     from pleinair.packs.loader import LatentLoader, Prefetched
     from pleinair.packs.pack import Pack
     from pleinair.training.engine import Phase, StepRecord, train
+    from pleinair.training.hooks.progress import EachStep
+    from pleinair.training.hooks.throughput import training_flops
+    from pleinair.training.hooks.watching import watching
     from pleinair.training.stages.pretrain import Pretrain
 
     recipe = work.recipe
@@ -161,7 +165,7 @@ def train_here(work: Workspace, hooks: Sequence[StepHook] = ()) -> Path:
     stage = Pretrain(Transformer(recipe.transformer), load_projection(work.pack), recipe.pretrain)
     loaders = [Prefetched(LatentLoader(pack, phase.resolution, recipe.loader_of(phase))) for phase in recipe.phases]
     phases = [
-        Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader)
+        Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader, decays=phase.decays)
         for phase, loader in zip(recipe.phases, loaders, strict=True)
     ]
     lines: dict[str, ProgressLine] = {}
@@ -178,7 +182,11 @@ def train_here(work: Workspace, hooks: Sequence[StepHook] = ()) -> Path:
             recipe.engine,
             work.run_dir,
             config_digest=digest,
-            hooks=[show, *hooks],
+            hooks=[
+                *watching(recipe.watch, flops_of=partial(training_flops, recipe.transformer)),
+                EachStep(show),
+                *hooks,
+            ],
             on_message=lambda said: print(f"  {said}"),
         )
 

@@ -20,7 +20,6 @@ from pleinair.records.errors import ConfigError, PleinairError
 
 if TYPE_CHECKING:
     from pleinair.cluster.launcher import LaunchConfig
-    from pleinair.training.engine import StepRecord
 
 TRAINER_RESTARTS = 3
 """How often `pleinair run` starts a trainer again that was killed, before it gives up."""
@@ -97,21 +96,13 @@ def train_rank(work: Workspace, rank: int) -> int:
     from pleinair.cli import steps
     from pleinair.cluster.rank import GIVE_UP, arm
     from pleinair.records.run_events import Rendezvous
+    from pleinair.training.hooks.progress import Beats
 
     heartbeat = arm(work.run_dir, rank)
     _one_rank_only(int(os.environ["WORLD_SIZE"]))
     heartbeat.tell(Rendezvous(rank=rank))
-    loaded = False
-
-    def beat(record: StepRecord, total: int) -> None:
-        nonlocal loaded
-        if not loaded:
-            heartbeat.loaded(record.step)
-            loaded = True
-        heartbeat(record.step + 1)
-
     try:
-        print(f"checkpoint: {steps.train_here(work, [beat])}")
+        print(f"checkpoint: {steps.train_here(work, [Beats(heartbeat)])}")
     except (PleinairError, FloatingPointError) as refused:
         print(f"pleinair: {refused}", file=sys.stderr)
         return GIVE_UP

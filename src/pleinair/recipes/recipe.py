@@ -9,6 +9,7 @@ from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import ConfigError
 from pleinair.sampling import SamplingConfig
 from pleinair.training.engine import EngineConfig
+from pleinair.training.hooks.watching import WatchConfig
 from pleinair.training.stages.pretrain import PretrainConfig
 
 
@@ -22,6 +23,8 @@ class PhaseConfig:
     """Optimiser steps."""
     batch_size: int
     """Pictures per step."""
+    decays: bool = False
+    """The learning rate decays from the first phase that says so; if none does, `engine.optimiser.decay_share` tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Recipe:
     """Progressive resolution, lowest first."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The loop."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """What is looked for while training; it may differ when a run resumes."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """Training timesteps."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)

@@ -1,30 +1,57 @@
 """The training engine: one loop for every training stage.
 
-    loader.batch(step) -> stage.loss(batch, generator) -> backward -> clip -> optimiser -> hooks
-                                                                            -> checkpoint (by time)
+    loader.batch(step) -> rows -> stage.loss(micro-batch, random) -> backward -> clip -> optimiser -> hooks -> record
+                                                                                                -> checkpoint (by time)
 
-A stage owns only "batch -> LossOutput"; the engine owns the rest. All randomness is a function of (seed, step): the
-loader's order, the noise, the timesteps. So the state of a run is the model, the optimiser and the step, and a run
-killed anywhere resumes with the same losses, bit for bit (CPU, same threads).
+A stage owns only "batch -> LossOutput"; the engine owns the rest, and hooks watch. All randomness is a function of (seed,
+step, row of the global batch): the loader's order, the noise, the timesteps. So the state of a run is the model, the
+optimiser and the step; accumulation and ranks change nothing but rounding; and a run killed anywhere resumes with the same
+losses, bit for bit (CPU, same threads).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from pleinair.checkpoint.store import newest_checkpoint, read_document, read_manifest, read_tensors, save_checkpoint
-from pleinair.records.errors import CheckpointError
-from pleinair.training.optimisers import OptimiserConfig, make_optimiser, optimiser_tensors, restore_optimiser
+from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.training.optimisers import OptimiserConfig, ScheduledOptimiser
+from pleinair.training.random import RowRandom
+from pleinair.training.ranks import (
+    OneRank,
+    Ranks,
+    any_rank,
+    average_gradients,
+    clip_gradients,
+    gather_keys,
+    hold_gradients,
+    mean_metrics,
+)
+from pleinair.training.records import RecordLog, StepRecord, read_records
+from pleinair.training.rows import num_rows, on_device, part
+from pleinair.training.saving import Parent, SynchronousWriter, Writer, restore_hooks, resume, save_run, start_from
+
+__all__ = [
+    "EngineConfig",
+    "Hook",
+    "LossOutput",
+    "Parent",
+    "Phase",
+    "Run",
+    "Stage",
+    "StepHook",
+    "StepRecord",
+    "read_records",
+    "train",
+]
 
 Batch = TypeVar("Batch")
 BatchIn = TypeVar("BatchIn", contravariant=True)
@@ -33,23 +60,27 @@ BatchOut = TypeVar("BatchOut", covariant=True)
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a stage gives for one batch."""
+    """What a stage gives for some rows."""
 
     loss: Tensor
-    """Scalar with a graph."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers to log."""
+    """Scalar with a graph: a mean over the rows."""
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+    """Further means over the rows, to log."""
 
 
 class Stage(Protocol[BatchIn]):
-    """One training objective: what is trained, what is stored beside it, and batch -> loss."""
+    """One training objective: what is trained, what is stored beside it, and rows -> loss.
+
+    It may also have `head`, a module that is trained beside the model while a phase uses the stage (`HasHead`), and
+    `weights`, what to store instead of the whole model (`saving.OwnWeights`).
+    """
 
     weights_file: str
     """Name of the model's file in a checkpoint, for example `transformer.safetensors`."""
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """What is trained: its parameters that require gradients."""
         ...
 
     def documents(self) -> Mapping[str, Any]:
@@ -60,13 +91,23 @@ class Stage(Protocol[BatchIn]):
         """Frozen tensors stored in every checkpoint beside the weights (text projection, statistics)."""
         ...
 
-    def loss(self, batch: BatchIn, generator: torch.Generator) -> LossOutput:
-        """Loss of one batch; `generator` is the only source of randomness."""
+    def loss(self, batch: BatchIn, random: RowRandom) -> LossOutput:
+        """Mean loss of the rows; `random` is the only source of randomness."""
+        ...
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """A stage that trains a module beside the model, which goes when the phase ends."""
+
+    @property
+    def head(self) -> nn.Module:
+        """That module."""
         ...
 
 
 class Loader(Protocol[BatchOut]):
-    """Batches as a function of the step, so that any batch can be had again."""
+    """Batches as a function of the step, so that any batch can be had again; of several ranks, this rank's rows."""
 
     def batch(self, step: int) -> BatchOut:
         """The batch of this step, counted from the start of the phase."""
@@ -84,7 +125,14 @@ class Phase(Generic[Batch]):
     name: str
     num_steps: int
     batch_size: int
+    """Rows of a step, over all ranks."""
     loader: Loader[Batch]
+    stage: Stage[Batch] | None = None
+    """Another objective for the same model during this phase; None for the run's."""
+    decays: bool = False
+    """The learning rate decays from the first phase that says so to the end; if none does, `decay_share` tells."""
+    first_batch: int = 0
+    """The loader's batch to begin with: a run that continues another goes on in its data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,34 +147,153 @@ class EngineConfig:
     """Update rule and its schedule."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
+    num_micro_batches: int = 1
+    """Equal slices that each rank's rows of a step are computed in: memory of one slice, gradient of all."""
     checkpoint_seconds: float = 30.0
     """Time between checkpoints."""
     keep_checkpoints: int = 2
     """Checkpoints kept."""
+    keep_every: int = 0
+    """A checkpoint every so many steps is kept for good, to be merged later; 0 for none."""
     num_threads: int = 2
     """Threads of the CPU backend; equal numbers are needed for bit-equal losses."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_norm", "checkpoint_seconds", "keep_checkpoints", "num_threads"):
+        for name in ("clip_norm", "checkpoint_seconds", "keep_checkpoints", "num_threads", "num_micro_batches"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.keep_every < 0:
+            raise ConfigError(f"keep_every is {self.keep_every}: give a number of steps, or 0 for none")
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """One line of `steps.jsonl`."""
+class Hook(Protocol):
+    """Watches a run. It may also be any of `Begins`, `Ends`, `Guard`, `SeesSaves` and `saving.StoredHook`.
 
-    step: int
-    phase: str
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    samples_per_second: float
-    metrics: Mapping[str, float]
+    Hooks run on every rank, in their order; those that write come after those that measure.
+    """
+
+    def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
+        """Called when a step is done; what it returns is added to the step's metrics."""
+        ...
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A hook that prepares itself."""
+
+    def begin(self, run: Run[Any]) -> None:
+        """Called once, with the model's weights loaded; the hook's own state is loaded after."""
+        ...
+
+
+@runtime_checkable
+class Ends(Protocol):
+    """A hook that cleans up."""
+
+    def end(self) -> None:
+        """Called once, also when training fails."""
+        ...
+
+
+@runtime_checkable
+class Guard(Protocol):
+    """A hook that may refuse an update."""
+
+    def allows_update(self, run: Run[Any], loss: float, grad_norm: float) -> bool:
+        """Called with the whole gradient there, equal on all ranks; raises to stop the run before the update."""
+        ...
+
+
+@runtime_checkable
+class SeesSaves(Protocol):
+    """A hook that hears how checkpoints ended."""
+
+    def save_ended(self, outcome: Any) -> None:
+        """Called with the writer's outcome: `step`, and `reason` if refused, else `stall_seconds`, `write_seconds`."""
+        ...
 
 
 StepHook = Callable[[StepRecord, int], None]
-"""Called after every step with its record and the total number of steps."""
+"""A plain function of a step's record and the total number of steps; `hooks.progress.EachStep` makes a hook of it."""
+
+
+class Run(Generic[Batch]):
+    """A run at a step: what hooks see."""
+
+    def __init__(
+        self,
+        stage: Stage[Batch],
+        phases: Sequence[Phase[Batch]],
+        config: EngineConfig,
+        run_dir: Path,
+        config_digest: str,
+        ranks: Ranks,
+        hooks: Sequence[Hook],
+        on_message: Callable[[str], None],
+    ) -> None:
+        self.main_stage, self.phases, self.config, self.run_dir = stage, phases, config, run_dir
+        self.config_digest, self.ranks, self.hooks, self._on_message = config_digest, ranks, hooks, on_message
+        self.total_steps = sum(phase.num_steps for phase in phases)
+        self.optimiser = ScheduledOptimiser(
+            stage.model, config.optimiser, self.total_steps, decay_steps(phases, config)
+        )
+        self.step, self.learning_rate = 0, config.optimiser.learning_rate
+        self.lineage: list[dict[str, Any]] = []
+        self.batch: Batch | None = None
+        """This rank's rows of the step that is being done."""
+        self.compute_seconds = 0.0
+        """What forward and backward of the step took here, before anything waited for other ranks' numbers."""
+        self.head: nn.Module | None = None
+        self.go_to(0)
+
+    def go_to(self, step: int) -> None:
+        """Be at a step: its phase, stage and head. A head whose phase is over is forgotten, moments included."""
+        self.step = step
+        self.phase, self.phase_step = phase_at(self.phases, step)
+        self.stage: Stage[Batch] = (self.phase.stage if self.phase else None) or self.main_stage
+        head = self.stage.head if isinstance(self.stage, HasHead) else None
+        if head is not self.head:
+            self.head = head
+            self.optimiser.set_head(head)
+
+    def say(self, message: str) -> None:
+        """Tell the person who runs this, once over all ranks."""
+        if self.ranks.rank == 0:
+            self._on_message(message)
+
+    def modules(self) -> list[nn.Module]:
+        """What is trained at this step."""
+        return [self.stage.model, *([] if self.head is None else [self.head])]
+
+    def keys(self) -> list[str]:
+        """Keys of this rank's rows of the step."""
+        assert self.phase is not None
+        return self.phase.loader.keys(self.phase.first_batch + self.phase_step)
+
+    def all_keys(self) -> list[str]:
+        """Keys of the step's rows on all ranks; every rank must call it."""
+        return gather_keys(self.keys(), self.ranks)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the forward pass."""
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+
+def phase_at(phases: Sequence[Phase[Batch]], step: int) -> tuple[Phase[Batch] | None, int]:
+    """The phase of a step and the step within it; None once all phases are done."""
+    for phase in phases:
+        if step < phase.num_steps:
+            return phase, step
+        step -= phase.num_steps
+    return None, step
+
+
+def decay_steps(phases: Sequence[Phase[Batch]], config: EngineConfig) -> float:
+    """Steps over which the learning rate decays, at the end of a run."""
+    first = next((place for place, phase in enumerate(phases) if phase.decays), None)
+    if first is None:
+        return config.optimiser.decay_share * sum(phase.num_steps for phase in phases)
+    return sum(phase.num_steps for phase in phases[first:])
 
 
 def train(
@@ -136,146 +303,137 @@ def train(
     run_dir: Path,
     *,
     config_digest: str,
-    hooks: Sequence[StepHook] = (),
+    mesh: Ranks | None = None,
+    hooks: Sequence[Hook] = (),
+    parent: Parent | None = None,
+    writer: Writer | None = None,
     on_message: Callable[[str], None] = print,
 ) -> Path:
     """Train to the end of the last phase, resuming from `run_dir`; returns the final checkpoint's directory.
 
-    Raises CheckpointError when the run there was made with other settings, and FloatingPointError, with the keys of the
-    batch, when a loss is not finite.
+    A fresh run starts from `parent` when given. Raises CheckpointError when the run there was made with other settings, and
+    FloatingPointError, with the keys of the batch, when a loss is not finite.
     """
     torch.set_num_threads(config.num_threads)
-    total_steps = sum(phase.num_steps for phase in phases)
-    optimiser = make_optimiser(stage.model, config.optimiser, total_steps)
+    run = Run(stage, phases, config, run_dir, config_digest, mesh or OneRank(), hooks, on_message)
     store = run_dir / "checkpoints"
-    first_step = _resume(stage, optimiser, store, config_digest, on_message)
-    keep_records_before(run_dir / "steps.jsonl", first_step)
-    last_saved, saved_at = first_step, time.monotonic()
-    checkpoint = newest_checkpoint(store, on_message) if first_step else None
-
-    with (run_dir / "steps.jsonl").open("a") as log:
-        for step, phase, phase_step in _steps(phases, first_step):
-            record = _train_step(stage, phase, phase_step, step, optimiser, config)
-            log.write(json.dumps(record.__dict__) + "\n")
-            for hook in hooks:
-                hook(record, total_steps)
-            done = step + 1 == total_steps
-            if done or time.monotonic() - saved_at >= config.checkpoint_seconds:
-                log.flush()
-                os.fsync(log.fileno())
-                checkpoint = (
-                    _save(stage, optimiser, store, step + 1, config, config_digest, on_message, must=done) or checkpoint
-                )
-                last_saved, saved_at = step + 1, time.monotonic()
-    if checkpoint is None or last_saved != total_steps:
+    writer = writer or SynchronousWriter(store, keep=config.keep_checkpoints, keep_every=config.keep_every)
+    if not run.total_steps:
         raise CheckpointError(f"the run in {run_dir} has no steps to do: give it at least one")
-    return checkpoint
+    resumed = resume(run)
+    if resumed is None and parent is not None:
+        start_from(run, parent)
+    with _hooks_open(run, resumed):
+        saved_at = time.monotonic()
+        with RecordLog(run_dir / "steps.jsonl", run.step, writes=run.ranks.rank == 0) as log:
+            while run.step < run.total_steps:
+                record = _train_step(run)
+                for hook in hooks:
+                    record = record.with_metrics(hook.after_step(run, record))
+                log.append(record)
+                run.go_to(run.step + 1)
+                if _checkpoint_is_due(run, saved_at):
+                    log.sync()
+                    save_run(run, writer)
+                    _report_refused(run, writer)
+                    saved_at = time.monotonic()
+        writer.close()
+        _report_refused(run, writer)
+    return store / f"step-{run.total_steps:08d}"
 
 
-def _steps(phases: Sequence[Phase[Batch]], first_step: int) -> Iterator[tuple[int, Phase[Batch], int]]:
-    step = 0
-    for phase in phases:
-        for phase_step in range(phase.num_steps):
-            if step >= first_step:
-                yield step, phase, phase_step
-            step += 1
+@contextmanager
+def _hooks_open(run: Run[Any], resumed: Path | None) -> Iterator[None]:
+    """Hooks begun, with their states from the checkpoint, and ended whatever happens."""
+    with ExitStack() as stack:
+        for hook in run.hooks:
+            if isinstance(hook, Ends):
+                stack.callback(hook.end)
+            if isinstance(hook, Begins):
+                hook.begin(run)
+        if resumed is not None:
+            restore_hooks(run, resumed)
+        yield
 
 
-def _train_step(
-    stage: Stage[Batch], phase: Phase[Batch], phase_step: int, step: int, optimiser: Any, config: EngineConfig
-) -> StepRecord:
-    started = time.perf_counter()
-    learning_rate = optimiser.set_step(step)
-    batch = phase.loader.batch(phase_step)
-    stage.model.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-        output = stage.loss(batch, step_generator(config.seed, step))
-    loss = output.loss.item()
-    if not math.isfinite(loss):
-        keys = ", ".join(phase.loader.keys(phase_step)[:8])
-        raise FloatingPointError(
-            f"the loss is {loss} at step {step}: look at the pictures {keys} ..., or lower the learning rate"
-        )
-    output.loss.backward()
-    grad_norm = nn.utils.clip_grad_norm_(stage.model.parameters(), config.clip_norm).item()
-    optimiser.step()
-    optimiser.zero_grad()
+def _train_step(run: Run[Any]) -> StepRecord:
+    """One step: the rate, the rows, the gradient, whether it may be used, the update."""
+    assert run.phase is not None
+    started, phase, config = time.perf_counter(), run.phase, run.config
+    run.learning_rate = run.optimiser.set_step(run.step)
+    run.batch = on_device(phase.loader.batch(phase.first_batch + run.phase_step), run.ranks.device)
+    loss, metrics = _accumulate_gradient(run)
+    average_gradients(run.modules(), run.ranks)
+    grad_norm = clip_gradients([p for module in run.modules() for p in module.parameters()], config.clip_norm)
+    _refuse_what_is_not_finite(run, loss, grad_norm)
+    guards = [hook for hook in run.hooks if isinstance(hook, Guard)]
+    verdicts = [guard.allows_update(run, loss, grad_norm) for guard in guards]
+    if all(verdicts):
+        run.optimiser.step()
+    else:
+        metrics["skipped"] = 1.0
+    run.optimiser.zero_grad()
     rate = phase.batch_size / (time.perf_counter() - started)
-    return StepRecord(step, phase.name, loss, grad_norm, learning_rate, rate, dict(output.metrics))
+    return StepRecord(run.step, phase.name, loss, grad_norm, run.learning_rate, rate, metrics)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random stream of one step."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
-
-
-def _resume(
-    stage: Stage[Batch], optimiser: Any, store: Path, config_digest: str, on_message: Callable[[str], None]
-) -> int:
-    """Load the newest whole checkpoint into stage and optimiser; returns the step to go on with (0 when fresh)."""
-    newest = newest_checkpoint(store, on_message)
-    if newest is None:
-        return 0
-    manifest = read_manifest(newest)
-    if manifest.config_digest != config_digest:
-        raise CheckpointError(
-            f"the checkpoint {newest} was made with other settings or data: give this run another name, or delete {store.parent}"
+def _accumulate_gradient(run: Run[Any]) -> tuple[float, dict[str, float]]:
+    """Leave the gradient of the mean loss of this rank's rows in the parameters; loss and metrics are of all ranks."""
+    assert run.phase is not None
+    count, pieces, ranks = num_rows(run.batch), run.config.num_micro_batches, run.ranks
+    if count % pieces:
+        raise ConfigError(
+            f"num_micro_batches is {pieces} and a rank has {count} rows of step {run.step}: give a divisor of its rows"
         )
-    stage.model.load_state_dict(read_tensors(newest, stage.weights_file))
-    restore_optimiser(optimiser, read_tensors(newest, "optimiser.safetensors"), read_document(newest, "optimiser.json"))
-    on_message(f"resuming at step {manifest.step} from {newest.name}")
-    return manifest.step
+    first_row = run.phase.batch_size * ranks.data_rank // ranks.num_data_ranks
+    random = RowRandom(run.config.seed, run.step, range(first_row, first_row + count), ranks.device)
+    totals: dict[str, float | Tensor] = {"loss": 0.0}
+    began = time.perf_counter()
+    run.stage.model.train()
+    for piece in range(pieces):
+        rows = (piece * count // pieces, (piece + 1) * count // pieces)
+        hold_gradients(run.stage.model, piece + 1 < pieces)
+        with run.autocast():
+            output = run.stage.loss(part(run.batch, *rows) if pieces > 1 else run.batch, random.part(*rows))
+        (output.loss / pieces).backward()
+        for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
+            totals[name] = totals.get(name, 0.0) + value / pieces
+    run.compute_seconds = time.perf_counter() - began
+    means = mean_metrics(totals, ranks)
+    return means.pop("loss"), means
 
 
-def _save(
-    stage: Stage[Batch],
-    optimiser: Any,
-    store: Path,
-    step: int,
-    config: EngineConfig,
-    config_digest: str,
-    on_message: Callable[[str], None],
-    *,
-    must: bool,
-) -> Path | None:
-    """Save, or say that the disk refused and train on; the last checkpoint of a run must succeed."""
-    moments, layout = optimiser_tensors(optimiser)
-    try:
-        return save_checkpoint(
-            store,
-            step,
-            {stage.weights_file: stage.model.state_dict(), "optimiser.safetensors": moments, **stage.tensors()},
-            {"optimiser.json": layout, **stage.documents()},
-            config_digest=config_digest,
-            keep=config.keep_checkpoints,
-        )
-    except OSError as refused:
-        if must:
-            raise CheckpointError(
-                f"the final checkpoint could not be written to {store}: {refused}; free space and run again"
-            ) from refused
-        on_message(
-            f"checkpoint at step {step} could not be written ({refused}); training goes on, the older one is untouched"
-        )
-        return None
-
-
-def keep_records_before(path: Path, step: int) -> None:
-    """Drop the records of steps that will be done again, and a half-written last line."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+def _refuse_what_is_not_finite(run: Run[Any], loss: float, grad_norm: float) -> None:
+    """Raises FloatingPointError, on all ranks, before anything of it reaches the weights."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
         return
-    staging = path.with_name(path.name + ".partial")
-    with path.open() as old, staging.open("w") as new:
-        for line in old:
-            if line.endswith("\n") and json.loads(line)["step"] < step:
-                new.write(line)
-    os.replace(staging, path)
+    what = f"the gradient's norm is {grad_norm}" if math.isfinite(loss) else f"the loss is {loss}"
+    keys = ", ".join(run.all_keys()[:8])
+    raise FloatingPointError(f"{what} at step {run.step}: look at the pictures {keys} ..., or lower the learning rate")
 
 
-def read_records(path: Path) -> list[StepRecord]:
-    """All records of a run, in order."""
-    if not path.exists():
-        return []
-    return [StepRecord(**json.loads(line)) for line in path.read_text().splitlines()]
+def _checkpoint_is_due(run: Run[Any], saved_at: float) -> bool:
+    at_fixed_step = bool(run.config.keep_every) and run.step % run.config.keep_every == 0
+    if at_fixed_step or run.step == run.total_steps:
+        return True
+    return any_rank(time.monotonic() - saved_at >= run.config.checkpoint_seconds, run.ranks)
+
+
+def _report_refused(run: Run[Any], writer: Writer) -> None:
+    """Say that the disk refused and train on; the last checkpoint of a run must succeed."""
+    for outcome in writer.finished():
+        for hook in run.hooks:
+            if isinstance(hook, SeesSaves):
+                hook.save_ended(outcome)
+        reason = getattr(outcome, "reason", None)
+        if reason is None:
+            continue
+        if outcome.step == run.total_steps:
+            raise CheckpointError(
+                f"the final checkpoint could not be written to {run.run_dir / 'checkpoints'}: {reason}; "
+                "free space and run again"
+            )
+        run.say(
+            f"checkpoint at step {outcome.step} could not be written ({reason}); training goes on, the older one is "
+            "untouched"
+        )

@@ -1,20 +1,30 @@
-"""Update rules and the warmup-stable-decay schedule.
+"""Update rules: AdamW, or Muon on the matrices inside the blocks with AdamW on the rest.
 
-AdamW everywhere, or Muon on the matrices inside the blocks with AdamW on the rest: embeddings, first and last layers,
-norms and modulation tables never go to Muon (Krea 2 report, optimiser ablation; RMS matching as in Moonlight).
-Zero-centred norm weights take part in weight decay: they decay towards a scale of one.
+    matrices inside the blocks            Muon (rule "muon") or AdamW, decayed
+    other weights, zero-centred norms     AdamW, decayed: a norm's scale 1 + g decays towards 1
+    biases, modulation tables, vectors    AdamW, not decayed
+    a stage's head (iREPA's projector)    AdamW, and gone with it
+
+Embeddings, first and last layers, norms and modulation tables never go to Muon (Krea 2 report, optimiser ablation); its
+updates are matched to AdamW's size, 0.2 sqrt(max(inputs, outputs)), as in Moonlight, so both share one learning rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pleinair.records.errors import CheckpointError
+from pleinair.model.layers import RMSNorm
+from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.training.schedule import DecayShape, warmup_stable_decay
+
+HEAD = "head"
+"""Name of the optimiser's part that updates a stage's head."""
+Named = Sequence[tuple[str, nn.Parameter]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +44,103 @@ class OptimiserConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     decay_share: float = 0.3
-    """Share of all steps, at the end, over which the rate falls to zero as 1 - sqrt."""
+    """Share of all steps, at the end, over which the rate decays; a run with phases that decay heeds those instead."""
+    decay_shape: DecayShape = "1-sqrt"
+    """Curve of the decay."""
+    min_factor: float = 0.0
+    """Share of the peak rate that the decay ends at."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
-        if not 0 <= self.decay_share <= 1:
-            raise ValueError(f"decay_share is {self.decay_share}: it must lie in [0, 1]")
+            raise ConfigError(f"learning_rate is {self.learning_rate}: it must be positive")
+        for name in ("decay_share", "min_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must lie in [0, 1]")
 
 
-def warmup_stable_decay(step: int, total_steps: int, config: OptimiserConfig) -> float:
-    """Learning rate of a step: linear warm-up, constant, then 1 - sqrt decay to zero."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    decay_steps = config.decay_share * total_steps
-    into_decay = step - (total_steps - decay_steps)
-    decay = 1.0 if into_decay <= 0 else 1.0 - (into_decay / decay_steps) ** 0.5
-    return config.learning_rate * min(warmup, decay)
+@dataclass(frozen=True)
+class Groups:
+    """The trained parameters of a model by treatment, each with its name."""
+
+    muon: Named
+    decayed: Named
+    plain: Named
+
+
+def group_parameters(model: nn.Module, rule: Literal["adamw", "muon"]) -> Groups:
+    """Sort the parameters that require gradients."""
+    centred = {id(module.weight) for module in model.modules() if isinstance(module, RMSNorm)}
+    muon, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if rule == "muon" and is_hidden_matrix(name, parameter):
+            muon.append((name, parameter))
+        elif id(parameter) in centred or (parameter.ndim >= 2 and "table" not in name):
+            decayed.append((name, parameter))
+        else:
+            plain.append((name, parameter))
+    return Groups(muon, decayed, plain)
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon takes this parameter: a matrix inside a repeated block, but no modulation table and no adapter."""
+    return parameter.ndim == 2 and "blocks." in name and not any(word in name for word in ("table", "lora"))
 
 
 class ScheduledOptimiser:
-    """One or two torch optimisers over a model's parameters, driven by one schedule."""
+    """Torch optimisers over the parts of a model, driven by one schedule."""
 
-    def __init__(self, parts: dict[str, torch.optim.Optimizer], config: OptimiserConfig, total_steps: int) -> None:
-        self.parts, self.config, self.total_steps = parts, config, total_steps
+    def __init__(self, model: nn.Module, config: OptimiserConfig, total_steps: int, decay_steps: float) -> None:
+        self.config, self.total_steps, self.decay_steps = config, total_steps, decay_steps
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        self.names: dict[str, list[str]] = {}
+        groups = group_parameters(model, config.rule)
+        self._add_adamw("adamw", groups.decayed, groups.plain)
+        if groups.muon:
+            # Stacking matrices of one shape into batched products was measured: no faster on a CPU.
+            self.names["muon"] = [name for name, _ in groups.muon]
+            self.parts["muon"] = torch.optim.Muon(
+                [parameter for _, parameter in groups.muon],
+                lr=config.learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                nesterov=True,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        if not self.parts:
+            raise ConfigError("no parameter of the model requires gradients: there is nothing to train")
+
+    def _add_adamw(self, part: str, decayed: Named, plain: Named) -> None:
+        config = self.config
+        groups = [
+            {"params": [parameter for _, parameter in named], "weight_decay": decay}
+            for named, decay in ((decayed, config.weight_decay), (plain, 0.0))
+            if named
+        ]
+        if groups:
+            self.names[part] = [name for name, _ in (*decayed, *plain)]
+            self.parts[part] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+    def set_head(self, head: nn.Module | None) -> None:
+        """Train this head from now on, without moments yet; None forgets the one there was, and its moments."""
+        self.parts.pop(HEAD, None)
+        self.names.pop(HEAD, None)
+        if head is not None:
+            groups = group_parameters(head, "adamw")
+            self._add_adamw(HEAD, groups.decayed, groups.plain)
 
     def set_step(self, step: int) -> float:
         """Set the learning rate of this step and return it."""
-        rate = warmup_stable_decay(step, self.total_steps, self.config)
+        config = self.config
+        rate = config.learning_rate * warmup_stable_decay(
+            step,
+            total_steps=self.total_steps,
+            warmup_steps=config.warmup_steps,
+            decay_steps=self.decay_steps,
+            shape=config.decay_shape,
+            min_factor=config.min_factor,
+        )
         for part in self.parts.values():
             for group in part.param_groups:
                 group["lr"] = rate
@@ -76,67 +156,46 @@ class ScheduledOptimiser:
         for part in self.parts.values():
             part.zero_grad(set_to_none=True)
 
-
-def make_optimiser(model: nn.Module, config: OptimiserConfig, total_steps: int) -> ScheduledOptimiser:
-    """The optimiser of a run; `total_steps` shapes the schedule."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [p for name, p in named if config.rule == "muon" and is_hidden_matrix(name, p)]
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
-    parts: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(
-            rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
-    }
-    if matrices:
-        # Stacking matrices of one shape into batched products was measured: no faster on a CPU.
-        parts["muon"] = torch.optim.Muon(
-            matrices,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=True,
-            adjust_lr_fn="match_rms_adamw",
-        )
-    return ScheduledOptimiser(parts, config, total_steps)
-
-
-def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes this parameter: a matrix inside a repeated block, but no modulation table."""
-    return parameter.ndim == 2 and "blocks." in name and "table" not in name
+    def named_parameters(self, part: str) -> list[tuple[str, Tensor]]:
+        """Names and parameters of a part, in the order of its state."""
+        parameters = [parameter for group in self.parts[part].param_groups for parameter in group["params"]]
+        return list(zip(self.names[part], parameters, strict=True))
 
 
 def optimiser_tensors(optimiser: ScheduledOptimiser) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """All moments as flat tensors, and which states each part has."""
+    """All moments as `part/parameter/moment`, and the names of each part's. Parameters never updated have none."""
     tensors: dict[str, Tensor] = {}
     layout: dict[str, list[str]] = {}
     for part_name, part in optimiser.parts.items():
         layout[part_name] = []
-        for index, state in part.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"{part_name}.{index}.{key}"] = torch.as_tensor(value)
-                layout[part_name].append(f"{index}.{key}")
+        for name, parameter in optimiser.named_parameters(part_name):
+            for key, value in part.state.get(parameter, {}).items():
+                tensors[f"{part_name}/{name}/{key}"] = torch.as_tensor(value)
+                layout[part_name].append(f"{name}/{key}")
     return tensors, layout
 
 
-def restore_optimiser(
-    optimiser: ScheduledOptimiser, tensors: Mapping[str, Tensor], layout: Mapping[str, list[str]]
-) -> None:
-    """Put saved moments back. Raises CheckpointError when the parts differ from the saved ones."""
+def ready_moments(optimiser: ScheduledOptimiser, layout: Mapping[str, list[str]]) -> dict[str, Tensor]:
+    """Give every parameter the moments that `layout` lists, all zero, and return them under their saved names.
+
+    A moment takes its parameter's sharding and strides: fused updates walk raw memory. Raises CheckpointError when the
+    parts or parameters differ from the saved ones.
+    """
     if set(layout) != set(optimiser.parts):
         raise CheckpointError(
             f"the checkpoint's optimiser has parts {sorted(layout)}, this run has {sorted(optimiser.parts)}: use the same rule"
         )
+    tensors: dict[str, Tensor] = {}
     for part_name, part in optimiser.parts.items():
-        parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-        saved: dict[int, dict[str, Any]] = {}
+        parameters = dict(optimiser.named_parameters(part_name))
         for entry in layout[part_name]:
-            index, key = entry.split(".", 1)
-            value = tensors[f"{part_name}.{entry}"]
-            if value.shape == parameters[int(index)].shape:
-                # The fused update walks raw memory: a moment must have its parameter's strides (channels last).
-                value = torch.empty_like(parameters[int(index)]).copy_(value)
-            saved.setdefault(int(index), {})[key] = value
-        document = part.state_dict()
-        document["state"] = saved
-        part.load_state_dict(document)
+            name, key = entry.split("/")
+            if name not in parameters:
+                raise CheckpointError(
+                    f"the checkpoint has moments of {name}, which this run does not train: use its model"
+                )
+            parameter = parameters[name]
+            state: dict[str, Any] = part.state[parameter]
+            state[key] = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
+            tensors[f"{part_name}/{entry}"] = state[key]
+    return tensors

@@ -16,6 +16,7 @@ from torch import Tensor
 from pleinair.config import to_document
 from pleinair.model.autoencoder import Autoencoder
 from pleinair.training.engine import LossOutput
+from pleinair.training.random import RowRandom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,10 @@ class Autoencode:
         """Nothing beside the weights."""
         return {}
 
-    def loss(self, batch: Tensor, generator: torch.Generator) -> LossOutput:
+    def loss(self, batch: Tensor, random: RowRandom) -> LossOutput:
         """Reconstruction loss of pictures (B, 3, H, W); logs the peak signal-to-noise ratio in decibels."""
         side = [size // self.model.downscale for size in batch.shape[-2:]]
-        noise_BChw = torch.randn(len(batch), self.model.latent_channels, *side, generator=generator)
+        noise_BChw = random.normal(self.model.latent_channels, *side)
         decoded_BCHW, raw_BChw = self.model.reconstruct(batch, noise_BChw)
         decoded_BCHW = decoded_BCHW.float()
         pixel = (decoded_BCHW - batch).abs().mean()

@@ -7,20 +7,20 @@ The shift grows with the number of image tokens, so higher resolutions train at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pleinair.config import to_document
-from pleinair.flow import interpolate, sample_timesteps, velocity_target
+from pleinair.flow import interpolate, velocity_target
 from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer
 from pleinair.packs.loader import LatentBatch
 from pleinair.training.engine import LossOutput
+from pleinair.training.random import RowRandom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class PretrainConfig:
 
     def mu(self, num_image_tokens: int) -> float:
         """Shift for a number of image tokens: keeps t / (1 - t) / sqrt(tokens) constant over resolutions."""
-        return self.shift_mu + 0.5 * float(torch.log(torch.tensor(num_image_tokens / self.shift_tokens)))
+        return self.shift_mu + 0.5 * math.log(num_image_tokens / self.shift_tokens)
 
 
 class Pretrain:
@@ -57,14 +57,20 @@ class Pretrain:
         """The text projection."""
         return {"feature_projection.safetensors": self.projection.state_dict()}
 
-    def loss(self, batch: LatentBatch, generator: torch.Generator) -> LossOutput:
+    def loss(self, batch: LatentBatch, random: RowRandom) -> LossOutput:
         """Mean square error of the velocity, float32."""
-        latents_BCHW = batch.latents_BCHW
-        num_tokens = latents_BCHW.shape[-2] * latents_BCHW.shape[-1] // self.model.config.patch_size**2
-        timestep_B = sample_timesteps(
-            len(latents_BCHW), mu=self.config.mu(num_tokens), sigma=self.config.sigma, generator=generator
-        )
-        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
+        timestep_B = random.logit_normal(self.config.mu(self._num_image_tokens(batch)), self.config.sigma)
+        return LossOutput(self.velocity_errors(batch, timestep_B, random).mean())
+
+    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
+        """(B,) mean square error of each row's velocity at its timestep, float32."""
+        latents_BCHW = batch.latents_BCHW.float()
+        noise_BCHW = random.normal(*latents_BCHW.shape[1:])
         noisy_BCHW = interpolate(latents_BCHW, noise_BCHW, timestep_B)
         velocity_BCHW = self.model(noisy_BCHW, timestep_B, batch.text_features_BTLD, batch.text_mask_BT)
-        return LossOutput(F.mse_loss(velocity_BCHW.float(), velocity_target(latents_BCHW, noise_BCHW)))
+        error_BCHW: Tensor = velocity_BCHW.float() - velocity_target(latents_BCHW, noise_BCHW)
+        return error_BCHW.square().mean(dim=(1, 2, 3))
+
+    def _num_image_tokens(self, batch: LatentBatch) -> int:
+        height, width = batch.latents_BCHW.shape[-2:]
+        return height * width // self.model.config.patch_size**2

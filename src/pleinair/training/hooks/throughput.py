@@ -1,0 +1,78 @@
+"""Throughput as FLOP/s and MFU: the model's own matrix products over what the hardware could do.
+
+    MFU = 3 * forward FLOPs of the batch / seconds / peak FLOP/s          (backward is twice forward)
+
+FLOPs are computed from the configuration, the released architecture's (a test compares them with a count of the real
+products); a batch counts as padded to its longest prompt. Recomputation for activation checkpointing is not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pleinair.model.transformer import TransformerConfig
+from pleinair.packs.loader import LatentBatch
+from pleinair.records.errors import ConfigError
+from pleinair.training.engine import Run
+from pleinair.training.records import StepRecord
+
+BACKWARD_AND_FORWARD = 3
+
+
+def forward_flops(config: TransformerConfig, height: int, width: int, num_text_tokens: int) -> int:
+    """FLOPs of the matrix products of one row, latents of `height` x `width`: two for each multiply-add."""
+    dim, text_dim, layers = config.width, config.text_dim, config.num_text_layers
+    image, text = height * width // config.patch_size**2, num_text_tokens
+    key_width = config.num_kv_heads * config.head_dim
+    text_key_width = config.text_num_kv_heads * (text_dim // config.text_num_heads)
+    block = _block(dim, key_width, config.hidden_width, sequences=1, length=image + text)
+    layerwise = _block(text_dim, text_key_width, config.text_hidden_width, sequences=text, length=layers)
+    refiner = _block(text_dim, text_key_width, config.text_hidden_width, sequences=1, length=text)
+    ends = image * 2 * dim * config.in_channels + text * (layers * text_dim + text_dim * dim + dim * dim)
+    timestep = config.timestep_dim * dim + dim * dim + dim * 6 * dim
+    blocks = config.num_layers * block + config.num_layerwise_text_blocks * layerwise
+    return 2 * (blocks + config.num_refiner_text_blocks * refiner + ends + timestep)
+
+
+def _block(dim: int, key_width: int, hidden: int, *, sequences: int, length: int) -> int:
+    """Multiply-adds of gated attention and SwiGLU: q, gate and output; k and v; scores and values; three MLP matrices."""
+    rows = sequences * length
+    return rows * (3 * dim * dim + 2 * dim * key_width + 3 * dim * hidden) + 2 * rows * length * dim
+
+
+def training_flops(config: TransformerConfig, batch: LatentBatch) -> float:
+    """FLOPs of forward and backward of this rank's rows."""
+    rows, _, height, width = batch.latents_BCHW.shape
+    return BACKWARD_AND_FORWARD * rows * forward_flops(config, height, width, batch.text_features_BTLD.shape[1])
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, side: int = 1024, seconds: float = 0.5) -> float:
+    """FLOP/s of the fastest of repeated square matrix products: what this device really reaches now."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best, deadline = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+class Throughput:
+    """The hook: adds `throughput/flops_per_second`, and `throughput/mfu` given a peak, both of one device."""
+
+    def __init__(self, flops_of: Callable[[Any], float], peak_flops_per_second: float | None = None) -> None:
+        if peak_flops_per_second is not None and peak_flops_per_second <= 0:
+            raise ConfigError(f"peak_flops_per_second is {peak_flops_per_second}: give a positive one, or None")
+        self.flops_of, self.peak = flops_of, peak_flops_per_second
+
+    def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
+        """From the step's own rate."""
+        assert run.phase is not None
+        seconds = run.phase.batch_size / record.samples_per_second
+        speed = self.flops_of(run.batch) / seconds
+        mfu = {} if self.peak is None else {"throughput/mfu": speed / self.peak}
+        return {"throughput/flops_per_second": speed, **mfu}

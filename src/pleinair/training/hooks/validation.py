@@ -1,0 +1,113 @@
+"""Loss of held-out rows at fixed timesteps: comparable over a run, over resolutions' shifts and between runs.
+
+The training loss moves with its timesteps: another shift gives another number for the same model. Here every row is seen
+at every timestep of a grid, with the same noise each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pleinair.records.errors import ConfigError
+from pleinair.training.averaging import MovingAverage
+from pleinair.training.engine import Loader, Run
+from pleinair.training.random import RowRandom
+from pleinair.training.ranks import Ranks, mean_metrics
+from pleinair.training.records import StepRecord
+from pleinair.training.rows import num_rows, on_device
+
+
+class TimestepErrors(Protocol):
+    """A stage whose error can be had at a given timestep."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, put into evaluation mode meanwhile."""
+        ...
+
+    def velocity_errors(self, batch: Any, timestep_B: Tensor, random: RowRandom) -> Tensor:
+        """(B,) error of each row."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How often, where, on how much."""
+
+    every: int = 500
+    """Steps between measurements; the last step is always measured."""
+    timesteps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """The grid."""
+    num_batches: int = 4
+    """Batches of the held-out loader."""
+    seed: int = 1_000_003
+    """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.num_batches < 1:
+            raise ConfigError(f"every is {self.every} and num_batches {self.num_batches}: give at least 1")
+        if not self.timesteps or not all(0 < t <= 1 for t in self.timesteps):
+            raise ConfigError(f"timesteps is {self.timesteps}: give some in (0, 1]")
+
+
+class Validation:
+    """The hook: adds `validation/t0.1` ... and their mean `validation/loss`, and `validation_ema/...` given an average."""
+
+    def __init__(self, loader: Loader[Any], config: ValidationConfig, average: MovingAverage | None = None) -> None:
+        self.loader, self.config, self.average = loader, config, average
+
+    def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
+        """Measure when due."""
+        if (record.step + 1) % self.config.every and record.step + 1 != run.total_steps:
+            return {}
+        stage: Any = run.main_stage
+        with run.autocast():
+            measured = _named("validation", self._losses(stage, run.ranks))
+            if self.average is not None:
+                with self.average.applied(stage.model):
+                    measured |= _named("validation_ema", self._losses(stage, run.ranks))
+        return measured
+
+    def _losses(self, stage: TimestepErrors, ranks: Ranks) -> dict[float, float]:
+        batches = (self.loader.batch(number) for number in range(self.config.num_batches))
+        return validation_losses(stage, list(batches), self.config.timesteps, self.config.seed, ranks)
+
+
+@torch.no_grad()
+def validation_losses(
+    stage: TimestepErrors, batches: Sequence[Any], timesteps: Sequence[float], seed: int, ranks: Ranks
+) -> dict[float, float]:
+    """Mean error of all rows at each timestep; deterministic."""
+    sums = torch.zeros(len(timesteps), device=ranks.device)
+    with evaluating(stage.model):
+        for number, batch in enumerate(on_device(batch, ranks.device) for batch in batches):
+            count = num_rows(batch)
+            first = ranks.data_rank * count
+            for place, timestep in enumerate(timesteps):
+                random = RowRandom(seed, number, range(first, first + count), ranks.device)
+                timestep_B = torch.full((count,), timestep, device=ranks.device)
+                sums[place] += stage.velocity_errors(batch, timestep_B, random).float().mean()
+    means = mean_metrics({str(place): total / len(batches) for place, total in enumerate(sums)}, ranks)
+    return dict(zip(timesteps, means.values(), strict=True))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _named(group: str, losses: Mapping[float, float]) -> dict[str, float]:
+    named = {f"{group}/t{timestep:g}": loss for timestep, loss in losses.items()}
+    return {**named, f"{group}/loss": sum(losses.values()) / len(losses)}

@@ -1,0 +1,76 @@
+"""Which hooks watch a run, in the one order that works: what may stop a step, what measures, what writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pleinair.records.errors import ConfigError
+from pleinair.training.averaging import MovingAverage
+from pleinair.training.engine import Hook, Loader
+from pleinair.training.hooks.curves import TensorBoard, Tracker
+from pleinair.training.hooks.determinism import Deterministic
+from pleinair.training.hooks.pace import Pace, PaceConfig
+from pleinair.training.hooks.previews import Draw, Previews
+from pleinair.training.hooks.profiler import Profile
+from pleinair.training.hooks.spikes import SpikeConfig, Spikes
+from pleinair.training.hooks.throughput import Throughput
+from pleinair.training.hooks.validation import Validation, ValidationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What is watched; nothing here but `spikes.policy` changes what is trained."""
+
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    """Loss and gradient spikes."""
+    pace: PaceConfig = field(default_factory=PaceConfig)
+    """Slow and stalled steps."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Where held-out rows are given."""
+    average_decay: float | None = None
+    """Decay of a moving average of the weights, for comparison; None keeps none."""
+    preview_every: int = 0
+    """Steps between drawings of fixed prompts; 0 for none."""
+    peak_flops_per_second: float | None = None
+    """What MFU is a share of; None leaves MFU out."""
+    tracker: Literal["none", "trackio", "wandb"] = "none"
+    """Where curves go beside TensorBoard."""
+    project: str = "pleinair"
+    """The tracker's project."""
+    profile: tuple[int, int] | None = None
+    """First and last step of a trace."""
+    deterministic: bool = False
+    """Fail on operations without a deterministic kernel."""
+
+    def __post_init__(self) -> None:
+        if self.preview_every < 0:
+            raise ConfigError(f"preview_every is {self.preview_every}: give a number of steps, or 0 for none")
+
+
+def watching(
+    config: WatchConfig,
+    *,
+    flops_of: Callable[[Any], float] | None = None,
+    held_out: Loader[Any] | None = None,
+    draw: Draw | None = None,
+) -> list[Hook]:
+    """The hooks of a configuration, as far as what they need is given."""
+    hooks: list[Hook] = [Deterministic()] if config.deterministic else []
+    hooks.append(Spikes(config.spikes))
+    average = None if config.average_decay is None else MovingAverage(config.average_decay)
+    if average is not None:
+        hooks.append(average)
+    if flops_of is not None:
+        hooks.append(Throughput(flops_of, config.peak_flops_per_second))
+    if held_out is not None:
+        hooks.append(Validation(held_out, config.validation, average))
+    if draw is not None and config.preview_every:
+        hooks.append(Previews(draw, config.preview_every))
+    if config.profile is not None:
+        hooks.append(Profile(*config.profile))
+    hooks += [Pace(config.pace), TensorBoard()]
+    if config.tracker != "none":
+        hooks.append(Tracker(config.tracker, config.project))
+    return hooks
