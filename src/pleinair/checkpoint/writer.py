@@ -111,6 +111,8 @@ class CheckpointWriter:
         several always wait.
         `peer_timeout_seconds`: how long rank 0 waits for the others' files.
         """
+        if keep < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"keep is {keep} and keep_every {keep_every}: both must be positive")
         if world_size > 1 and when_busy == "skip":
             raise ValueError(
                 f"when_busy is 'skip' with {world_size} ranks, which would skip different steps: use 'wait'"
@@ -151,6 +153,8 @@ class CheckpointWriter:
         JSON, ValueError for tensors that cannot be stored.
         """
         began = time.monotonic()
+        if step < 0:
+            raise ValueError(f"step is {step}: it counts the steps done")
         encoded = {name: to_json(document) for name, document in documents.items()} if self.rank == 0 else {}
         self._num_saves += 1
         self._token = f"{self._session}-{self._num_saves}"
