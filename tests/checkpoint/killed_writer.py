@@ -27,7 +27,9 @@ NUM_VALUES = 1 << 17
 
 
 def state_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: {"w": torch.full((NUM_VALUES,), float(step))} for name in ("model.safetensors", "moments.safetensors")}
+    return {
+        name: {"w": torch.full((NUM_VALUES,), float(step))} for name in ("model.safetensors", "moments.safetensors")
+    }
 
 
 def is_of_its_step(directory: Path) -> bool:

@@ -68,7 +68,10 @@ def test_checkpoints_dearer_than_failures_allow_are_made_once_per_failure() -> N
 @pytest.mark.parametrize("interval", [20.0, 100.0, 700.0])
 @pytest.mark.parametrize(
     "cost",
-    [CheckpointCost(stall_seconds=8, write_seconds=8), CheckpointCost(stall_seconds=1, slowed_seconds=3, write_seconds=18)],
+    [
+        CheckpointCost(stall_seconds=8, write_seconds=8),
+        CheckpointCost(stall_seconds=1, slowed_seconds=3, write_seconds=18),
+    ],
 )
 def test_the_formula_is_what_a_simulated_run_keeps(interval: float, cost: CheckpointCost) -> None:
     simulated = simulated_goodput(interval, cost, mean=600, restart=45, num_failures=40_000)
@@ -86,7 +89,10 @@ def test_llama_3s_published_scale_needs_twenty_seconds_and_five_minutes_for_nine
 
 
 def test_by_time_it_is_thirty_seconds_where_two_percent_pay_for_it() -> None:
-    cheap, dear = CheckpointCost(stall_seconds=0.1, slowed_seconds=0.2), CheckpointCost(stall_seconds=1, slowed_seconds=3)
+    cheap, dear = (
+        CheckpointCost(stall_seconds=0.1, slowed_seconds=0.2),
+        CheckpointCost(stall_seconds=1, slowed_seconds=3),
+    )
     assert next_interval(IntervalConfig(), None) == 30
     assert next_interval(IntervalConfig(), cheap) == 30
     assert next_interval(IntervalConfig(), dear) == pytest.approx(200)

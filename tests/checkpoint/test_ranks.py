@@ -24,7 +24,12 @@ def run_ranks(root: Path, world_size: int) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     ranks = [
         subprocess.Popen([sys.executable, SCRIPT, root], env={**os.environ, **shared, "RANK": str(rank)})
         for rank in range(world_size)
@@ -67,7 +72,9 @@ def test_each_rank_writes_its_pieces_and_both_learn_the_same_name(saved_by_two: 
 @pytest.mark.parametrize("step", [1, 2])
 def test_one_process_reads_whole_tensors_from_the_pieces(saved_by_two: Any, step: int) -> None:
     read = store.read_tensors(saved_by_two[0] / f"step-{step:08d}", NAME)
-    assert {name: torch.equal(read[name], tensor) for name, tensor in whole_tensors().items()} == dict.fromkeys(read, True)
+    assert {name: torch.equal(read[name], tensor) for name, tensor in whole_tensors().items()} == dict.fromkeys(
+        read, True
+    )
 
 
 @pytest.mark.parametrize("change", ["fsdp_as_tensor_parallel", "tensor_parallel_as_fsdp"])

@@ -74,7 +74,11 @@ def test_after_going_back_the_newest_is_the_one_saved_last_and_the_way_to_it_is_
     assert store.newest_checkpoint(tmp_path, said.append) == tmp_path / "step-00000015"
     assert said == []
     save(tmp_path, 25, keep=2)
-    assert [path.name for path in store.list_checkpoints(tmp_path)] == ["step-00000015", "step-00000025", "step-00000030"]
+    assert [path.name for path in store.list_checkpoints(tmp_path)] == [
+        "step-00000015",
+        "step-00000025",
+        "step-00000030",
+    ]
 
 
 def test_one_of_each_stretch_of_steps_is_kept_for_good(tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ def test_what_was_saved_is_read_back_and_told_with_its_times(tmp_path: Path, asy
 
 
 def test_saving_in_the_background_or_not_gives_the_same_files(tmp_path: Path) -> None:
-    tensors = {MODEL: {"b": torch.randn(9).bfloat16(), "a": torch.tensor(1), "none": torch.empty(0, 3)}, "z.safetensors": {}}
+    tensors = {
+        MODEL: {"b": torch.randn(9).bfloat16(), "a": torch.tensor(1), "none": torch.empty(0, 3)},
+        "z.safetensors": {},
+    }
     files = []
     for name, asynchronous in (("a", True), ("b", False)):
         writer = CheckpointWriter(tmp_path / name, asynchronous=asynchronous)
@@ -80,7 +83,9 @@ def test_saving_in_the_background_or_not_gives_the_same_files(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("staging", ["save", "update"])
-def test_training_may_change_the_tensors_once_they_are_staged(tmp_path: Path, staging: Literal["save", "update"]) -> None:
+def test_training_may_change_the_tensors_once_they_are_staged(
+    tmp_path: Path, staging: Literal["save", "update"]
+) -> None:
     writer = CheckpointWriter(tmp_path, staging=staging, keep=10)
     tensors = state(0, num_values=1_000_000)
     for step in range(1, 6):

@@ -145,7 +145,8 @@ def slowdown(steps: Sequence[StepTime], writes: Sequence[Saved]) -> Slowdown | N
     beside, others = [], []
     for step in steps:
         overlap = sum(
-            max(0.0, min(step.ended, write.began + write.write_seconds) - max(step.began, write.began)) for write in writes
+            max(0.0, min(step.ended, write.began + write.write_seconds) - max(step.began, write.began))
+            for write in writes
         )
         (beside if 2 * overlap >= step.seconds else others).append(step.seconds)
     if not beside or not others:

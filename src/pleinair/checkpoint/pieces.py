@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -208,32 +207,27 @@ def read_index(directory: Path, name: str) -> dict[str, TensorPieces]:
 def fill(directory: Path, index: Mapping[str, TensorPieces], state: Mapping[str, Tensor]) -> int:
     """Copy into every tensor of `state` what its process holds of it; returns the bytes read.
 
-    Only the byte ranges that are needed are read. Raises CheckpointError; tensors may then be half filled.
+    Only the byte ranges that are needed are read, file by file. Raises CheckpointError; tensors may then be half filled.
     """
+    parts: dict[str, list[tuple[str, Box, Box, Tensor]]] = {}
+    for key, target in state.items():
+        wanted, local = local_box(target), local_tensor(target)
+        for piece in index[key].pieces:
+            if (common := wanted.meet(piece.box)) is not None:
+                place = local[common.within(wanted)]
+                parts.setdefault(piece.file, []).append((key, piece.box, common, place))
     num_read = 0
-    with ExitStack() as stack:
-        shards: dict[str, tuple[int, dict[str, Span]]] = {}
-        for key, target in state.items():
-            wanted, local = local_box(target), local_tensor(target)
-            for piece in index[key].pieces:
-                if (common := wanted.meet(piece.box)) is None:
-                    continue
-                if piece.file not in shards:
-                    descriptor = _open(directory / piece.file)
-                    stack.callback(os.close, descriptor)
-                    shards[piece.file] = descriptor, read_spans(directory / piece.file)
-                descriptor, spans = shards[piece.file]
-                if key not in spans or (spans[key].dtype, spans[key].shape) != (index[key].dtype, piece.box.shape):
-                    raise CheckpointError(f"{directory / piece.file} does not hold the piece of '{key}' it should")
-                num_read += _copy(descriptor, spans[key], piece.box, common, local[common.within(wanted)])
+    for file, of_file in parts.items():
+        path = directory / file
+        spans = read_spans(path)
+        with path.open("rb") as opened:
+            for key, box, common, place in of_file:
+                if key not in spans or (spans[key].dtype, spans[key].shape) != (index[key].dtype, box.shape):
+                    raise CheckpointError(
+                        f"{path} does not hold the piece of '{key}' it should: use the checkpoint before it"
+                    )
+                num_read += _copy(opened.fileno(), spans[key], box, common, place)
     return num_read
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except OSError as refused:
-        raise CheckpointError(f"{path} cannot be opened ({refused}): use the checkpoint before it") from refused
 
 
 def _copy(descriptor: int, span: Span, box: Box, common: Box, target: Tensor) -> int:
