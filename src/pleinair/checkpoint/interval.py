@@ -142,7 +142,8 @@ def slowdown(steps: Sequence[StepTime], writes: Sequence[Saved]) -> Slowdown | N
 
     A step counts as beside a write when at least half of it is. The stall must not be in the steps' times.
     """
-    beside, others = [], []
+    beside: list[float] = []
+    others: list[float] = []
     for step in steps:
         overlap = sum(
             max(0.0, min(step.ended, write.began + write.write_seconds) - max(step.began, write.began))
