@@ -41,7 +41,7 @@ AIMS = (
     Aim(what="where the time goes", name="checkpoint_frontier_*", note="no aim"),
 )
 NUM_TENSORS, NUM_VALUES = 32, 8 << 20
-NUM_STEPS_BEFORE, NUM_STEPS_AFTER = 4, 4
+NUM_STEPS_BEFORE, NUM_STEPS_AFTER, MOST_STEPS = 4, 4, 60
 NAME = "model.safetensors"
 
 
@@ -140,9 +140,11 @@ def in_training(writer: CheckpointWriter, state: Mapping[str, Tensor], number: i
         training.step(lambda: None)
     writer.save(number, {NAME: state}, {}, config_digest="c")
     ends: list[Saved] = []
-    while not ends:
+    while not ends and len(training.steps) < MOST_STEPS:
         training.step(writer.wait_until_staged)
         ends += [end for end in writer.finished() if isinstance(end, Saved)]
+    writer.wait()
+    ends += [end for end in writer.finished() if isinstance(end, Saved)]
     for _ in range(NUM_STEPS_AFTER):
         training.step(lambda: None)
     found = slowdown(training.steps, ends)

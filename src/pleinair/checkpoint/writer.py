@@ -11,9 +11,7 @@ training's own. At most one checkpoint is being written.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import sys
 import threading
 import time
 import uuid
@@ -43,8 +41,6 @@ from pleinair.checkpoint.shards import ShardLayout, plan_shard, tensor_bytes, wr
 from pleinair.checkpoint.staging import StagingBuffer
 from pleinair.records.checkpoint import Refused, Saved
 from pleinair.records.errors import CheckpointError
-
-BACKGROUND_NICENESS = 10
 
 _Plan = tuple[dict[str, ShardLayout], dict[str, dict[str, Tensor]], dict[str, dict[str, TensorPieces]]]
 """Layouts and tensors of the files that this process writes; the pieces of the files that several write."""
@@ -269,10 +265,6 @@ class CheckpointWriter:
     def _run(self, task: _Task) -> None:
         """Write, and note how it ended; in the writing thread, or in training's when not asynchronous."""
         draft, found, reason = draft_path(self.root, task.step, task.token), None, ""
-        if (
-            self._asynchronous and sys.platform == "linux"
-        ):  # there a thread has a priority of its own: training goes first
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
         try:
             found = self._write(task, draft).name
         except (OSError, CheckpointError) as refused:
