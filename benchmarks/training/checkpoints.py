@@ -1,7 +1,7 @@
 """Checkpoints of 1 GiB: what training waits, what its steps lose beside a write, and which damage is found.
 
-Every method saves the same 32 tensors of 32 MiB in every round, in turn, after a `sync`. The peers are fsynced and renamed, as
-ours are; ours hash what they write besides. The steps are of a small network on one thread, so that one of the machine's
+Every method saves the same 32 tensors of 32 MiB in every round, in turn, after a `sync`: torch.save as one file, the others as two
+(weights, moments). The peers are fsynced and take the place of their last one by rename, as ours do; ours hash besides. The steps are of a small network on one thread, so that one of the machine's
 two hardware threads is the writer's, as the host's processors are beside an accelerator.
 """
 
@@ -78,11 +78,13 @@ def measure_saves(state: Mapping[str, Tensor], root: Path, rounds: int) -> dict[
     """Every method once per round."""
     copied, overlapped = (CheckpointWriter(root / staging, keep=1, staging=staging) for staging in ("save", "update"))
     for writer in (copied, overlapped):
-        writer.reserve({NAME: state})
+        writer.reserve(files_of(state))
     blocking = CheckpointWriter(root / "blocking", keep=1, asynchronous=False)
     methods: dict[str, Callable[[int], Sample]] = {
-        "torch_save": lambda number: of_peer(root, lambda path: torch.save(dict(state), path)),
-        "safetensors": lambda number: of_peer(root, lambda path: save_file(dict(state), path)),
+        "torch_save": lambda number: of_peer({root / "all.pt": lambda path: torch.save(dict(state), path)}),
+        "safetensors": lambda number: of_peer(
+            {root / name: lambda path, part=part: save_file(dict(part), path) for name, part in files_of(state).items()}
+        ),
         "blocking": lambda number: in_training(blocking, state, number),
         "copied": lambda number: in_training(copied, state, number),
         "overlapped": lambda number: in_training(overlapped, state, number),
@@ -99,19 +101,33 @@ def measure_saves(state: Mapping[str, Tensor], root: Path, rounds: int) -> dict[
     }  # the first pays for files and memory never touched before
 
 
-def of_peer(root: Path, save: Callable[[Path], None]) -> Sample:
+def files_of(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The weights and the moments, say."""
+    names = list(state)
+    half = len(names) // 2
+    return {
+        NAME: {name: state[name] for name in names[:half]},
+        "optimiser.safetensors": {name: state[name] for name in names[half:]},
+    }
+
+
+def of_peer(saves: Mapping[Path, Callable[[Path], None]]) -> Sample:
     """A save by another library, made durable as ours are."""
     began = time.monotonic()
-    save(root / "peer.partial")
-    for path in (root / "peer.partial", root):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        if path != root:
-            os.replace(path, root / "peer")
+    for path, save in saves.items():
+        partial = path.with_suffix(".partial")
+        save(partial)
+        fsync(partial)
+        os.replace(partial, path)
+        fsync(path.parent)
     seconds = time.monotonic() - began
-    (root / "peer").unlink()
     return Sample(seconds, seconds)
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 class Training:
@@ -138,7 +154,7 @@ def in_training(writer: CheckpointWriter, state: Mapping[str, Tensor], number: i
     training = Training()
     for _ in range(NUM_STEPS_BEFORE):
         training.step(lambda: None)
-    writer.save(number, {NAME: state}, {}, config_digest="c")
+    writer.save(number, files_of(state), {}, config_digest="c")
     ends: list[Saved] = []
     while not ends and len(training.steps) < MOST_STEPS:
         training.step(writer.wait_until_staged)

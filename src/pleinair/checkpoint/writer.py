@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ from pleinair.checkpoint.shards import ShardLayout, plan_shard, tensor_bytes, wr
 from pleinair.checkpoint.staging import StagingBuffer
 from pleinair.records.checkpoint import Refused, Saved
 from pleinair.records.errors import CheckpointError
+
+NUM_FILES_AT_ONCE = 4
 
 _Plan = tuple[dict[str, ShardLayout], dict[str, dict[str, Tensor]], dict[str, dict[str, TensorPieces]]]
 """Layouts and tensors of the files that this process writes; the pieces of the files that several write."""
@@ -296,7 +299,12 @@ class CheckpointWriter:
     def _write(self, task: _Task, draft: Path) -> Path:
         """The published checkpoint. Raises OSError or CheckpointError."""
         open_draft(self.root, task.step, task.token)
-        files = {name: write_shard(draft / name, task.layouts[name], body) for name, body in self._bodies(task)}
+        with ThreadPoolExecutor(NUM_FILES_AT_ONCE, "shard") as pool:
+            digests = {
+                name: pool.submit(write_shard, draft / name, task.layouts[name], body)
+                for name, body in self._bodies(task)
+            }
+        files = {name: digest.result() for name, digest in digests.items()}
         mine = RankReport(files=files, pieces=task.pieces)
         if self.rank > 0:
             write_report(draft, self.rank, mine)
