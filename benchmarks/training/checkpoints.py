@@ -1,8 +1,9 @@
 """Checkpoints of 1 GiB: what training waits, what its steps lose beside a write, and which damage is found.
 
-Every method saves the same 32 tensors of 32 MiB in every round, in turn, after a `sync`: torch.save as one file, the others as two
-(weights, moments). The peers are fsynced and take the place of their last one by rename, as ours do; ours hash besides. The steps are of a small network on one thread, so that one of the machine's
-two hardware threads is the writer's, as the host's processors are beside an accelerator.
+Every method saves the same 32 tensors of 32 MiB in every round, in turn, after a `sync`: torch.save as one file, the others as
+two (weights, moments). The peers are fsynced and take the place of their last one by rename, as ours do; ours hash
+besides. The steps are of a small network on one thread, so that one of the machine's two hardware threads is the writer's, as
+the host's processors are beside an accelerator.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def measure(rounds: int) -> list[Result]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(
-        prefix="pleinair-bench-", dir=Path.cwd()
-    ) as root:  # a disk, where /tmp may be memory
+    runs = Path("runs")  # ignored by git, and on a disk, where /tmp may be memory
+    runs.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=runs) as root:
         yield Path(root)
 
 

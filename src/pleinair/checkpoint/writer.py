@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +128,8 @@ class CheckpointWriter:
         self._session = session or _agree_on_session(world_size)
         self._num_saves = 0
         self._buffer = StagingBuffer()
-        self._thread: threading.Thread | None = None
+        self._pool = ThreadPoolExecutor(1, "checkpoint")  # a thread that is there: starting one would be waited for
+        self._writing: Future[None] | None = None
         self._staged = threading.Event()
         self._token = ""
         self._stalls: dict[str, float] = {}
@@ -161,7 +162,7 @@ class CheckpointWriter:
         encoded = {name: to_json(document) for name, document in documents.items()} if self.rank == 0 else {}
         self._num_saves += 1
         self._token = f"{self._session}-{self._num_saves}"
-        if self._thread is not None and self._thread.is_alive() and self._when_busy == "skip":
+        if self._writing is not None and not self._writing.done() and self._when_busy == "skip":
             reason = f"step {step} was skipped: the checkpoint before it is still being written; save less often"
             ended = time.monotonic()
             self._outcomes.append(_Outcome(step=step, token=self._token, began=began, ended=ended, reason=reason))
@@ -186,7 +187,7 @@ class CheckpointWriter:
 
     def wait_until_staged(self) -> float:
         """With `staging="update"`: wait until the tensors may change; returns the seconds waited, a part of the stall."""
-        if self._thread is None or self._staged.is_set():
+        if self._writing is None or self._staged.is_set():
             return 0.0
         began = time.monotonic()
         self._staged.wait()
@@ -194,9 +195,9 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def finished(self) -> list[Saved | Refused]:
         """What has ended since the last call, in order. Raises what went wrong in the writer itself, if anything did."""
@@ -208,8 +209,9 @@ class CheckpointWriter:
         return [self._result(outcome) for outcome in ended]
 
     def close(self) -> None:
-        """Wait for the checkpoint being written; `finished` tells how it ended."""
+        """Wait for the checkpoint being written; `finished` tells how it ended. No save may follow."""
         self.wait()
+        self._pool.shutdown()
 
     def _note_stall(self, began: float) -> float:
         seconds = time.monotonic() - began
@@ -262,8 +264,7 @@ class CheckpointWriter:
         if self._staging == "save":
             self._buffer.copy(task.layouts, task.sources)
             self._staged.set()
-        self._thread = threading.Thread(target=self._run, args=(task,), name=f"checkpoint {task.step}")
-        self._thread.start()
+        self._writing = self._pool.submit(self._run, task)
 
     def _run(self, task: _Task) -> None:
         """Write, and note how it ended; in the writing thread, or in training's when not asynchronous."""
