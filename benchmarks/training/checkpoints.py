@@ -33,7 +33,13 @@ from pleinair.records.checkpoint import Saved
 from pleinair.records.errors import CheckpointError
 
 AIMS = (
-    Aim(what="training waits for a checkpoint of 1 GiB", name="checkpoint_stall", of="ratio", most=0.02),
+    Aim(
+        what="training waits for a checkpoint of 1 GiB",
+        name="checkpoint_stall",
+        of="ratio",
+        most=0.02,
+        note="at a load of 30 on two hardware threads; 0.015 x at a load of 20",
+    ),
     Aim(what="the same, copied before the next step begins", name="checkpoint_stall_copied", note="no aim"),
     Aim(what="saving while training waits, hashed", name="checkpoint_total", of="ratio", most=1.3),
     Aim(what="stall and slowed steps together", name="checkpoint_cost", of="ratio", most=1),
