@@ -1,0 +1,31 @@
+"""`python -m benchmarks.training [NAME ...]`: the benchmarks of training; writes results.json and README.md's table.
+
+All by default. A figure that is measured again replaces the old one. A benchmark is a module here, imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib import import_module
+
+from benchmarks.krablet.rounds import commit, machine
+from benchmarks.training.figures import RESULTS, modules
+from benchmarks.training.figures import main as write_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"which benchmarks: {', '.join(modules())} (default: all)")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    old = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    for name in args.names or modules():
+        for row in import_module(f"benchmarks.training.{name}").measure(args.rounds):
+            old[row["name"]] = {**row, "commit": commit(), "machine": machine()}
+        RESULTS.write_text(json.dumps(list(old.values()), indent=1) + "\n")
+        write_table()
+
+
+if __name__ == "__main__":
+    main()
