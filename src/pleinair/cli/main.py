@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     from pleinair.cli import (
         caption,
         cluster,
+        convert,
         curate,
         detector,
         drops,
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    for noun in (run, sample, *curating, export, fetch, krablet):
+    for noun in (run, sample, *curating, export, convert, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser
