@@ -17,7 +17,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pleinair.model.formats.names import listed, native_name, nearest, pleinair_name
+from pleinair.model.formats.names import NAMED_KEYS, listed, native_name, nearest, pleinair_name
 from pleinair.model.formats.tensors import in_memory, list_tensors, read_tensors, write_tensors
 from pleinair.model.formats.weights import appearing, read_json, refuse_pickle
 from pleinair.model.transformer import Transformer, TransformerConfig
@@ -149,7 +149,7 @@ def decode_lora(
     """Pairs by layer from the tensors of a LoRA file in any dialect; `adapter` is peft's configuration, if any."""
     _refuse_other_methods(tensors, source)
     parts: dict[str, dict[str, Tensor]] = {}
-    unknown = []
+    unknown: list[str] = []
     for key, tensor in tensors.items():
         layer, part = _layer_and_part(key)
         if layer is None:
@@ -159,7 +159,7 @@ def decode_lora(
     if unknown or not parts:
         raise CheckpointError(
             f"{source}: {len(unknown)} of {len(tensors)} keys belong to no layer of a K2 transformer "
-            f"({listed(unknown)}{_nearest_key(unknown[0]) if unknown else ''}): give a LoRA made for K2"
+            f"({listed(unknown)}{_nearest_key(unknown)}): give a LoRA made for K2"
         )
     state = {layer: _pair(layer, found, source, adapter or {}) for layer, found in parts.items()}
     return state, dialect_of(next(iter(tensors)))
@@ -250,14 +250,16 @@ def _refuse_other_methods(tensors: Mapping[str, Tensor], source: Path) -> None:
                 )
 
 
-def _nearest_key(key: str) -> str:
-    """A hint in the dialect the key is written in, for the block it names."""
-    dialect = dialect_of(key)
-    number = next(iter(re.findall(r"\d+", key)), "0")
+def _nearest_key(keys: Sequence[str]) -> str:
+    """A hint in the dialect the keys are written in, for the blocks they name."""
+    if not keys:
+        return ""
+    dialect = dialect_of(keys[0])
+    numbers = {number for key in keys[:NAMED_KEYS] for number in re.findall(r"\d+", key)[:1]} or {"0"}
     suffixes = ("lora_down.weight", "lora_up.weight") if dialect == "kohya" else ("lora_A.weight", "lora_B.weight")
-    layers = [layer.format(number) for layer in _layers()]
-    known = [f"{PREFIXES[dialect]}{spell_layer(layer, dialect)}.{end}" for layer in layers for end in suffixes]
-    return nearest(key, known)
+    layers = {layer.format(number) for layer in _layers() for number in numbers}
+    known = [f"{PREFIXES[dialect]}{spell_layer(layer, dialect)}.{end}" for layer in sorted(layers) for end in suffixes]
+    return nearest(keys, known)
 
 
 def _file_in(folder: Path) -> Path:

@@ -100,7 +100,9 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_KEYS]) + (", ..." if len(names) > NAMED_KEYS else "")
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """A hint for a name nobody knows: the known one that is spelled most like it, or nothing."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; '{name}' is nearest to '{found[0]}'" if found else ""
+def nearest(names: Sequence[str], known: Collection[str]) -> str:
+    """A hint for names nobody knows: for the first that is spelled nearly like a known one, that one; or nothing."""
+    for name in names[:NAMED_KEYS]:
+        if found := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
+            return f"; '{name}' is nearest to '{found[0]}'"
+    return ""

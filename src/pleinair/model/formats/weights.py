@@ -285,9 +285,10 @@ def _check_names(weights: Weights) -> None:
     if missing:
         faults.append(f"{len(missing)} tensors missing ({listed([spell(name) for name in missing])})")
     if unexpected:
-        names = [spell(name) for name in unexpected]
-        hint = nearest(names[0], [spell(name) for name in expected])
-        faults.append(f"{len(names)} tensors unexpected ({listed(names)}{hint})")
+        names = sorted(spell(name) for name in unexpected)
+        faults.append(
+            f"{len(names)} tensors unexpected ({listed(names)}{nearest(names, [spell(name) for name in expected])})"
+        )
     if misshapen:
         faults.append(f"{len(misshapen)} tensors of another shape ({listed(misshapen)})")
     if faults:
