@@ -91,7 +91,9 @@ def add_lora(
     linears = {layer: module for layer, module in model.named_modules() if isinstance(module, nn.Linear)}
     for target in config.targets:
         if not fnmatch.filter(linears, target):
-            raise ConfigError(f"targets names '{target}', which no layer matches: use names like '{next(iter(linears))}'")
+            raise ConfigError(
+                f"targets names '{target}', which no layer matches: use names like '{next(iter(linears))}'"
+            )
     chosen = [layer for layer in linears if any(fnmatch.fnmatchcase(layer, target) for target in config.targets)]
     alpha = float(config.rank if config.alpha is None else config.alpha)
     for layer in chosen:
@@ -104,9 +106,7 @@ def add_lora(
     return chosen
 
 
-def load_lora(
-    model: Transformer, state: Mapping[str, LoraPair], name: str = DEFAULT, *, strength: float = 1.0
-) -> None:
+def load_lora(model: Transformer, state: Mapping[str, LoraPair], name: str = DEFAULT, *, strength: float = 1.0) -> None:
     """Attach a trained LoRA beside those that are there. Raises CheckpointError for layers that do not fit this model.
 
     Nothing is attached then: a LoRA is applied whole or not at all.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pleinair.model.formats.configs import DIFFUSERS_CLASS
 from pleinair.model.formats.weights import appearing, save_transformer
-from pleinair.model.transformer import Transformer
+from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError
 
 PIPELINE_CLASS = "Krea2Pipeline"
@@ -35,7 +35,7 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 
 
 class Pretrained(Protocol):
-    """A model or tokenizer of diffusers or transformers."""
+    """A model or tokenizer of diffusers or transformers; models have a `config` too."""
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], /) -> Any:
         """Write configuration and weights into a folder."""
@@ -57,10 +57,7 @@ def save_pipeline(
     Raises CheckpointError if `path` exists already, and where parts do not fit each other.
     """
     path, config = Path(path), transformer.config
-    if len(text_layers) != config.num_text_layers:
-        raise CheckpointError(
-            f"{len(text_layers)} text layers are given: this transformer reads {config.num_text_layers}, name as many"
-        )
+    _check_fit(config, vae, text_encoder, text_layers)
     parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
     index = {
         "_class_name": PIPELINE_CLASS,
@@ -80,6 +77,21 @@ def save_pipeline(
         _write_json(partial / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
         _write_json(partial / "model_index.json", index)
     return path
+
+
+def _check_fit(config: TransformerConfig, vae: Any, text_encoder: Any, text_layers: Sequence[int]) -> None:
+    text = getattr(text_encoder.config, "text_config", text_encoder.config)
+    for what, given, read in (
+        (f"{len(text_layers)} text layers are given", len(text_layers), config.num_text_layers),
+        (f"the text_encoder has width {text.hidden_size}", text.hidden_size, config.text_dim),
+        (f"the vae has {vae.config.z_dim} latent channels", vae.config.z_dim, config.latent_channels),
+    ):
+        if given != read:
+            raise CheckpointError(f"{what}: this transformer reads {read}, give the parts it was trained with")
+    if max(text_layers) > text.num_hidden_layers:
+        raise CheckpointError(
+            f"text_layers names {max(text_layers)}: this text_encoder has {text.num_hidden_layers} layers, name those"
+        )
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
