@@ -122,6 +122,11 @@ def save_transformer(
     """
     names = weight_shapes(model.config)
     tensors = {name: in_memory(x) for name, x in model.state_dict().items() if name in names}
+    if any(not tensor.dtype.is_floating_point for tensor in tensors.values()):
+        raise CheckpointError(
+            "this model's base is stored in 8 bits, which no layout holds: write its LoRA with write_lora, and merge "
+            "that into a model loaded in floating point"
+        )
     return write_weights(model.config, tensors, path, layout, shard_bytes=shard_bytes)
 
 
