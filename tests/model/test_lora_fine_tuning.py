@@ -55,11 +55,13 @@ def test_an_8_bit_row_is_off_by_at_most_half_its_step() -> None:
 
 
 def test_an_8_bit_layer_computes_with_its_dequantised_weight() -> None:
-    layer = Int8Linear(torch.randn(24, 40, generator=torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    linear = nn.Linear(40, 24)
+    layer = Int8Linear(linear)
     weight = layer.weight.float() * layer.scale[:, None]
     x = torch.randn(5, 7, 40, generator=torch.Generator().manual_seed(1), requires_grad=True)
     seed = torch.randn(5, 7, 24, generator=torch.Generator().manual_seed(2))
-    out, expected = layer(x), F.linear(x, weight)
+    out, expected = layer(x), F.linear(x, weight, linear.bias)
     assert (out - expected).abs().max() < 1e-5
     (gradient,) = torch.autograd.grad(out, x, seed)
     (oracle,) = torch.autograd.grad(expected, x, seed)
@@ -100,7 +102,7 @@ def test_gradients_through_an_8_bit_base_reach_the_lora_and_nothing_else() -> No
 
 
 def test_the_backward_pass_of_an_8_bit_layer_keeps_its_bytes_only() -> None:
-    layer = Int8Linear(torch.randn(64, 64))
+    layer = Int8Linear(nn.Linear(64, 64, bias=False))
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(torch.randn(2, 64, requires_grad=True))

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from pleinair.model.formats.lora import LoraPair, LoraState
 from pleinair.model.formats.names import listed
-from pleinair.model.transformer import Transformer
+from pleinair.model.transformer import Transformer, compute_dtype
 from pleinair.records.errors import CheckpointError, ConfigError
 
 DEFAULT = "default"
@@ -69,9 +69,7 @@ class LoraBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added to the layer's output, in the branch's dtype or autocast's."""
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.down.dtype)
-        x = F.dropout(x, self.dropout, self.training)
+        x = F.dropout(x.to(compute_dtype(self.down)), self.dropout, self.training)
         return self.factor * F.linear(F.linear(x, self.down), self.up)
 
     @torch.no_grad()

@@ -25,23 +25,23 @@ LEVELS = 127
 
 
 class Int8Linear(nn.Linear):
-    """A bias-free linear layer whose frozen weight is int8, with one scale per output row."""
+    """A linear layer whose frozen weight is int8, with one scale per output row; a bias stays as it is."""
 
     scale: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        self.register_parameter("bias", None)
-        levels, scale = quantise_rows(weight.detach())
+        self.out_features, self.in_features = linear.weight.shape
+        self.register_parameter("bias", linear.bias)
+        levels, scale = quantise_rows(linear.weight.detach())
         self.weight = nn.Parameter(levels, requires_grad=False)
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x W', in the dtype of x or autocast's; gradients reach x alone."""
+        """x W' + b, in the dtype of x or autocast's; gradients reach x alone."""
         x = x.to(compute_dtype(x))
         out: Tensor = _Int8Product.apply(x, self.weight, self.scale)  # type: ignore[no-untyped-call]
-        return out
+        return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 class _Int8Product(torch.autograd.Function):
@@ -79,7 +79,7 @@ def quantise_base(model: Transformer) -> int:
                 continue
             if hasattr(linear, "lora"):
                 raise ConfigError(f"a LoRA is attached to '{name}' already: quantise the base first")
-            small = Int8Linear(linear.weight)
+            small = Int8Linear(linear)
             freed += linear.weight.nbytes - small.weight.nbytes - small.scale.nbytes
             block.set_submodule(name, small)
     return freed
