@@ -110,7 +110,7 @@ class AllocationCounter(TorchDispatchMode):
     """Bytes of tensors made inside: how many are alive, and the most there were. Works on shapes and on real tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = 0
         self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -187,8 +187,7 @@ def _peak_of_a_step(model: Transformer, latent_side: int, batch_size: int, text_
         with _FusedAttention():
             loss = (model(latents, timestep, features).float() - latents).square().mean()
         loss.backward()
-    inputs = latents.nbytes + features.nbytes + timestep.nbytes
-    return counter.peak + inputs
+    return counter.peak + _bytes([latents, features, timestep])
 
 
 def _frozen(module: nn.Module) -> list[Tensor]:
