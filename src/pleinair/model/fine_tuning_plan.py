@@ -111,8 +111,8 @@ class AllocationCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = 0
-        self.peak = 0
+        self.alive: int = 0
+        self.peak: int = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -185,9 +185,10 @@ def _peak_of_a_step(model: Transformer, latent_side: int, batch_size: int, text_
         timestep = torch.empty(batch_size)
     with AllocationCounter() as counter:
         with _FusedAttention():
-            loss = (model(latents, timestep, features).float() - latents).square().mean()
+            loss: Tensor = (model(latents, timestep, features).float() - latents).square().mean()
         loss.backward()
-    return counter.peak + _bytes([latents, features, timestep])
+    peak: int = counter.peak
+    return peak + _bytes([latents, features, timestep])
 
 
 def _frozen(module: nn.Module) -> list[Tensor]:
