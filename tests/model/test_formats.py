@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,16 +167,14 @@ def test_an_export_never_overwrites(model: Transformer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["pleinair", "diffusers", "native"])
-def test_an_interrupted_save_leaves_nothing(
-    model: Transformer, layout: formats.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full_disk(state: object, target: Path, metadata: object) -> None:
-        target.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(formats, "save_file", full_disk)
-    with pytest.raises(CheckpointError, match="No space left on device.*free space or choose another place"):
-        save_transformer(model, tmp_path / "out.safetensors", layout)
+def test_a_save_the_disk_refuses_leaves_nothing(model: Transformer, layout: formats.Layout, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file of this process may grow beyond
+    try:
+        with pytest.raises(CheckpointError, match="File too large.*free space or choose another place"):
+            save_transformer(model, tmp_path / "out.safetensors", layout)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

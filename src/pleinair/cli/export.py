@@ -1,4 +1,8 @@
-"""`pleinair export CHECKPOINT --to diffusers|native|package -o OUT`: weights for other programs, or to ship."""
+"""`pleinair export CHECKPOINT --to diffusers|native|native-mixed|package -o OUT`: weights for other programs, or to ship.
+
+The first three are `pleinair convert` under the name one looks for after training; a package is smaller and has the
+text projection with it.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,16 @@ def register(verbs: Any) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=["diffusers", "native", "package"],
-        help="a folder, one .safetensors file, or one of 8 bits per weight with all that `sample` needs",
+        choices=["diffusers", "native", "native-mixed", "package"],
+        help="a folder, one .safetensors file (mixed: as the release stores it), or a file of 8 bits per weight with "
+        "all that `sample` needs",
     )
     parser.add_argument("-o", "--output", required=True, help="where to write; must not exist yet")
     parser.set_defaults(run=export)
 
 
 def export(options: argparse.Namespace) -> int:
-    """Load, write, say where."""
+    """Convert, say where."""
     from pleinair.records.errors import require
 
     require("torch", "train")
@@ -32,10 +37,10 @@ def export(options: argparse.Namespace) -> int:
     if options.to == "package":
         print(f"package: {export_package(Path(options.checkpoint), Path(options.output))}")
         return 0
-    from pleinair.model.formats import load_transformer, save_transformer
+    from pleinair.model.formats import open_weights, write_weights
 
-    written = save_transformer(load_transformer(options.checkpoint), options.output, layout=options.to)
-    print(f"{options.to} weights: {written}")
+    weights = open_weights(options.checkpoint)
+    print(f"{options.to} weights: {write_weights(weights.config, weights.tensors, options.output, options.to)}")
     return 0
 
 

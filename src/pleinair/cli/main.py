@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     from pleinair.cli import (
         caption,
         cluster,
+        convert,
         curate,
         detector,
         drops,
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    for noun in (run, train, sample, *curating, export, merge, fetch, krablet):
+    for noun in (run, train, sample, *curating, convert, export, merge, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

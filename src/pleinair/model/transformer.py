@@ -285,7 +285,9 @@ def unpatchify(tokens_BIP: Tensor, rows: int, columns: int, patch_size: int) -> 
 def compute_dtype(weight: Tensor) -> torch.dtype:
     """What linear layers compute in here: autocast's dtype inside autocast, else the weights' own."""
     device_type = weight.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # of meta tensors torch cannot be asked
+        return weight.dtype
+    return torch.get_autocast_dtype(device_type)
 
 
 @torch.no_grad()
