@@ -26,7 +26,8 @@ from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace, only_one
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.model.pixels import to_bytes, to_signed_unit
-from pleinair.model.text_encoder import FeatureProjection, SmolLM2, fetch_smollm2
+from pleinair.model.text_encoder import FeatureProjection, TextEncoder
+from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, PleinairError
 from pleinair.records.packs import PACK_VERSION
@@ -140,10 +141,10 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
     )
 
 
-def open_text_encoder() -> SmolLM2:
+def open_text_encoder() -> TextEncoder:
     """The text encoder, fetched first where needed."""
     fetch_smollm2(text_encoder_dir(), on_progress=lambda message: print(f"  {message}"))
-    return SmolLM2(text_encoder_dir())
+    return open_smollm2(text_encoder_dir())
 
 
 def train_step(work: Workspace) -> None:
