@@ -62,10 +62,14 @@ def drawings(work: Path, num_training: int, num_held_out: int) -> PictureSet:
         return load_pictures(path)
     rows = list(DrawingsSource(cache_dir(), TRAINING_STYLES).list())
     random.Random(0).shuffle(rows)
-    chosen = [row for row in rows if row.held_out][:num_held_out] + [row for row in rows if not row.held_out][:num_training]
+    chosen = [row for row in rows if row.held_out][:num_held_out] + [row for row in rows if not row.held_out][
+        :num_training
+    ]
     pixels = np.stack([_pixels(row) for row in chosen])
     keys, held_out = [row.image_name for row in chosen], np.array([row.held_out for row in chosen])
-    pictures = PictureSet(keys, pixels, [row.style or "" for row in chosen], [row.concept or "" for row in chosen], held_out)
+    pictures = PictureSet(
+        keys, pixels, [row.style or "" for row in chosen], [row.concept or "" for row in chosen], held_out
+    )
     work.mkdir(parents=True, exist_ok=True)
     save_pictures(pictures, path)
     return pictures
@@ -162,7 +166,9 @@ def rows(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Result]
     for name, figure in itertools.product(found, FIGURES):
         values = [figures[figure] for figures in found[name]]
         mean, base = statistics.mean(values), statistics.mean(figures[figure] for figures in found["default"])
-        yield result(f"{figure}, {name}", mean, "by seed: " + ", ".join(f"{v:.4f}" for v in values), "default", mean / base)
+        yield result(
+            f"{figure}, {name}", mean, "by seed: " + ", ".join(f"{v:.4f}" for v in values), "default", mean / base
+        )
 
 
 def main() -> None:

@@ -56,17 +56,29 @@ def _regex(pattern: str) -> Any:
 @cache
 def tiny_qwen3_vl() -> Any:
     """A `Qwen3VLModel` of 36 layers of width 16."""
-    text = dict(
-        vocab_size=len(qwen_like_tokenizer()),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=36,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        rope_parameters={"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
-    )
-    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=16, deepstack_visual_indexes=[0])
+    text = {
+        "vocab_size": len(qwen_like_tokenizer()),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "deepstack_visual_indexes": [0],
+    }
     torch.manual_seed(0)
     config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
     return randomised(transformers.Qwen3VLModel(config))
@@ -75,15 +87,15 @@ def tiny_qwen3_vl() -> Any:
 def tiny_t5(kind: str, tokenizer: Any) -> Any:
     """A `T5EncoderModel`, `UMT5EncoderModel` or `T5GemmaEncoderModel` of three layers of width 16."""
     torch.manual_seed(0)
-    sizes = dict(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
+    sizes = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}
     if kind == "t5":
         return randomised(transformers.T5EncoderModel(transformers.T5Config(**sizes)))
     if kind == "umt5":
         return randomised(transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes)))
-    gemma = dict(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, sliding_window=64, query_pre_attn_scalar=8,
-    )  # fmt: skip
+    gemma = {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 64, "query_pre_attn_scalar": 8,
+    }  # fmt: skip
     module = transformers.T5GemmaModuleConfig(**gemma)
     config = transformers.T5GemmaConfig(encoder=module, decoder=gemma, is_encoder_decoder=False)
     return randomised(transformers.T5GemmaEncoderModel(config))

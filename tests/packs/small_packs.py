@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pleinair.model.autoencoder import LatentSpace
 from pleinair.model.text_encoder import EncodedText, FeatureProjection
 from pleinair.packing.arrangement import Arrangement, Listed, arrange
 from pleinair.packing.buckets import Bucket, BucketConfig
@@ -23,6 +24,9 @@ class PooledPixels:
 
     latent_channels = 3
     downscale = 4
+
+    def describe(self) -> LatentSpace:
+        return LatentSpace(name="pooled", channels=3, downscale=4, patch_size=4, digest="a")
 
     def encode(self, pictures_BCHW: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(pictures_BCHW, 4)

@@ -1,9 +1,9 @@
 """A small convolutional flow model on latents: the head that shapes an autoencoder, and the probe that judges one.
 
-    x_t (B, C, h, w), t --conv in--> residual blocks, each with a bias made of t --conv out--> velocity
-                                          |after the last but one
-                                          v
-                                   hidden (B, width, h, w), aligned to image features by whoever trains it
+x_t (B, C, h, w), t --conv in--> residual blocks, each with a bias made of t --conv out--> velocity
+                                      |after the last but one
+                                      v
+                               hidden (B, width, h, w), aligned to image features by whoever trains it
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class PictureFeatures:
         # The network was trained on (byte - 127) / 128.
         x_BCHW = F.relu6(self.network.stem((pictures_BCHW * 127.5 + 0.5) / 128.0))
         maps = []
-        for number, block in enumerate(self.network.blocks[: max(blocks) + 1]):
+        for number, block in enumerate(list(self.network.blocks)[: max(blocks) + 1]):
             x_BCHW = block(x_BCHW)
             if number in blocks:
                 maps.append(x_BCHW)

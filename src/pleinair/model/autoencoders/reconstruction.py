@@ -27,13 +27,15 @@ def ssim(pictures_BCHW: Tensor, others_BCHW: Tensor) -> Tensor:
     Raises ValueError for pictures smaller than the window.
     """
     if min(pictures_BCHW.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(f"pictures of {tuple(pictures_BCHW.shape[-2:])} are under {SSIM_WINDOW} pixels: give larger ones")
+        raise ValueError(
+            f"pictures of {tuple(pictures_BCHW.shape[-2:])} are under {SSIM_WINDOW} pixels: give larger ones"
+        )
     a, b = pictures_BCHW.double(), others_BCHW.double()
     mean_a, mean_b = _blurred(a), _blurred(b)
     var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
     covariance = _blurred(a * b) - mean_a * mean_b
     c1, c2 = SSIM_CONSTANTS
-    similar = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    similar: Tensor = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return (similar / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3)).float()
 
 

@@ -25,9 +25,7 @@ SMOLLM2_LAYERS = (8, 15, 22, 29)
 TEMPLATE = Template(prefix=SMOLLM2_PREFIX, suffix=SMOLLM2_SUFFIX)
 
 
-def open_smollm2(
-    directory: Path, layers: tuple[int, ...] = SMOLLM2_LAYERS, batch_size: int = 32
-) -> CausalTextEncoder:
+def open_smollm2(directory: Path, layers: tuple[int, ...] = SMOLLM2_LAYERS, batch_size: int = 32) -> CausalTextEncoder:
     """The encoder in a folder that `fetch_smollm2` made, in bfloat16. Raises SourceError where there is none."""
     if not (directory / "model.safetensors").exists():
         raise SourceError(

@@ -45,7 +45,9 @@ class T5TextEncoder:
         ids: list[int] = self.tokenizer(prompt)["input_ids"]
         require_length(prompt, len(ids), self.max_tokens)
         if not ids:
-            raise ValueError(f"the prompt {prompt!r} has no tokens: give {self.name} a tokenizer that adds an end token")
+            raise ValueError(
+                f"the prompt {prompt!r} has no tokens: give {self.name} a tokenizer that adds an end token"
+            )
         return ids
 
     @torch.inference_mode()

@@ -113,7 +113,10 @@ class Autoencode:
         noise_BChw = torch.randn(len(batch), self.autoencoder.latent_channels, *side, generator=generator)
         decoded_BCHW, raw_BChw = self.autoencoder.reconstruct(batch, noise_BChw)
         config = self.config
-        terms = [*self._reconstruction(decoded_BCHW, batch), ("latent", config.latent_weight, raw_BChw.float().square().mean())]
+        terms = [
+            *self._reconstruction(decoded_BCHW, batch),
+            ("latent", config.latent_weight, raw_BChw.float().square().mean()),
+        ]
         if config.alignment_weight or config.flow_weight:
             terms += self._shaping(raw_BChw, batch, generator)
         loss = sum((weight * term for _, weight, term in terms[1:]), start=terms[0][2])
