@@ -32,11 +32,11 @@ def ssim(pictures_BCHW: Tensor, others_BCHW: Tensor) -> Tensor:
         )
     a, b = pictures_BCHW.double(), others_BCHW.double()
     mean_a, mean_b = _blurred(a), _blurred(b)
-    var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
+    var_a, var_b = _blurred(a * a) - mean_a.square(), _blurred(b * b) - mean_b.square()
     covariance = _blurred(a * b) - mean_a * mean_b
     c1, c2 = SSIM_CONSTANTS
     similar: Tensor = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return (similar / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3)).float()
+    return (similar / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))).mean((1, 2, 3)).float()
 
 
 def _blurred(x_BCHW: Tensor) -> Tensor:
