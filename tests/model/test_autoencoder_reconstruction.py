@@ -29,7 +29,11 @@ def pictures(seed: int = 0, side: int = 32) -> Tensor:
 
 def features() -> PictureFeatures:
     torch.manual_seed(0)
-    return PictureFeatures(EfficientNetLite0())
+    network = EfficientNetLite0()
+    for parameter in network.parameters():
+        if parameter.ndim == 4:  # at the default initialisation nothing of the picture reaches the end
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    return PictureFeatures(network)
 
 
 def test_psnr_is_twenty_decibels_for_an_error_of_a_tenth_of_the_range() -> None:
@@ -65,7 +69,7 @@ def test_feature_maps_end_in_the_networks_own_output() -> None:
     with torch.no_grad():
         expected = chosen.network((x_BCHW * 127.5 + 127.5 - 127.0) / 128.0)
         found = torch.nn.functional.relu6(chosen.network.head(maps[-1])).mean((2, 3))
-    assert (found - expected).abs().max() < 1e-5
+    assert (found - expected).norm() < 1e-4 * expected.norm()
     assert [tuple(of_map.shape[1:]) for of_map in chosen.early(x_BCHW)] == [(16, 32, 32), (24, 16, 16), (40, 8, 8)]
     assert chosen.late(x_BCHW, (8, 8)).shape == (2, LATE_CHANNELS, 8, 8)
 
