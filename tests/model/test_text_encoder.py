@@ -1,42 +1,54 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from pleinair.cli.places import text_encoder_dir
-from pleinair.model.text_encoder import MAX_PROMPT_TOKENS, FeatureProjection, SmolLM2, fetch_smollm2
+from pleinair.model.text_encoder import MAX_PROMPT_TOKENS, FeatureProjection
+from pleinair.model.text_encoders.causal import CausalTextEncoder
+from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
 from pleinair.records.errors import SourceError
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def encoder() -> SmolLM2:
-    return SmolLM2(fetch_smollm2(text_encoder_dir()))
+def encoder() -> CausalTextEncoder:
+    return open_smollm2(fetch_smollm2(text_encoder_dir()))
 
 
-def test_features_are_the_hidden_states_of_prompt_and_suffix_after_the_prefix(encoder: SmolLM2) -> None:
+def test_features_are_the_hidden_states_of_prompt_and_suffix_after_the_prefix(encoder: CausalTextEncoder) -> None:
     prompts = ["a red fox, noto style", "", "a house"]
     encoded = encoder.encode(prompts)
     for row, prompt in enumerate(prompts):
-        kept = encoder.tokens(prompt) + encoder._suffix
-        assert int(encoded.mask_BT[row].sum()) == len(kept)
+        ids, num_prefix = encoder.tokens(prompt) + encoder.suffix_ids, len(encoder.prefix_ids)
+        assert int(encoded.mask_BT[row].sum()) == len(ids) - num_prefix
         with torch.inference_mode():
-            states = encoder.model(torch.tensor([encoder._prefix + kept]), output_hidden_states=True).hidden_states
-        expected = torch.stack([states[layer][0] for layer in encoder.layers], dim=1)[len(encoder._prefix) :].float()
+            states = encoder.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        expected = torch.stack([states[layer][0] for layer in encoder.layers], dim=1)[num_prefix:].float()
         found = encoded.features_BTLD[row][encoded.mask_BT[row]]
         assert (found - expected).norm() / expected.norm() < 0.06  # the model computes in bfloat16
 
 
-def test_a_prompt_over_the_limit_is_refused_with_its_length(encoder: SmolLM2) -> None:
+def test_a_prompt_over_the_limit_is_refused_with_its_length(encoder: CausalTextEncoder) -> None:
     with pytest.raises(
         ValueError, match=r"the prompt has 4000 characters, \d+ tokens, and the most is 512: shorten it"
     ):
         encoder.encode(["fox " * 1000])
-    assert len(encoder.tokens("fox " * 500)) <= MAX_PROMPT_TOKENS
+    assert len(encoder.tokens("fox " * 500)) - len(encoder.prefix_ids) <= MAX_PROMPT_TOKENS
 
 
 def test_a_missing_text_encoder_names_the_command_that_brings_it(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="run 'pleinair fetch text-encoder'"):
-        SmolLM2(tmp_path)
+        open_smollm2(tmp_path)
 
 
 def test_a_projection_standardises_and_keeps_the_leading_directions() -> None:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pleinair.model.text_encoder import FeatureProjection, TextFeatures
+from pleinair.model.autoencoder import LatentSpace
+from pleinair.model.text_encoder import EncodedText, FeatureProjection
 from pleinair.packing.arrangement import Arrangement, Listed, arrange
 from pleinair.packing.buckets import Bucket, BucketConfig
 from pleinair.packing.latents import PackConfig, PackPicture, Read, write_latents, write_pack
@@ -23,6 +24,9 @@ class PooledPixels:
 
     latent_channels = 3
     downscale = 4
+
+    def describe(self) -> LatentSpace:
+        return LatentSpace(name="pooled", channels=3, downscale=4, patch_size=4, digest="a")
 
     def encode(self, pictures_BCHW: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(pictures_BCHW, 4)
@@ -40,10 +44,12 @@ class Letters:
     """A text encoder with one token per letter and an end token."""
 
     name = "letters"
+    digest = "letters"
     layers = (1, 2)
+    num_layers = 2
     width = 8
 
-    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+    def encode(self, prompts: Sequence[str]) -> EncodedText:
         longest = max(len(prompt) for prompt in prompts) + 1
         features_BTLD = torch.zeros(len(prompts), longest, 2, 8)
         mask_BT = torch.zeros(len(prompts), longest, dtype=torch.bool)
@@ -51,7 +57,7 @@ class Letters:
             for place, letter in enumerate(prompt + "\n"):
                 features_BTLD[row, place] = letter_LD(letter)
             mask_BT[row, : len(prompt) + 1] = True
-        return TextFeatures(features_BTLD, mask_BT)
+        return EncodedText(features_BTLD, mask_BT)
 
 
 def picture(number: int) -> CuratedPicture:

@@ -57,7 +57,7 @@ def caption(options: argparse.Namespace) -> int:
 
     config = override(CaptioningConfig(), options.set)
     if config.small_rewrites:
-        from pleinair.model.text_encoder import fetch_smollm2
+        from pleinair.model.text_encoders.smollm2 import fetch_smollm2
 
         fetch_smollm2(text_encoder_dir())
     line = ProgressLine("caption")

@@ -26,7 +26,7 @@ def fetch(options: argparse.Namespace) -> int:
 
         print(f"image encoder: {fetch_efficientnet(cache_dir() / 'efficientnet-lite0')}")
         return 0
-    from pleinair.model.text_encoder import fetch_smollm2
+    from pleinair.model.text_encoders.smollm2 import fetch_smollm2
 
     fetch_smollm2(text_encoder_dir())
     print(f"text encoder: {text_encoder_dir()}")

@@ -98,7 +98,7 @@ def train_autoencoder(work: Workspace, pictures: PictureSet, path: Path) -> None
         "autoencoder", AUTOENCODER_STEPS, AUTOENCODER_BATCH, PictureLoader(pictures, AUTOENCODER_BATCH, config.seed)
     )
     line, run_dir = ProgressLine("autoencoder"), path.parent / "autoencoder"
-    digest = config_digest([config, stage.config, stage.model.config, AUTOENCODER_STEPS, pictures.keys])
+    digest = config_digest([config, stage.config, stage.autoencoder.config, AUTOENCODER_STEPS, pictures.keys])
     final = train(
         stage,
         [phase],
@@ -109,8 +109,8 @@ def train_autoencoder(work: Workspace, pictures: PictureSet, path: Path) -> None
     )
     stage.model.load_state_dict(read_tensors(final, stage.weights_file))
     chosen = np.random.default_rng(0).permutation(len(pictures))[:NUM_STATISTICS_PICTURES]
-    stage.model.eval().set_latent_statistics(to_signed_unit(pictures.pixels_NHWC[chosen]))
-    save_autoencoder(stage.model, path)
+    stage.autoencoder.eval().set_latent_statistics(to_signed_unit(pictures.pixels_NHWC[chosen]))
+    save_autoencoder(stage.autoencoder, path)
 
 
 def train_judge_on(work: Workspace, pictures: PictureSet, path: Path) -> None:

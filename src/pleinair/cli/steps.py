@@ -26,8 +26,10 @@ from pleinair.cli.places import text_encoder_dir
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace, only_one
 from pleinair.config import config_digest, from_document, to_document
+from pleinair.model.autoencoder import require_same_latents
 from pleinair.model.pixels import to_bytes, to_signed_unit
-from pleinair.model.text_encoder import FeatureProjection, SmolLM2, fetch_smollm2
+from pleinair.model.text_encoder import FeatureProjection, TextEncoder
+from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, PleinairError
 from pleinair.records.packs import PACK_VERSION
@@ -140,10 +142,10 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
     )
 
 
-def open_text_encoder() -> SmolLM2:
+def open_text_encoder() -> TextEncoder:
     """The text encoder, fetched first where needed."""
     fetch_smollm2(text_encoder_dir(), on_progress=lambda message: print(f"  {message}"))
-    return SmolLM2(text_encoder_dir())
+    return open_smollm2(text_encoder_dir())
 
 
 def train_here(work: Workspace, hooks: Sequence[Hook] = ()) -> Path:
@@ -227,10 +229,12 @@ class Evaluated:
 def evaluate_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> Evaluated:
     """Draw, judge, and write `metrics.json`; drawings of the same checkpoint are not made again."""
     from pleinair.evaluation.drawings import Drawings, draw_pairs, nearest_trained, plan_pairs, score
+    from pleinair.packs.pack import Pack
     from pleinair.sampling import Sampler
 
     recipe, resolution = work.recipe, work.recipe.sampling.resolution
     model, projection, identity = load_checkpoint(work.run_dir)
+    require_same_latents(Pack(work.pack).manifest.latent_space, parts.autoencoder, work.pack)
     settings = recipe.evaluation
     plan = plan_pairs(pictures, settings.num_train_pairs, settings.samples_per_heldout_pair, settings.grid_concepts)
     held_out = [pair for pair in plan if pair.real.held_out and pair.seed == 0]

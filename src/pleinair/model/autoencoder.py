@@ -2,7 +2,10 @@
 
     pictures_BCHW in [-1, 1]  --encode-->  latents_BCHW (16 channels, 1/8 size, unit variance)  --decode-->  pictures
 
-Large models bring their own (FLUX.2 and Qwen-Image VAEs, through diffusers); this one is for machines without a model hub.
+Large models bring their own (`autoencoders/`: the Qwen-Image and FLUX.2 VAEs, through diffusers); this one is for machines
+without a model hub. Latents mean nothing without the autoencoder and the statistics that made them: `describe()` names both,
+a pack stores that name, and `require_same_latents` refuses to mix.
+
 It never runs a convolution at full resolution: a 2x2 space-to-depth stem quarters the cost, which on a CPU is worth more
 than the last half decibel. The latents carry fixed Gaussian noise during training, so the decoder forgives what a
 generator gets slightly wrong.
@@ -13,11 +16,36 @@ B batch, C channels, H height, W width; lower-case h, w are latent sizes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pleinair.model.digest import part_digest
+from pleinair.records.errors import PackError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpace:
+    """What latents are."""
+
+    name: str
+    """Kind of autoencoder."""
+    channels: int
+    """Channels of the latents."""
+    downscale: int
+    """Pixels per latent, per side."""
+    patch_size: int
+    """Side of the transformer's patches that makes a token 16 pixels wide, as K2's are; 1 at the least."""
+    digest: str
+    """SHA-256 of weights and latent statistics."""
+
+    @property
+    def identity(self) -> str:
+        """Short form, equal for equal latents: what a pack stores."""
+        return f"{self.name} {self.channels}x1/{self.downscale} {self.digest[:16]}"
 
 
 class LatentCodec(Protocol):
@@ -26,6 +54,10 @@ class LatentCodec(Protocol):
     latent_channels: int
     downscale: int
 
+    def describe(self) -> LatentSpace:
+        """What its latents are; hashes the weights."""
+        ...
+
     def encode(self, pictures_BCHW: Tensor) -> Tensor:
         """Standardised latents (B, latent_channels, H / downscale, W / downscale) of pictures in [-1, 1]."""
         ...
@@ -33,6 +65,23 @@ class LatentCodec(Protocol):
     def decode(self, latents_BChw: Tensor) -> Tensor:
         """Pictures in [-1, 1], (B, 3, h * downscale, w * downscale), of standardised latents."""
         ...
+
+
+def require_same_latents(packed: str, codec: LatentCodec, pack: Path) -> None:
+    """Raise PackError when a pack stores latents of another space than `codec`'s; older packs ("") name none and pass."""
+    own = codec.describe().identity
+    if packed and packed != own:
+        raise PackError(
+            f"the pack {pack} holds latents of {packed!r} and the autoencoder gives {own!r}: give the autoencoder it was "
+            "written with (weights and latent statistics), or pack again"
+        )
+
+
+def require_divisible(pictures_BCHW: Tensor, downscale: int) -> None:
+    """Raise ValueError for pictures whose sides do not divide."""
+    height, width = pictures_BCHW.shape[-2:]
+    if height % downscale or width % downscale:
+        raise ValueError(f"a {height}x{width} picture does not divide by {downscale}: resize or crop it first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +160,19 @@ class Autoencoder(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 
+    def describe(self) -> LatentSpace:
+        """The space of this autoencoder's latents, as its weights and statistics are now."""
+        return LatentSpace(
+            name="pleinair",
+            channels=self.latent_channels,
+            downscale=self.downscale,
+            patch_size=max(1, 16 // self.downscale),
+            digest=part_digest(self),
+        )
+
     def encode(self, pictures_BCHW: Tensor) -> Tensor:
         """Standardised latents; H and W must divide by `downscale`."""
-        height, width = pictures_BCHW.shape[-2:]
-        if height % self.downscale or width % self.downscale:
-            raise ValueError(f"a {height}x{width} picture does not divide by {self.downscale}: resize or crop it first")
+        require_divisible(pictures_BCHW, self.downscale)
         raw_BChw: Tensor = self.encoder(pictures_BCHW)
         return (raw_BChw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 

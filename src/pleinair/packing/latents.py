@@ -101,13 +101,16 @@ def write_latents(
 
     Raises PackError for a picture that is gone, of another size than listed, or without its captions.
     """
-    made_of = [arrangement.digest, config, autoencoder_sha256, text_encoder.name, text_encoder.layers]
+    latent_space = codec.describe().identity
+    encoders = [autoencoder_sha256, latent_space, text_encoder.name, text_encoder.layers, text_encoder.digest]
+    made_of = [arrangement.digest, config, *encoders]
     manifest = PackManifest(
         plan=config_digest(made_of),
         dtype=config.dtype,
         group_rows=config.group_rows,
         downscale=codec.downscale,
         autoencoder_sha256=autoencoder_sha256,
+        latent_space=latent_space,
         text_encoder=text_encoder.name,
         text_layers=text_encoder.layers,
         text_dim=config.text_dim,

@@ -68,6 +68,8 @@ class PackManifest:
     """Pixels per latent, per side."""
     autoencoder_sha256: str = ""
     """The autoencoder whose latents these are."""
+    latent_space: str = ""
+    """What the latents are: kind, shape, digest of weights and statistics. Empty in packs that are older than the field."""
     text_encoder: str = ""
     """Name of the language model."""
     text_layers: tuple[int, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pleinair.cli.places import text_encoder_dir
-from pleinair.model.text_encoder import fetch_smollm2
+from pleinair.model.text_encoders.smollm2 import fetch_smollm2
 from tests.endpoints.servers import ServedVisionModel
 
 

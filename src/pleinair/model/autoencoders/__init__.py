@@ -1,0 +1,1 @@
+"""Autoencoders behind `LatentCodec`: those of diffusers, and what ours is trained and judged with."""

@@ -1,0 +1,1 @@
+"""The language models that encode prompts; the protocol is `pleinair.model.text_encoder`."""
