@@ -17,7 +17,7 @@ from pleinair.model.float8 import Recipe, to_float8
 from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.training.mesh import Mesh, open_mesh
-from pleinair.training.reductions import any_rank, clip_gradients, from_first, mean_metrics, mean_over_data
+from pleinair.training.reductions import any_rank, clip_gradients, from_rank_zero, mean_metrics
 
 SMALL = TransformerConfig(
     width=64,
@@ -88,7 +88,7 @@ def train_steps(mesh: Mesh, config: ParallelConfig, num_steps: int = NUM_STEPS, 
         norms.append(clip_gradients(model.parameters(), 1.0))
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(mean_over_data(loss.detach(), mesh))
+        losses.append(mean_metrics({"loss": loss.detach()}, mesh)["loss"])
     return Course(losses, norms, whole_weights(model))
 
 
@@ -139,7 +139,7 @@ def two_ranks(ports: Sequence[int]) -> dict[str, Any]:
             mean_metrics({"b": 1.0 if first else 4.0, "a": torch.tensor(2.0)}, mesh),
             any_rank(not first, mesh),
             any_rank(False, mesh),
-            from_first(7.0 if first else 9.0, mesh),
+            from_rank_zero(lambda: 7.0 if first else 9.0, mesh),
         )
         model = parallelize(small_transformer(), mesh.device_mesh, config)
         with torch.no_grad():

@@ -32,8 +32,8 @@ from pleinair.training.hooks.progress import Beats, EachStep
 from pleinair.training.hooks.spikes import SpikeConfig, SpikeError, Spikes, robust_sigmas
 from pleinair.training.hooks.throughput import Throughput, forward_flops, measure_peak, training_flops
 from pleinair.training.hooks.validation import Validation, ValidationConfig, validation_losses
+from pleinair.training.mesh import Mesh
 from pleinair.training.random import RowRandom
-from pleinair.training.ranks import OneRank
 from tests.training.small_stages import TINY, Latents, Line, Points, pretrain_stage, run_line, settings
 
 
@@ -108,7 +108,7 @@ def test_robust_sigmas_are_standard_deviations_of_normal_noise_whatever_outliers
 
 def test_validation_is_the_mean_error_at_each_timestep_and_repeats_exactly() -> None:
     stage, batches = pretrain_stage(), [Latents(first=900).batch(step) for step in range(2)]
-    first, again = (validation_losses(stage, batches, (0.2, 0.8), 5, OneRank()) for _ in range(2))
+    first, again = (validation_losses(stage, batches, (0.2, 0.8), 5, Mesh()) for _ in range(2))
     assert first == again
     assert list(first) == [0.2, 0.8]
     assert stage.model.training

@@ -15,7 +15,7 @@ from pleinair.model.tensor_parallel import find_split_modules
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import ConfigError
 from pleinair.training.mesh import Mesh, open_mesh
-from pleinair.training.reductions import any_rank, clip_gradients, from_first, gradient_norm, mean_metrics
+from pleinair.training.reductions import any_rank, clip_gradients, from_rank_zero, gradient_norm, mean_metrics
 from tests.training.ranks import run_ranks
 
 INIT_SECONDS, COLLECTIVE_SECONDS, LATE_SECONDS = 120.0, 5.0, 8.0
@@ -26,7 +26,7 @@ def test_one_process_has_no_group_and_all_of_the_data() -> None:
         assert mesh == Mesh()
         assert not distributed.is_initialized()
         assert mean_metrics({"loss": 2.0}, mesh) == {"loss": 2.0}
-        assert (any_rank(True, mesh), any_rank(False, mesh), from_first(3.5, mesh)) == (True, False, 3.5)
+        assert (any_rank(True, mesh), any_rank(False, mesh), from_rank_zero(lambda: 3.5, mesh)) == (True, False, 3.5)
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pleinair.checkpoint.writer import CheckpointWriter
+from pleinair.records.checkpoint import Refused, Saved
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.training.mesh import Mesh
 from pleinair.training.optimisers import OptimiserConfig, ScheduledOptimiser
 from pleinair.training.random import RowRandom
-from pleinair.training.ranks import (
-    OneRank,
-    Ranks,
+from pleinair.training.records import RecordLog, StepRecord, read_records
+from pleinair.training.reductions import (
     any_rank,
     average_gradients,
     clip_gradients,
@@ -35,9 +37,8 @@ from pleinair.training.ranks import (
     hold_gradients,
     mean_metrics,
 )
-from pleinair.training.records import RecordLog, StepRecord, read_records
 from pleinair.training.rows import num_rows, on_device, part
-from pleinair.training.saving import Parent, SynchronousWriter, Writer, restore_hooks, resume, save_run, start_from
+from pleinair.training.saving import Parent, restore_hooks, resume, save_run, start_from
 
 __all__ = [
     "EngineConfig",
@@ -155,6 +156,8 @@ class EngineConfig:
     """Checkpoints kept."""
     keep_every: int = 0
     """A checkpoint every so many steps is kept for good, to be merged later; 0 for none."""
+    asynchronous_checkpoints: bool = True
+    """Write checkpoints beside the next steps, from a copy in host memory."""
     num_threads: int = 2
     """Threads of the CPU backend; equal numbers are needed for bit-equal losses."""
 
@@ -208,8 +211,8 @@ class Guard(Protocol):
 class SeesSaves(Protocol):
     """A hook that hears how checkpoints ended."""
 
-    def save_ended(self, outcome: Any) -> None:
-        """Called with the writer's outcome: `step`, and `reason` if refused, else `stall_seconds`, `write_seconds`."""
+    def save_ended(self, outcome: Saved | Refused) -> None:
+        """Called on every rank, some steps after the one that was saved."""
         ...
 
 
@@ -227,12 +230,12 @@ class Run(Generic[Batch]):
         config: EngineConfig,
         run_dir: Path,
         config_digest: str,
-        ranks: Ranks,
+        mesh: Mesh,
         hooks: Sequence[Hook],
         on_message: Callable[[str], None],
     ) -> None:
         self.main_stage, self.phases, self.config, self.run_dir = stage, phases, config, run_dir
-        self.config_digest, self.ranks, self.hooks, self._on_message = config_digest, ranks, hooks, on_message
+        self.config_digest, self.mesh, self.hooks, self._on_message = config_digest, mesh, hooks, on_message
         self.total_steps = sum(phase.num_steps for phase in phases)
         self.optimiser = ScheduledOptimiser(
             stage.model, config.optimiser, self.total_steps, decay_steps(phases, config)
@@ -258,7 +261,7 @@ class Run(Generic[Batch]):
 
     def say(self, message: str) -> None:
         """Tell the person who runs this, once over all ranks."""
-        if self.ranks.rank == 0:
+        if self.mesh.rank == 0:
             self._on_message(message)
 
     def modules(self) -> list[nn.Module]:
@@ -272,11 +275,11 @@ class Run(Generic[Batch]):
 
     def all_keys(self) -> list[str]:
         """Keys of the step's rows on all ranks; every rank must call it."""
-        return gather_keys(self.keys(), self.ranks)
+        return gather_keys(self.keys(), self.mesh)
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""
-        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.mesh.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
 def phase_at(phases: Sequence[Phase[Batch]], step: int) -> tuple[Phase[Batch] | None, int]:
@@ -303,43 +306,62 @@ def train(
     run_dir: Path,
     *,
     config_digest: str,
-    mesh: Ranks | None = None,
+    mesh: Mesh | None = None,
     hooks: Sequence[Hook] = (),
     parent: Parent | None = None,
-    writer: Writer | None = None,
     on_message: Callable[[str], None] = print,
 ) -> Path:
     """Train to the end of the last phase, resuming from `run_dir`; returns the final checkpoint's directory.
 
-    A fresh run starts from `parent` when given. Raises CheckpointError when the run there was made with other settings, and
+    A fresh run starts from `parent` when given. With a `mesh` every rank calls this, with its part of one parallelised model
+    and with loaders of its rows. Raises CheckpointError when the run there was made with other settings, and
     FloatingPointError, with the keys of the batch, when a loss is not finite.
     """
     torch.set_num_threads(config.num_threads)
-    run = Run(stage, phases, config, run_dir, config_digest, mesh or OneRank(), hooks, on_message)
-    store = run_dir / "checkpoints"
-    writer = writer or SynchronousWriter(store, keep=config.keep_checkpoints, keep_every=config.keep_every)
+    run = Run(stage, phases, config, run_dir, config_digest, mesh or Mesh(), hooks, on_message)
     if not run.total_steps:
         raise CheckpointError(f"the run in {run_dir} has no steps to do: give it at least one")
     resumed = resume(run)
     if resumed is None and parent is not None:
         start_from(run, parent)
-    with _hooks_open(run, resumed):
+    final = resumed
+    with _hooks_open(run, resumed), _writer_open(run) as writer:
         saved_at = time.monotonic()
-        with RecordLog(run_dir / "steps.jsonl", run.step, writes=run.ranks.rank == 0) as log:
+        with RecordLog(run_dir / "steps.jsonl", run.step, writes=run.mesh.rank == 0) as log:
             while run.step < run.total_steps:
-                record = _train_step(run)
+                record = _train_step(run, writer)
                 for hook in hooks:
                     record = record.with_metrics(hook.after_step(run, record))
                 log.append(record)
                 run.go_to(run.step + 1)
+                final = _tell_of_saves(run, writer) or final
                 if _checkpoint_is_due(run, saved_at):
                     log.sync()
                     save_run(run, writer)
-                    _report_refused(run, writer)
                     saved_at = time.monotonic()
+        writer.wait()
+        final = _tell_of_saves(run, writer) or final
+    assert final is not None
+    return final
+
+
+@contextmanager
+def _writer_open(run: Run[Any]) -> Iterator[CheckpointWriter]:
+    """What writes checkpoints beside the steps; whatever ends training, the one that is being written is finished."""
+    config, mesh = run.config, run.mesh
+    writer = CheckpointWriter(
+        run.run_dir / "checkpoints",
+        keep=config.keep_checkpoints,
+        keep_every=config.keep_every or None,
+        asynchronous=config.asynchronous_checkpoints,
+        staging="update",
+        rank=mesh.rank,
+        world_size=mesh.world_size,
+    )
+    try:
+        yield writer
+    finally:
         writer.close()
-        _report_refused(run, writer)
-    return store / f"step-{run.total_steps:08d}"
 
 
 @contextmanager
@@ -356,18 +378,19 @@ def _hooks_open(run: Run[Any], resumed: Path | None) -> Iterator[None]:
         yield
 
 
-def _train_step(run: Run[Any]) -> StepRecord:
+def _train_step(run: Run[Any], writer: CheckpointWriter) -> StepRecord:
     """One step: the rate, the rows, the gradient, whether it may be used, the update."""
     assert run.phase is not None
     started, phase, config = time.perf_counter(), run.phase, run.config
     run.learning_rate = run.optimiser.set_step(run.step)
-    run.batch = on_device(phase.loader.batch(phase.first_batch + run.phase_step), run.ranks.device)
+    run.batch = on_device(phase.loader.batch(phase.first_batch + run.phase_step), run.mesh.device)
     loss, metrics = _accumulate_gradient(run)
-    average_gradients(run.modules(), run.ranks)
+    average_gradients(run.modules(), run.mesh)
     grad_norm = clip_gradients([p for module in run.modules() for p in module.parameters()], config.clip_norm)
     _refuse_what_is_not_finite(run, loss, grad_norm)
     guards = [hook for hook in run.hooks if isinstance(hook, Guard)]
     verdicts = [guard.allows_update(run, loss, grad_norm) for guard in guards]
+    writer.wait_until_staged()
     if all(verdicts):
         run.optimiser.step()
     else:
@@ -380,13 +403,13 @@ def _train_step(run: Run[Any]) -> StepRecord:
 def _accumulate_gradient(run: Run[Any]) -> tuple[float, dict[str, float]]:
     """Leave the gradient of the mean loss of this rank's rows in the parameters; loss and metrics are of all ranks."""
     assert run.phase is not None
-    count, pieces, ranks = num_rows(run.batch), run.config.num_micro_batches, run.ranks
+    count, pieces, mesh = num_rows(run.batch), run.config.num_micro_batches, run.mesh
     if count % pieces:
         raise ConfigError(
             f"num_micro_batches is {pieces} and a rank has {count} rows of step {run.step}: give a divisor of its rows"
         )
-    first_row = run.phase.batch_size * ranks.data_rank // ranks.num_data_ranks
-    random = RowRandom(run.config.seed, run.step, range(first_row, first_row + count), ranks.device)
+    first_row = run.phase.batch_size * mesh.data_rank // mesh.num_data_ranks
+    random = RowRandom(run.config.seed, run.step, range(first_row, first_row + count), mesh.device)
     totals: dict[str, float | Tensor] = {"loss": 0.0}
     began = time.perf_counter()
     run.stage.model.train()
@@ -399,7 +422,7 @@ def _accumulate_gradient(run: Run[Any]) -> tuple[float, dict[str, float]]:
         for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
             totals[name] = totals.get(name, 0.0) + value / pieces
     run.compute_seconds = time.perf_counter() - began
-    means = mean_metrics(totals, ranks)
+    means = mean_metrics(totals, mesh)
     return means.pop("loss"), means
 
 
@@ -416,24 +439,20 @@ def _checkpoint_is_due(run: Run[Any], saved_at: float) -> bool:
     at_fixed_step = bool(run.config.keep_every) and run.step % run.config.keep_every == 0
     if at_fixed_step or run.step == run.total_steps:
         return True
-    return any_rank(time.monotonic() - saved_at >= run.config.checkpoint_seconds, run.ranks)
+    return any_rank(time.monotonic() - saved_at >= run.config.checkpoint_seconds, run.mesh)
 
 
-def _report_refused(run: Run[Any], writer: Writer) -> None:
-    """Say that the disk refused and train on; the last checkpoint of a run must succeed."""
+def _tell_of_saves(run: Run[Any], writer: CheckpointWriter) -> Path | None:
+    """Tell hooks how saves ended; the newest that is whole. Training goes on after a refusal, but the last save must succeed."""
+    newest, store = None, run.run_dir / "checkpoints"
     for outcome in writer.finished():
         for hook in run.hooks:
             if isinstance(hook, SeesSaves):
                 hook.save_ended(outcome)
-        reason = getattr(outcome, "reason", None)
-        if reason is None:
-            continue
-        if outcome.step == run.total_steps:
-            raise CheckpointError(
-                f"the final checkpoint could not be written to {run.run_dir / 'checkpoints'}: {reason}; "
-                "free space and run again"
-            )
-        run.say(
-            f"checkpoint at step {outcome.step} could not be written ({reason}); training goes on, the older one is "
-            "untouched"
-        )
+        if isinstance(outcome, Saved):
+            newest = store / outcome.directory
+        elif outcome.step == run.total_steps:
+            raise CheckpointError(f"the final checkpoint is not there: {outcome.reason}; then run again")
+        else:
+            run.say(f"{outcome.reason}; training goes on")
+    return newest

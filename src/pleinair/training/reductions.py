@@ -1,29 +1,28 @@
 """Numbers that belong to a whole mesh, made from what each rank holds: losses, metrics, gradient norms, decisions.
 
-    mean_over_data(loss)          one mean over data ranks; ranks of a tensor group hold the same value already
+    mean_metrics(metrics)         means over data ranks; ranks of a tensor group hold the same values already
     clip_gradients(parameters)    one norm over all shards, each counted once
-    any_rank(flag), from_first()  one decision for all ranks, so that nobody waits in a collective alone
+    any_rank(flag)                one decision for all ranks, so that nobody waits in a collective alone
+    from_rank_zero(make)          what one rank looked up, for all
+    gather_keys(keys)             the pictures of a whole step
 
 Every function is collective: call it on every rank, in the same order. With one process none communicates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor.placement_types import Placement
 
 if TYPE_CHECKING:
     from pleinair.training.mesh import Mesh
 
-
-def mean_over_data(value: float | Tensor, mesh: Mesh) -> float:
-    """The mean of `value` over the data ranks, in float64; each must stand for an equal number of rows."""
-    return mean_metrics({"value": value}, mesh)["value"]
+Thing = TypeVar("Thing")
 
 
 def mean_metrics(metrics: Mapping[str, float | Tensor], mesh: Mesh) -> dict[str, float]:
@@ -40,10 +39,41 @@ def any_rank(flag: bool, mesh: Mesh) -> bool:
     return bool(_all_reduce(torch.tensor([float(flag)]), distributed.ReduceOp.MAX, mesh).item())
 
 
-def from_first(value: float, mesh: Mesh) -> float:
-    """The first rank's value, for example its clock, on every rank."""
-    own = torch.tensor([value if mesh.rank == 0 else 0.0], dtype=torch.float64)
-    return float(_all_reduce(own, distributed.ReduceOp.SUM, mesh).item())
+def from_rank_zero(make: Callable[[], Thing], mesh: Mesh) -> Thing:
+    """What rank 0 makes, on every rank; it must survive pickling."""
+    if mesh.device_mesh is None:
+        return make()
+    things: list[Any] = [make() if mesh.rank == 0 else None]
+    distributed.broadcast_object_list(things, src=0)
+    thing: Thing = things[0]
+    return thing
+
+
+def gather_keys(keys: list[str], mesh: Mesh) -> list[str]:
+    """Keys of all ranks, each once, in order of rank."""
+    if mesh.device_mesh is None:
+        return keys
+    gathered: list[list[str]] = [[] for _ in range(mesh.world_size)]
+    distributed.all_gather_object(gathered, keys)
+    return list(dict.fromkeys(key for part in gathered for key in part))
+
+
+def hold_gradients(model: nn.Module, hold: bool) -> None:
+    """Let a sharded model keep its gradients to itself until the last micro-batch of a step."""
+    sync: Any = getattr(model, "set_requires_gradient_sync", None)
+    if sync is not None:
+        sync(not hold)
+
+
+def average_gradients(modules: Iterable[nn.Module], mesh: Mesh) -> None:
+    """Average the gradients that no sharding has reduced yet: those of modules that every rank holds whole."""
+    if mesh.device_mesh is None:
+        return
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= mesh.world_size
 
 
 def _all_reduce(values: Tensor, operation: distributed.ReduceOp.RedOpType, mesh: Mesh) -> Tensor:

@@ -6,29 +6,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from pleinair.checkpoint.store import (
-    list_checkpoints,
-    newest_checkpoint,
-    read_document,
-    read_manifest,
-    read_tensors,
-    save_checkpoint,
-    verify_checkpoint,
-)
+from pleinair.checkpoint.store import load_into, newest_checkpoint, read_document, read_manifest, verify_checkpoint
 from pleinair.records.errors import CheckpointError
 from pleinair.training.optimisers import optimiser_tensors, ready_moments
+from pleinair.training.reductions import from_rank_zero
 
 if TYPE_CHECKING:
+    from pleinair.checkpoint.writer import CheckpointWriter
     from pleinair.training.engine import Run
 
 HEAD_FILE = "head.safetensors"
@@ -44,95 +35,6 @@ class Parent:
     """Its directory."""
     with_optimiser: bool = False
     """Go on with its moments too, to continue or to anneal a stable phase; else they start from zero."""
-
-
-class Writer(Protocol):
-    """What writes checkpoints, at once or meanwhile."""
-
-    def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        documents: Mapping[str, Any],
-        *,
-        config_digest: str,
-    ) -> float:
-        """Begin to write a checkpoint; returns for how many seconds training waited."""
-        ...
-
-    def finished(self) -> Sequence[Any]:
-        """What came of earlier saves since the last call: each has `step`, and `reason` where the disk refused."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what is being written."""
-        ...
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint is on disk."""
-
-    step: int
-    stall_seconds: float
-    """What training waited for it."""
-    write_seconds: float
-    """From the call to `save` until it was durable."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A checkpoint could not be written; what was there before is untouched."""
-
-    step: int
-    reason: str
-
-
-class SynchronousWriter:
-    """Writes while training waits; keeps the newest checkpoints, and for good those at multiples of `keep_every`."""
-
-    def __init__(self, root: Path, *, keep: int, keep_every: int = 0) -> None:
-        self.root, self.keep, self.keep_every = root, keep, keep_every
-        self._outcomes: list[Saved | Refused] = []
-
-    def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        documents: Mapping[str, Any],
-        *,
-        config_digest: str,
-    ) -> float:
-        """Write one. The file system's refusals are told by `finished`."""
-        began = time.monotonic()
-        try:
-            save_checkpoint(
-                self.root,
-                step,
-                tensors,
-                documents,
-                config_digest=config_digest,
-                keep=len(list_checkpoints(self.root)) + 1,
-            )
-            self._prune()
-            seconds = time.monotonic() - began
-            self._outcomes.append(Saved(step, seconds, seconds))
-        except OSError as refused:
-            self._outcomes.append(Refused(step, str(refused)))
-        return time.monotonic() - began
-
-    def _prune(self) -> None:
-        for old in list_checkpoints(self.root)[: -self.keep]:
-            if not self.keep_every or int(old.name.removeprefix("step-")) % self.keep_every:
-                rmtree(old, ignore_errors=True)
-
-    def finished(self) -> list[Saved | Refused]:
-        """Outcomes since the last call."""
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
-
-    def close(self) -> None:
-        """Nothing is under way."""
 
 
 @runtime_checkable
@@ -163,22 +65,7 @@ def weights_of(stage: Any) -> Mapping[str, Tensor]:
     return weights
 
 
-@torch.no_grad()
-def fill(state: Mapping[str, Tensor], directory: Path, name: str) -> None:
-    """Fill tensors in place from a file of a checkpoint. Raises CheckpointError when names or shapes differ."""
-    saved = read_tensors(directory, name)
-    if missing := sorted(set(state) ^ set(saved)):
-        raise CheckpointError(f"{directory / name} does not fit this model: {missing[0]} is only in one of them")
-    for key, values in state.items():
-        if values.shape != saved[key].shape:
-            raise CheckpointError(
-                f"{directory / name} does not fit this model: {key} has shape {tuple(saved[key].shape)} there and "
-                f"{tuple(values.shape)} here"
-            )
-        values.copy_(saved[key])
-
-
-def save_run(run: Run[Any], writer: Writer) -> float:
+def save_run(run: Run[Any], writer: CheckpointWriter) -> float:
     """Hand the whole state after `run.step` steps to the writer; returns the seconds that training waited."""
     moments, layout = optimiser_tensors(run.optimiser)
     tensors = {run.stage.weights_file: weights_of(run.stage), OPTIMISER_FILE: moments, **run.stage.tensors()}
@@ -204,7 +91,7 @@ def run_document(run: Run[Any]) -> dict[str, Any]:
 
 def resume(run: Run[Any]) -> Path | None:
     """Load the newest whole checkpoint of the run and move it to its step; None when there is none."""
-    newest = newest_checkpoint(run.run_dir / "checkpoints", run.say)
+    newest = from_rank_zero(lambda: newest_checkpoint(run.run_dir / "checkpoints", run.say), run.mesh)
     if newest is None:
         return None
     manifest = read_manifest(newest)
@@ -214,10 +101,10 @@ def resume(run: Run[Any]) -> Path | None:
             f"{run.run_dir}"
         )
     run.go_to(manifest.step)
-    fill(weights_of(run.stage), newest, run.stage.weights_file)
+    load_into(newest, run.stage.weights_file, weights_of(run.stage))
     if run.head is not None:
-        fill(run.head.state_dict(), newest, HEAD_FILE)
-    fill(ready_moments(run.optimiser, read_document(newest, "optimiser.json")), newest, OPTIMISER_FILE)
+        load_into(newest, HEAD_FILE, run.head.state_dict())
+    load_into(newest, OPTIMISER_FILE, ready_moments(run.optimiser, read_document(newest, "optimiser.json")))
     run.lineage = read_document(newest, RUN_DOCUMENT)["lineage"]
     run.say(f"resuming at step {manifest.step} from {newest.name}")
     return newest
@@ -229,7 +116,7 @@ def restore_hooks(run: Run[Any], checkpoint: Path) -> None:
     for hook in run.hooks:
         if isinstance(hook, StoredHook):
             if hook.stored_file in files:
-                fill(hook.tensors(), checkpoint, hook.stored_file)
+                load_into(checkpoint, hook.stored_file, hook.tensors())
             else:
                 run.say(f"{checkpoint.name} has no {hook.stored_file}: it begins with the weights of this step")
 
@@ -240,10 +127,10 @@ def start_from(run: Run[Any], parent: Parent) -> None:
     Raises CheckpointError when the parent is damaged or does not fit.
     """
     manifest = verify_checkpoint(parent.checkpoint)
-    fill(weights_of(run.stage), parent.checkpoint, run.stage.weights_file)
+    load_into(parent.checkpoint, run.stage.weights_file, weights_of(run.stage))
     if parent.with_optimiser:
         moments = ready_moments(run.optimiser, read_document(parent.checkpoint, "optimiser.json"))
-        fill(moments, parent.checkpoint, OPTIMISER_FILE)
+        load_into(parent.checkpoint, OPTIMISER_FILE, moments)
     before = read_document(parent.checkpoint, RUN_DOCUMENT)["lineage"] if RUN_DOCUMENT in manifest.files else []
     run.lineage = [
         *before,

@@ -86,4 +86,5 @@ def _distances(points_ND: Points, square_N: Points, rows_T: Indices) -> Points:
     # The two goes to the few rows: doubling all points first took twice as long as the product.
     distance_NT = square_N[:, None] - points_ND @ (2.0 * points_ND[rows_T]).T + square_N[rows_T]
     distance_NT[rows_T, np.arange(len(rows_T))] = 0.0
-    return np.maximum(distance_NT, 0.0)
+    nearest_NT: Points = np.maximum(distance_NT, 0.0)
+    return nearest_NT

@@ -32,7 +32,7 @@ class TensorBoard:
     def begin(self, run: Run[Any]) -> None:
         """Open the files. Raises MissingExtraError without the package."""
         require("tensorboard", "train")
-        if run.ranks.rank == 0:
+        if run.mesh.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(run.run_dir / "tensorboard"), purge_step=run.step)
@@ -65,7 +65,7 @@ class Tracker:
             raise MissingExtraError(
                 f"curves in {self.package} need its package: pip install {self.package}"
             ) from missing
-        if run.ranks.rank == 0:
+        if run.mesh.rank == 0:
             module.init(project=self.project, name=run.run_dir.name)
             self._module = module
 

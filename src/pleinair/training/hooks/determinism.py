@@ -21,7 +21,7 @@ class Deterministic:
 
     def begin(self, run: Run[Any]) -> None:
         """Switch it on. Raises ConfigError when the environment of a CUDA run lacks its setting."""
-        if run.ranks.device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        if run.mesh.device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
             raise ConfigError("deterministic runs on CUDA need CUBLAS_WORKSPACE_CONFIG=:4096:8: set it and start again")
         self._before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)

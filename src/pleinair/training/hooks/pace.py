@@ -46,7 +46,7 @@ class Pace:
     def begin(self, run: Run[Any]) -> None:
         """Start the clock."""
         run.run_dir.mkdir(parents=True, exist_ok=True)
-        name = "stalls.txt" if run.ranks.world_size == 1 else f"stalls-{run.ranks.rank}.txt"
+        name = "stalls.txt" if run.mesh.world_size == 1 else f"stalls-{run.mesh.rank}.txt"
         self._stalls = (run.run_dir / name).open("a")
         self._wind()
 

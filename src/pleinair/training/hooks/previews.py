@@ -25,7 +25,7 @@ class Previews:
 
     def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
         """Draw when due."""
-        if (record.step + 1) % self.every == 0 and run.ranks.rank == 0:
+        if (record.step + 1) % self.every == 0 and run.mesh.rank == 0:
             place = run.run_dir / "previews" / f"step-{record.step + 1:08d}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             with evaluating(run.stage.model):

@@ -29,7 +29,7 @@ class Profile:
         """Write the trace after the last step, or start it before the first."""
         if record.step == self.last and self._profiler is not None:
             self._profiler.stop()
-            rank = "" if run.ranks.world_size == 1 else f"-{run.ranks.rank}"
+            rank = "" if run.mesh.world_size == 1 else f"-{run.mesh.rank}"
             place = run.run_dir / f"trace-{self.first}-{self.last}{rank}.json"
             self._profiler.export_chrome_trace(str(place))
             self._profiler = None

@@ -81,7 +81,7 @@ class Spikes:
         return {}
 
     def _write_down(self, run: Run[Any], found: Mapping[str, Any]) -> None:
-        if run.ranks.rank == 0:
+        if run.mesh.rank == 0:
             with (run.run_dir / "spikes.jsonl").open("a") as file:
                 file.write(json.dumps(found) + "\n")
         shown = ", ".join(found["keys"][:8])

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from pleinair.records.errors import ConfigError
 from pleinair.training.averaging import MovingAverage
 from pleinair.training.engine import Loader, Run
+from pleinair.training.mesh import Mesh
 from pleinair.training.random import RowRandom
-from pleinair.training.ranks import Ranks, mean_metrics
 from pleinair.training.records import StepRecord
+from pleinair.training.reductions import mean_metrics
 from pleinair.training.rows import num_rows, on_device
 
 
@@ -68,32 +69,32 @@ class Validation:
             return {}
         stage: Any = run.main_stage
         with run.autocast():
-            measured = _named("validation", self._losses(stage, run.ranks))
+            measured = _named("validation", self._losses(stage, run.mesh))
             if self.average is not None:
                 with self.average.applied(stage.model):
-                    measured |= _named("validation_ema", self._losses(stage, run.ranks))
+                    measured |= _named("validation_ema", self._losses(stage, run.mesh))
         return measured
 
-    def _losses(self, stage: TimestepErrors, ranks: Ranks) -> dict[float, float]:
+    def _losses(self, stage: TimestepErrors, mesh: Mesh) -> dict[float, float]:
         batches = (self.loader.batch(number) for number in range(self.config.num_batches))
-        return validation_losses(stage, list(batches), self.config.timesteps, self.config.seed, ranks)
+        return validation_losses(stage, list(batches), self.config.timesteps, self.config.seed, mesh)
 
 
 @torch.no_grad()
 def validation_losses(
-    stage: TimestepErrors, batches: Sequence[Any], timesteps: Sequence[float], seed: int, ranks: Ranks
+    stage: TimestepErrors, batches: Sequence[Any], timesteps: Sequence[float], seed: int, mesh: Mesh
 ) -> dict[float, float]:
     """Mean error of all rows at each timestep; deterministic."""
-    sums = torch.zeros(len(timesteps), device=ranks.device)
+    sums = torch.zeros(len(timesteps), device=mesh.device)
     with evaluating(stage.model):
-        for number, batch in enumerate(on_device(batch, ranks.device) for batch in batches):
+        for number, batch in enumerate(on_device(batch, mesh.device) for batch in batches):
             count = num_rows(batch)
-            first = ranks.data_rank * count
+            first = mesh.data_rank * count
             for place, timestep in enumerate(timesteps):
-                random = RowRandom(seed, number, range(first, first + count), ranks.device)
-                timestep_B = torch.full((count,), timestep, device=ranks.device)
+                random = RowRandom(seed, number, range(first, first + count), mesh.device)
+                timestep_B = torch.full((count,), timestep, device=mesh.device)
                 sums[place] += stage.velocity_errors(batch, timestep_B, random).float().mean()
-    means = mean_metrics({str(place): total / len(batches) for place, total in enumerate(sums)}, ranks)
+    means = mean_metrics({str(place): total / len(batches) for place, total in enumerate(sums)}, mesh)
     return dict(zip(timesteps, means.values(), strict=True))
 
 
