@@ -11,10 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pleinair.krablet import Database
     from pleinair.packing.pictures import CuratedPicture
     from pleinair.training.engine import Hook
+    from pleinair.training.mesh import Mesh
 
 OLD_TRAINER_SECONDS = 60.0
 """How long a trainer waits for one that is still ending."""
@@ -148,11 +150,17 @@ def open_text_encoder() -> TextEncoder:
     return open_smollm2(text_encoder_dir())
 
 
-def train_here(work: Workspace, hooks: Sequence[Hook] = ()) -> Path:
-    """Train in this process, from the pack alone; returns the final checkpoint.
+def train_here(work: Workspace) -> Path:
+    """Train in this process, from the pack alone; returns the final checkpoint."""
+    from pleinair.training.mesh import open_mesh
 
-    A new trainer waits for an old one to be gone.
-    """
+    with open_mesh(work.recipe.parallel.mesh) as mesh:
+        return train_on(work, mesh)
+
+
+def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
+    """Train as one of a mesh's ranks. A new trainer waits for an old one to be gone."""
+    from pleinair.model.parallelize import parallelize
     from pleinair.packs.loader import LatentLoader, Prefetched
     from pleinair.packs.pack import Pack
     from pleinair.training.engine import Phase, StepRecord, train
@@ -161,11 +169,12 @@ def train_here(work: Workspace, hooks: Sequence[Hook] = ()) -> Path:
     from pleinair.training.hooks.watching import watching
     from pleinair.training.stages.pretrain import Pretrain
 
-    recipe = work.recipe
-    pack = Pack(work.pack)
-    torch.manual_seed(recipe.engine.seed)
-    stage = Pretrain(Transformer(recipe.transformer), load_projection(work.pack), recipe.pretrain)
-    loaders = [Prefetched(LatentLoader(pack, phase.resolution, recipe.loader_of(phase))) for phase in recipe.phases]
+    recipe, pack = work.recipe, Pack(work.pack)
+    torch.manual_seed(recipe.engine.seed)  # every rank begins with the same weights
+    model = parallelize(Transformer(recipe.transformer).to(mesh.device), mesh.device_mesh, recipe.parallel)
+    stage = Pretrain(cast(Transformer, model), load_projection(work.pack), recipe.pretrain)
+    part = {"rank": mesh.data_rank, "num_ranks": mesh.num_data_ranks}
+    loaders = [Prefetched(LatentLoader(pack, one.resolution, recipe.loader_of(one), **part)) for one in recipe.phases]
     phases = [
         Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader, decays=phase.decays)
         for phase, loader in zip(recipe.phases, loaders, strict=True)
@@ -177,20 +186,28 @@ def train_here(work: Workspace, hooks: Sequence[Hook] = ()) -> Path:
         lines.setdefault(record.phase, ProgressLine(f"train {record.phase}")).update(record.step + 1, total, note)
 
     digest = config_digest([to_document(recipe.training_part()), to_document(pack.manifest)])
-    with only_one(work.run_dir, "train.lock", patience_seconds=OLD_TRAINER_SECONDS):
+    with _alone(work, mesh):
         return train(
             stage,
             phases,
             recipe.engine,
             work.run_dir,
             config_digest=digest,
+            mesh=mesh,
             hooks=[
                 *watching(recipe.watch, flops_of=partial(training_flops, recipe.transformer)),
-                EachStep(show),
+                *([EachStep(show)] if mesh.rank == 0 else []),
                 *hooks,
             ],
             on_message=lambda said: print(f"  {said}"),
         )
+
+
+def _alone(work: Workspace, mesh: Mesh) -> AbstractContextManager[None]:
+    """No other trainer in the run's directory; rank 0 sees to it for all."""
+    if mesh.rank:
+        return nullcontext()
+    return only_one(work.run_dir, "train.lock", patience_seconds=OLD_TRAINER_SECONDS)
 
 
 def load_projection(directory: Path) -> FeatureProjection:

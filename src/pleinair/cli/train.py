@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def train(options: argparse.Namespace) -> int:
             config = LaunchConfig(run_dir=work.run_dir, nproc=options.nproc, restarts=restarts, watchdog=watchdog)
         except ValueError as refused:
             raise ConfigError(str(refused)) from refused
-        launch_ranks(work, config)
+        launch_ranks(over_ranks(work, options.nproc), config)
         return 0
     from pleinair.cli import steps
 
@@ -91,21 +92,51 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def over_ranks(work: Workspace, num_ranks: int) -> Workspace:
+    """The workspace with a mesh of that many ranks: the recipe's own, or where it names none, sharded over all.
+
+    Raises ConfigError for a mesh of another size, and for batches that the ranks cannot share equally.
+    """
+    from pleinair.config import override
+    from pleinair.training.mesh import check_world_size
+
+    if work.recipe.parallel.mesh.num_ranks == 1:
+        told = f"parallel.mesh.shard={num_ranks}"
+        work = replace(work, recipe=override(work.recipe, [told]), overrides=(*work.overrides, told))
+    mesh = work.recipe.parallel.mesh
+    check_world_size(mesh, num_ranks)
+    for phase in work.recipe.phases:
+        if phase.batch_size % mesh.num_data_ranks:
+            raise ConfigError(
+                f"a batch of {phase.batch_size} at {phase.resolution} px does not divide by {mesh.num_data_ranks} data "
+                "ranks: change phases, or the mesh"
+            )
+    return work
+
+
 def train_rank(work: Workspace, rank: int) -> int:
     """Train as one rank of a launch. Errors that another try would meet again ask not to be started again."""
     from pleinair.cli import steps
-    from pleinair.cluster.rank import GIVE_UP, arm
+    from pleinair.cluster.rank import GIVE_UP, arm, timeouts
     from pleinair.records.run_events import Rendezvous
     from pleinair.training.hooks.progress import Beats
+    from pleinair.training.mesh import open_mesh
 
     heartbeat = arm(work.run_dir, rank)
-    _one_rank_only(int(os.environ["WORLD_SIZE"]))
-    heartbeat.tell(Rendezvous(rank=rank))
+    init_seconds, collective_seconds = timeouts()
     try:
-        print(f"checkpoint: {steps.train_here(work, [Beats(heartbeat)])}")
+        with open_mesh(
+            work.recipe.parallel.mesh,
+            init_timeout_seconds=init_seconds,
+            collective_timeout_seconds=collective_seconds,
+        ) as mesh:
+            heartbeat.tell(Rendezvous(rank=rank, world_size=mesh.world_size))
+            checkpoint = steps.train_on(work, mesh, [Beats(heartbeat)])
     except (PleinairError, FloatingPointError) as refused:
         print(f"pleinair: {refused}", file=sys.stderr)
         return GIVE_UP
+    if rank == 0:
+        print(f"checkpoint: {checkpoint}")
     return 0
 
 
@@ -130,7 +161,6 @@ def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
     from pleinair.cluster.launcher import launch
     from pleinair.records.run_events import read_events
 
-    _one_rank_only(config.nproc)
     command = [sys.executable, "-m", "pleinair.cli.main", "train", work.recipe.name, "--runs", str(work.run_dir.parent)]
     for assignment in work.overrides:
         command += ["--set", assignment]
@@ -141,12 +171,6 @@ def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
     if outcome.outcome == "stopped":
         raise PleinairError(f"training stopped: {outcome.reason}; `pleinair runs {work.run_dir}` tells what happened")
     print(as_text(measure_goodput(read_events(config.events))))
-
-
-def _one_rank_only(num_ranks: int) -> None:
-    """The engine's loop has no mesh yet; with one, this check goes and `train_here` is given the mesh."""
-    if num_ranks != 1:
-        raise ConfigError(f"--nproc is {num_ranks}: the engine trains in one process; leave it out, or give 1")
 
 
 def runs(options: argparse.Namespace) -> int:

@@ -158,7 +158,8 @@ def apply_checkpointing(transformer: nn.Module, checkpointing: Checkpointing) ->
     if checkpointing == "none":
         return
     for block in repeated_blocks(transformer):
-        block.__class__ = _recomputed_class(type(block), checkpointing)
+        base: Any = type(block)  # torch's modules hash by identity, which its stubs deny
+        block.__class__ = _recomputed_class(base, checkpointing)
 
 
 @functools.cache
@@ -197,7 +198,8 @@ def _shard(transformer: nn.Module, device_mesh: DeviceMesh, config: ParallelConf
     Also with shard=1: then nothing is gathered, and weights are still cast and gradients averaged in one way.
     """
     mesh = device_mesh["replicate", "shard"] if config.mesh.replicate > 1 else device_mesh["shard"]
-    transformer.__class__ = _gathering_class(type(transformer))
+    base: Any = type(transformer)
+    transformer.__class__ = _gathering_class(base)
     blocks, size = repeated_blocks(transformer), config.blocks_per_group
     groups = [
         [transformer.get_submodule("text_fusion")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from pleinair.model.parallelize import ParallelConfig
 from pleinair.model.transformer import TransformerConfig
 from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import ConfigError
@@ -63,6 +64,8 @@ class Recipe:
     """Progressive resolution, lowest first."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The loop."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the model is spread over ranks; it may differ when a run resumes."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     """What is looked for while training; it may differ when a run resumes."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -45,7 +45,8 @@ def _blurred(x_BCHW: Tensor) -> Tensor:
     weights = (weights / weights.sum()).to(x_BCHW.device)
     each = x_BCHW.flatten(0, 1)[:, None]
     rows = F.conv2d(each, weights.view(1, 1, 1, -1))
-    return F.conv2d(rows, weights.view(1, 1, -1, 1)).unflatten(0, x_BCHW.shape[:2])[:, :, 0]
+    blurred_BCHW: Tensor = F.conv2d(rows, weights.view(1, 1, -1, 1)).unflatten(0, x_BCHW.shape[:2])[:, :, 0]
+    return blurred_BCHW
 
 
 @torch.no_grad()
