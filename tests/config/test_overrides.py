@@ -64,3 +64,22 @@ def test_a_document_with_an_unknown_key_is_refused() -> None:
 def test_the_digest_changes_with_any_setting_and_with_nothing_else() -> None:
     assert config_digest(Run()) == config_digest(Run(steps=10))
     assert config_digest(Run()) != config_digest(Run(rule=Rule(rate=2e-3)))
+
+
+@dataclass(frozen=True)
+class Heads:
+    width: int = 192
+    num_heads: int = 6
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ConfigError(f"width is {self.width}: it must be a multiple of num_heads, {self.num_heads}")
+
+
+@pytest.mark.parametrize("assignments", [("width=64", "num_heads=2"), ("num_heads=2", "width=64")])
+def test_values_that_only_fit_together_may_come_in_any_order(assignments: tuple[str, str]) -> None:
+    assert override(Heads(), assignments) == Heads(width=64, num_heads=2)
+
+
+def test_the_last_word_on_a_key_counts() -> None:
+    assert override(Heads(), ["width=64", "num_heads=2", "width=128"]) == Heads(width=128, num_heads=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import signal
 import sys
 import threading
@@ -17,6 +18,8 @@ from pleinair.records.errors import PleinairError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect."""
+_NOISY = ("torchao", "torch.utils._pytree")
+"""They warn, when transformers looks at torchao, of kernels for other machines and of deprecations of their own."""
 TERMINATED = 143
 """Exit code after SIGTERM, as shells expect."""
 
@@ -68,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; our own errors become one sentence on standard error and exit code 1."""
     options = build_parser().parse_args(arguments)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with _closing_on_sigterm():
             return int(options.run(options))

@@ -22,41 +22,67 @@ Config = TypeVar("Config")
 def override(config: Config, assignments: Iterable[str]) -> Config:
     """A copy of `config` with `"a.b=value"` assignments applied; values are Python literals or bare words.
 
-    Raises ConfigError naming the key or value, and the nearest known key.
+    Each dataclass is made anew once, with all that changes in it, so that sizes which only fit together may be given in any
+    order. Raises ConfigError naming the key or value, and the nearest known key.
     """
+    tree = _Node()
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(
                 f"'{assignment}' is not an override: write key=value, for example train.learning_rate=1e-3"
             )
-        config = _replace(config, key.strip().split("."), text.strip(), whole_key=key.strip())
-    return config
+        tree.put(key.strip().split("."), text.strip())
+    return _replaced(config, tree, "") if tree.parts else config
 
 
-def _replace(config: Config, path: list[str], text: str, whole_key: str) -> Config:
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise ConfigError(
-            f"'{whole_key}' goes deeper than the configuration does: remove the part from '.{path[0]}' on"
-        )
-    fields = {field.name for field in dataclasses.fields(config)}
-    if path[0] not in fields:
-        near = difflib.get_close_matches(path[0], fields, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(fields))}"
-        raise ConfigError(
-            f"unknown configuration key '{whole_key}' ('{path[0]}' is not a key of {type(config).__name__}): {hint}"
-        )
-    if len(path) > 1:
-        value: Any = _replace(getattr(config, path[0]), path[1:], text, whole_key)
-    else:
-        value = _coerce(_literal(text), typing.get_type_hints(type(config))[path[0]], whole_key)
+@dataclasses.dataclass
+class _Node:
+    """What is said of one key: a text for all of it, and of the keys below it, whichever came last."""
+
+    text: str | None = None
+    parts: dict[str, _Node] = dataclasses.field(default_factory=dict)
+
+    def put(self, path: list[str], text: str) -> None:
+        if path:
+            self.parts.setdefault(path[0], _Node()).put(path[1:], text)
+        else:
+            self.text, self.parts = text, {}
+
+    def told(self, key: str) -> list[str]:
+        """The assignments again, for messages."""
+        own = [] if self.text is None else [f"{key}={self.text}"]
+        return own + [one for name, node in self.parts.items() for one in node.told(f"{key}.{name}".lstrip("."))]
+
+
+def _replaced(config: Config, tree: _Node, where: str) -> Config:
+    changes: dict[str, Any] = {}
+    for name, node in tree.parts.items():
+        key = f"{where}.{name}".lstrip(".")
+        wanted = _type_of(config, name, node.told(key)[0].partition("=")[0])
+        value = getattr(config, name) if node.text is None else _coerce(_literal(node.text), wanted, key)
+        changes[name] = _replaced(value, node, key) if node.parts else value
     try:
-        changed: Config = dataclasses.replace(config, **{path[0]: value})
+        changed: Config = dataclasses.replace(config, **changes)  # type: ignore[type-var]
     except ConfigError:
         raise
     except ValueError as refused:
-        raise ConfigError(f"{whole_key}={text} is refused: {refused}") from refused
+        raise ConfigError(f"{', '.join(tree.told(where))} is refused: {refused}") from refused
     return changed
+
+
+def _type_of(config: object, name: str, whole_key: str) -> Any:
+    """The declared type of a field. Raises ConfigError where there is none."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise ConfigError(f"'{whole_key}' goes deeper than the configuration does: remove the part from '.{name}' on")
+    fields = {field.name for field in dataclasses.fields(config)}
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(fields))}"
+        raise ConfigError(
+            f"unknown configuration key '{whole_key}' ('{name}' is not a key of {type(config).__name__}): {hint}"
+        )
+    return typing.get_type_hints(type(config))[name]
 
 
 def _literal(text: str) -> Any:
