@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import combine_checkpoints, merge_checkpoints, shares_of
 from pleinair.checkpoint.store import (
     read_document,
@@ -43,8 +44,8 @@ def weights(count: int) -> list[Tensor]:
 
 
 def child_of(parent: Path, root: Path, weight: Tensor) -> Path:
-    sha = read_manifest(parent).files[FILE].sha256
-    return save(root, 1, weight, digest="child", lineage=[{"checkpoint": str(parent), "weights_sha256": sha}])
+    came_from = {"checkpoint": str(parent), "identity": identity(read_manifest(parent))}
+    return save(root, 1, weight, digest="child", lineage=[came_from])
 
 
 @pytest.mark.parametrize("rule", ["uniform", "linear", "ema"])
@@ -94,7 +95,7 @@ def test_what_has_no_average_is_refused(tmp_path: Path, other: dict[str, Any], s
     paths = [save(tmp_path, 1, first), save(tmp_path, 2, **{"weight": second, **other})]
     with pytest.raises(CheckpointError, match=sentence):
         merge_checkpoints(paths, out=tmp_path / "merged")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000002"]
 
 
 def test_a_damaged_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -142,12 +143,14 @@ def test_the_memory_of_a_merge_is_that_of_a_few_tensors(tmp_path: Path) -> None:
         "    peak[0] = max(peak[0], status())\n"
         "    return total\n"
         "import itertools; import pleinair.checkpoint.merge as m; m.torch.equal = lambda a, b: False\n"
-        "stream_tensors([Path(p) for p in sys.argv[2:]], merge, Path(sys.argv[1]))\n"
+        f"stream_tensors([Path(p) for p in sys.argv[2:]], '{FILE}', merge, Path(sys.argv[1]))\n"
         "print((peak[0] - before) / 1024)"
     )
-    files = [str(path / FILE) for path in paths]
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "out"), *files], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(tmp_path / "out"), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     megabytes = float(done.stdout)
     assert megabytes < 64, (

@@ -17,6 +17,7 @@ from pleinair.records.errors import ConfigError
 from pleinair.sampling.shipped import load_autoencoder, save_autoencoder
 from pleinair.training.engine import EngineConfig, Phase, read_records, train
 from pleinair.training.optimisers import OptimiserConfig
+from pleinair.training.random import RowRandom
 from pleinair.training.stages.autoencode import Autoencode, AutoencodeConfig, misalignment, normalised_over_places
 
 
@@ -41,6 +42,10 @@ def features() -> PictureFeatures:
     return PictureFeatures(EfficientNetLite0())
 
 
+def draws(seed: int) -> RowRandom:
+    return RowRandom(seed, 0, range(4))
+
+
 def pictures() -> Tensor:
     return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -50,8 +55,7 @@ def gradients(config: AutoencodeConfig, features: PictureFeatures | None, term: 
     torch.manual_seed(0)
     stage = Autoencode(Autoencoder(TINY), config, features)
     _, raw_BChw = stage.autoencoder.reconstruct(pictures(), torch.zeros(4, 4, 4, 4))
-    generator = torch.Generator().manual_seed(0)
-    terms = {name: value for name, _, value in stage._shaping(raw_BChw, pictures(), generator)}
+    terms = {name: value for name, _, value in stage._shaping(raw_BChw, pictures(), draws(0))}
     terms[term].backward()  # type: ignore[no-untyped-call]
     sums: dict[str, float] = {}
     for name, parameter in stage.model.named_parameters():
@@ -76,8 +80,8 @@ def test_each_term_trains_its_parts_and_the_flow_loss_stops_at_the_latents(featu
 def test_the_default_is_the_plain_loss_and_keeps_nothing_beside_the_autoencoder() -> None:
     torch.manual_seed(0)
     stage = Autoencode(Autoencoder(TINY), AutoencodeConfig())
-    found = stage.loss(pictures(), torch.Generator().manual_seed(3))
-    noise_BChw = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    found = stage.loss(pictures(), draws(3))
+    noise_BChw = draws(3).normal(4, 4, 4)
     decoded_BCHW, raw_BChw = stage.autoencoder.reconstruct(pictures(), noise_BChw)
     error_BCHW = decoded_BCHW - pictures()
     edges = [(error_BCHW.narrow(dim, 1, 15) - error_BCHW.narrow(dim, 0, 15)).abs().mean() for dim in (-2, -1)]
@@ -89,9 +93,9 @@ def test_the_default_is_the_plain_loss_and_keeps_nothing_beside_the_autoencoder(
 
 def test_every_term_enters_with_its_weight(features: PictureFeatures) -> None:
     torch.manual_seed(0)
-    autoencoder, generator = Autoencoder(TINY), torch.Generator()
-    plain = Autoencode(autoencoder, AutoencodeConfig()).loss(pictures(), generator.manual_seed(3))
-    found = Autoencode(autoencoder, EVERY, features).loss(pictures(), generator.manual_seed(3))
+    autoencoder = Autoencoder(TINY)
+    plain = Autoencode(autoencoder, AutoencodeConfig()).loss(pictures(), draws(3))
+    found = Autoencode(autoencoder, EVERY, features).loss(pictures(), draws(3))
     extra = sum(0.1 * found.metrics[name] for name in ("perceptual", "alignment", "flow", "flow_alignment"))
     assert found.loss.item() == pytest.approx(plain.loss.item() + extra, rel=1e-5)
     assert all(0 < found.metrics[name] < 4 for name in ("perceptual", "alignment", "flow", "flow_alignment"))

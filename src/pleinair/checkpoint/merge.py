@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from pleinair.checkpoint.store import MANIFEST, digest_file, read_document, verify_checkpoint
-from pleinair.config import to_document
+from pleinair.checkpoint.manifests import MANIFEST, identity, manifest_text
+from pleinair.checkpoint.pieces import INDEX, TensorPieces, fill, read_index, tensor_files
+from pleinair.checkpoint.shards import DTYPE_NAMES, tensor_bytes
+from pleinair.checkpoint.store import digest_file, read_document, verify_checkpoint
 from pleinair.records.checkpoint import CheckpointManifest
 from pleinair.records.errors import CheckpointError
 
@@ -51,9 +52,7 @@ class Source:
     @property
     def tensor_files(self) -> list[str]:
         """Files of tensors to merge."""
-        return sorted(
-            name for name in self.manifest.files if name.endswith(".safetensors") and name not in TRAINING_FILES
-        )
+        return [name for name in tensor_files(self.directory, self.manifest.files) if name not in TRAINING_FILES]
 
 
 def merge_checkpoints(paths: Sequence[Path], weights: Weighting = "uniform", *, out: Path) -> Path:
@@ -147,9 +146,8 @@ def _check_one_run(sources: Sequence[Source]) -> None:
 
 
 def _check_descent(origin: Source, child: Source) -> None:
-    known = {file.sha256 for file in origin.manifest.files.values()}
     lineage = child.run.get("lineage", [])
-    if not any(ancestor["weights_sha256"] in known for ancestor in lineage):
+    if not any(ancestor["identity"] == identity(origin.manifest) for ancestor in lineage):
         came_from = lineage[-1]["checkpoint"] if lineage else "random weights"
         raise CheckpointError(
             f"{child.directory} does not descend from {origin.directory} but from {came_from}: combine models of one parent"
@@ -161,7 +159,7 @@ def _check_tensors(first: Source, other: Source) -> None:
         differing = sorted(set(first.tensor_files) ^ set(other.tensor_files))
         raise CheckpointError(f"{differing[0]} is only in one of {first.directory} and {other.directory}")
     for name in first.tensor_files:
-        shapes = [_shapes(source.directory / name) for source in (first, other)]
+        shapes = [_shapes(source.directory, name) for source in (first, other)]
         if shapes[0] != shapes[1]:
             keys = sorted(
                 key for key in shapes[0].keys() | shapes[1].keys() if shapes[0].get(key) != shapes[1].get(key)
@@ -177,12 +175,12 @@ def _check_tensors(first: Source, other: Source) -> None:
 
 
 def _kept_documents(source: Source) -> list[str]:
-    return sorted(name for name in source.manifest.files if name.endswith(".json") and name not in TRAINING_FILES)
+    left_out = TRAINING_FILES | {INDEX}
+    return sorted(name for name in source.manifest.files if name.endswith(".json") and name not in left_out)
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+def _shapes(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
+    return {key: pieces.shape for key, pieces in read_index(directory, name).items()}
 
 
 def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[str, Any], run: dict[str, Any]) -> Path:
@@ -195,7 +193,7 @@ def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[st
     staging.mkdir(parents=True)
     try:
         for name in last.tensor_files:
-            stream_tensors([source.directory / name for source in sources], merge, staging / name)
+            stream_tensors([source.directory for source in sources], name, merge, staging / name)
         for name in _kept_documents(last):
             shutil.copyfile(last.directory / name, staging / name)
         kept = {"seed": run.get("seed"), "lineage": run.get("lineage", []), **document}
@@ -207,7 +205,7 @@ def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[st
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files={path.name: digest_file(path) for path in sorted(staging.iterdir())},
         )
-        (staging / MANIFEST).write_text(json.dumps(to_document(manifest), indent=2) + "\n")
+        (staging / MANIFEST).write_text(manifest_text(manifest))
         os.replace(staging, out)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -215,31 +213,33 @@ def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[st
     return out
 
 
-def stream_tensors(inputs: Sequence[Path], merge: Merge, output: Path) -> None:
+def stream_tensors(directories: Sequence[Path], name: str, merge: Merge, output: Path) -> None:
     """Write a safetensors file whose every tensor is merged from the inputs', one tensor in memory at a time.
 
-    Floating tensors are written as float32; others must be equal and are copied. Frozen ones that are equal stay equal.
+    The inputs may be in pieces. Floating tensors are written as float32; others must be equal and are copied. Frozen ones
+    that are equal stay equal.
     """
-    with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(path, framework="pt")) for path in inputs]
-        header, end = {}, 0
-        for key in sorted(files[0].keys()):
-            piece = files[0].get_slice(key)
-            shape, kind = piece.get_shape(), piece.get_dtype()
-            if kind in ("F64", "F32", "F16", "BF16"):
-                kind, width = "F32", 4
-            else:
-                width = files[0].get_tensor(key).element_size()
-            begin, end = end, end + width * _count(shape)
-            header[key] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with output.open("wb") as written:
-            written.write(len(text).to_bytes(8, "little") + text)
-            for key in header:
-                written.write(_bytes(_merged(key, [file.get_tensor(key) for file in files], merge)))
-            written.flush()
-            os.fsync(written.fileno())
+    indices = [read_index(directory, name) for directory in directories]
+    header, end = {}, 0
+    for key, pieces in sorted(indices[0].items()):
+        dtype = torch.float32 if pieces.dtype.is_floating_point else pieces.dtype
+        begin, end = end, end + dtype.itemsize * math.prod(pieces.shape)
+        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": pieces.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with output.open("wb") as written:
+        written.write(len(text).to_bytes(8, "little") + text)
+        for key in header:
+            inputs = (_read(*place, key) for place in zip(directories, indices, strict=True))
+            written.write(tensor_bytes(_merged(key, list(inputs), merge)))
+        written.flush()
+        os.fsync(written.fileno())
+
+
+def _read(directory: Path, index: Mapping[str, TensorPieces], key: str) -> Tensor:
+    tensor = torch.empty(index[key].shape, dtype=index[key].dtype)
+    fill(directory, index, {key: tensor})
+    return tensor
 
 
 def _merged(key: str, tensors: Sequence[Tensor], merge: Merge) -> Tensor:
@@ -249,15 +249,3 @@ def _merged(key: str, tensors: Sequence[Tensor], merge: Merge) -> Tensor:
             raise CheckpointError(f"{key} holds whole numbers that differ: such tensors have no average")
         return tensors[0]
     return tensors[0].float() if equal else merge(tensors)
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(raw)

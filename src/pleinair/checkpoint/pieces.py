@@ -204,6 +204,16 @@ def read_index(directory: Path, name: str) -> dict[str, TensorPieces]:
     }
 
 
+def tensor_files(directory: Path, files: Iterable[str]) -> list[str]:
+    """The names that tensors were saved under, of a checkpoint's files: those of pieces are not among them."""
+    stored = {name for name in files if name.endswith(".safetensors")}
+    if not (directory / INDEX).exists():
+        return sorted(stored)
+    index = index_from_document(json.loads((directory / INDEX).read_text()))
+    pieces = {piece.file for state in index.values() for tensor in state.values() for piece in tensor.pieces}
+    return sorted(stored - pieces | set(index))
+
+
 def fill(directory: Path, index: Mapping[str, TensorPieces], state: Mapping[str, Tensor]) -> int:
     """Copy into every tensor of `state` what its process holds of it; returns the bytes read.
 

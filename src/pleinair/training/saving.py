@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import load_into, newest_checkpoint, read_document, read_manifest, verify_checkpoint
 from pleinair.records.errors import CheckpointError
 from pleinair.training.optimisers import optimiser_tensors, ready_moments
@@ -138,7 +139,7 @@ def start_from(run: Run[Any], parent: Parent) -> None:
             "checkpoint": str(parent.checkpoint),
             "step": manifest.step,
             "config_digest": manifest.config_digest,
-            "weights_sha256": manifest.files[run.stage.weights_file].sha256,
+            "identity": identity(manifest),
             "with_optimiser": parent.with_optimiser,
         },
     ]
