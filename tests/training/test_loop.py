@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pleinair.checkpoint.merge import merge_checkpoints
 from pleinair.checkpoint.manifests import identity
+from pleinair.checkpoint.merge import merge_checkpoints
 from pleinair.checkpoint.store import list_checkpoints, read_document, read_manifest, read_tensors
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.training.averaging import MovingAverage
