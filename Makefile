@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model bench-curation clean
+.PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training clean
 
 demo: $(VENV)/installed
 	$(BIN)/pleinair run demo
@@ -29,7 +29,7 @@ drawings-64: $(VENV)/installed
 from-scratch: $(VENV)/installed
 	$(BIN)/pleinair run demo --from-scratch
 
-bench-krablet bench-model bench-curation: bench-%: $(VENV)/installed
+bench-krablet bench-model bench-curation bench-training: bench-%: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$*
 
 $(VENV)/installed: pyproject.toml constraints.txt
