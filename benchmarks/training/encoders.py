@@ -1,7 +1,5 @@
 """What each loss of the autoencoder gives: short runs from the same start on drawings, judged on held-out drawings.
 
-    python -m benchmarks.training.encoders [--steps 400] [--seeds 2] [--output benchmarks/training/encoders.json]
-
 Variants are interleaved (all of a seed before the next seed). Every figure is of pairs of concept and style that no run
 saw. "flow loss" is that of a small flow model trained afterwards on the latents at equal variance: lower is easier to
 generate, but also where latents hold less, so it is read beside PSNR. The distances are in EfficientNet-Lite0 features
@@ -10,9 +8,7 @@ and compare with nothing outside this table; `early` is what the perceptual term
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
 import statistics
 import tempfile
@@ -26,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.krablet.rounds import Result, commit, machine, result
+from benchmarks.curation.figures import Aim
+from benchmarks.krablet.rounds import Result, result
 from pleinair.cli.places import cache_dir
 from pleinair.curation.pictures import decode
 from pleinair.curation.sources import TRAINING_STYLES, DrawingsSource, PictureRow, open_image
@@ -48,11 +45,15 @@ VARIANTS: Mapping[str, AutoencodeConfig] = {
     "default": AutoencodeConfig(),
     "perceptual": AutoencodeConfig(perceptual_weight=0.1),
     "alignment": AutoencodeConfig(alignment_weight=0.1),
-    "flow alignment": AutoencodeConfig(flow_weight=0.1, flow_alignment_weight=0.1),
+    "flow_alignment": AutoencodeConfig(flow_weight=0.1, flow_alignment_weight=0.1),
     "all": AutoencodeConfig(perceptual_weight=0.1, alignment_weight=0.1, flow_weight=0.1, flow_alignment_weight=0.1),
-    "flow loss into encoder": AutoencodeConfig(flow_weight=0.1, flow_reaches_encoder=True),
+    "flow_loss_into_encoder": AutoencodeConfig(flow_weight=0.1, flow_reaches_encoder=True),
 }
-FIGURES = ("PSNR, dB", "SSIM", "early distance", "late distance", "flow loss", "CPU seconds a step")
+FIGURES = ("psnr", "ssim", "early_distance", "late_distance", "flow_loss", "cpu_seconds_a_step")
+STEPS, NUM_TRAINING, NUM_HELD_OUT = 300, 4000, 256
+AIMS = (
+    Aim(what="losses of the autoencoder, held-out drawings", name="autoencoder_*", note="no aim: beside the default"),
+)
 
 
 def drawings(work: Path, num_training: int, num_held_out: int) -> PictureSet:
@@ -143,22 +144,22 @@ def judged(autoencoder: Autoencoder, held_out: PictureSet, features: PictureFeat
     return {name: torch.cat(parts).mean().item() for name, parts in values.items()}
 
 
-def run(options: argparse.Namespace) -> None:
-    """All runs; the figures so far are written after every seed."""
-    pictures = drawings(options.work, options.pictures, options.held_out)
+def measure(rounds: int) -> list[Result]:
+    """Every figure of every variant, `rounds` seeds each."""
+    torch.set_num_threads(1)
+    pictures = drawings(cache_dir() / "bench", NUM_TRAINING, NUM_HELD_OUT)
     seen, unseen = pictures.where(~pictures.held_out), pictures.where(pictures.held_out)
     features = PictureFeatures(load_efficientnet(fetch_efficientnet(cache_dir() / "efficientnet-lite0")))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for seed in range(options.seeds):
+    for seed in range(rounds):
         for name, config in VARIANTS.items():
-            autoencoder, seconds = trained(config, seen, features, options.steps, seed)
-            figures = judged(autoencoder, unseen, features) | {"CPU seconds a step": seconds}
+            autoencoder, seconds = trained(config, seen, features, STEPS, seed)
+            figures = judged(autoencoder, unseen, features) | {"cpu_seconds_a_step": seconds}
             latents = (latents_of(autoencoder, each) for each in (seen, unseen))
-            figures["flow loss"] = probe_loss(*latents, options.probe_steps, seed)
+            figures["flow_loss"] = probe_loss(*latents, STEPS, seed)
             found[name].append(figures)
             print(seed, name, ", ".join(f"{key} {figures[key]:.4f}" for key in FIGURES), flush=True)
-        where = {"commit": commit(), "machine": machine()}
-        options.output.write_text(json.dumps([row | where for row in rows(found)], indent=2) + "\n")
+    return list(rows(found))
 
 
 def rows(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Result]:
@@ -167,24 +168,9 @@ def rows(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Result]
         values = [figures[figure] for figures in found[name]]
         mean, base = statistics.mean(values), statistics.mean(figures[figure] for figures in found["default"])
         yield result(
-            f"{figure}, {name}", mean, "by seed: " + ", ".join(f"{v:.4f}" for v in values), "default", mean / base
+            f"autoencoder_{name}_{figure}",
+            mean,
+            "by seed: " + ", ".join(f"{v:.4f}" for v in values),
+            "default",
+            mean / base,
         )
-
-
-def main() -> None:
-    """Print a line per run and write the means."""
-    parser = argparse.ArgumentParser(description="losses of the autoencoder, on held-out drawings")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--probe-steps", type=int, default=400)
-    parser.add_argument("--pictures", type=int, default=4000)
-    parser.add_argument("--held-out", type=int, default=256)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=cache_dir() / "benchmarks")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("encoders.json"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    run(options)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,30 +1,28 @@
 """What training a LoRA on the released size takes, and which of it fits on a card of 12, 16 and 24 GiB.
 
-    python -m benchmarks.training.fine_tuning [--rank 16] [--output FILE]
-
 The plans run the step on shapes alone; tests/model/test_lora_memory.py holds the same counting against a real process.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.krablet.rounds import commit, machine, result
+from benchmarks.curation.figures import Aim
+from benchmarks.krablet.rounds import Result, result
 from pleinair.model.fine_tuning_plan import MemoryPlan, fine_tuning_plan
 from pleinair.model.lora import LoraConfig
 from pleinair.model.transformer import TransformerConfig
 
+AIMS = (
+    Aim(what="a LoRA of rank 16 on the 12.82B model, planned", name="fine_tuning_plan_*", note="no aim in numbers"),
+)
 GIB = 2**30
+RANK = 16
 CARDS_GIB = (12, 16, 24)
 MARGIN_BYTES = 1_000_000_000
 """Left for the library's context and the allocator's rounding."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    f"{'8-bit' if bits == 8 else 'bf16'} base, {'offloaded' if offload else 'resident'}, {resolution} px": {
+    f"{bits}_bit_{'offloaded' if offload else 'resident'}_{resolution}px": {
         "base_bits": bits,
         "offload": offload,
         "checkpointing": True,
@@ -42,20 +40,11 @@ def smallest_card(plan: MemoryPlan) -> str:
     return f"fits {fitting[0]} GiB" if fitting else f"needs more than {CARDS_GIB[-1]} GiB"
 
 
-def main() -> None:
-    """Print every plan and write the totals."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("fine_tuning.json"))
-    options = parser.parse_args()
-    where = {"commit": commit(), "machine": f"{machine()}, torch {torch.__version__}, planned on shapes"}
+def measure(rounds: int) -> list[Result]:
+    """The total of every plan; `rounds` is not used, nothing is timed."""
     rows = []
     for name, settings in SETTINGS.items():
-        plan = fine_tuning_plan(TransformerConfig(), LoraConfig(rank=options.rank), **settings)
+        plan = fine_tuning_plan(TransformerConfig(), LoraConfig(rank=RANK), **settings)
         print(f"{name}: {plan}; {smallest_card(plan)}", flush=True)
-        rows.append({**result(f"fine_tuning_plan, rank {options.rank}, {name}", plan.total / 1e9, "GB"), **where})
-    options.output.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        rows.append(result(f"fine_tuning_plan_{name}", plan.total / 1e9, f"GB on the device, {smallest_card(plan)}"))
+    return rows

@@ -1,6 +1,6 @@
 """The transformer in training, against diffusers' class with the same weights: parity, speed, padding, share of the peak.
 
-    python -m benchmarks.training.model [parity_model step_vs_diffusers ...] [--rounds 5] [--output FILE]
+    python -m benchmarks.training model        all of it; `measure_some(("peak_share",), 5)` from Python
 
 One thread, process CPU time, everything compared run in turn within each round; a ratio is the median over rounds of the
 round's own ratio. The model is 12 blocks of width 384 (6 query and 2 key heads, SwiGLU 1024, text of 4 layers x 256) in
@@ -9,13 +9,10 @@ bfloat16. "compiled" compiles the repeated blocks one by one, on both sides.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -24,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.krablet.rounds import Result, commit, machine, result
+from benchmarks.curation.figures import Aim
+from benchmarks.krablet.rounds import Result, result
 from pleinair.model.attention import attend
 from pleinair.model.formats import diffusers_config
 from pleinair.model.packed_text import pack_text, rank_skew, text_budget
@@ -47,6 +45,20 @@ SIDE = 16
 """Image tokens per side: 256 px."""
 PEER = f"diffusers {diffusers.__version__}"
 MATMUL_SIDE = 1536
+AIMS = (
+    Aim(what="largest difference to diffusers, fp32, every weight random", name="parity_model", most=10),
+    Aim(what="the same, padded text of mixed lengths", name="parity_model_padded", most=10),
+    Aim(what="the same, text packed", name="parity_model_packed", most=10),
+    Aim(what="forward and backward, bf16, 256 + 64 tokens, compiled blocks", name="step_vs_diffusers", of="ratio", least=1.05),
+    Aim(what="the same, eager", name="step_vs_diffusers_eager"),
+    Aim(what="forward alone, compiled", name="step_vs_diffusers_forward", of="ratio", least=1.05),
+    Aim(what="forward alone, eager", name="step_vs_diffusers_forward_eager"),
+    Aim(what="about 105 of 512 text slots valid, mixed lengths", name="step_padded_vs_diffusers", of="ratio", least=2.3),
+    Aim(what="the same, eager", name="step_padded_vs_diffusers_eager"),
+    Aim(what="the same, compiled, text packed to a budget", name="step_padded_vs_diffusers_packed"),
+    Aim(what="a training step's share of the matrix product's peak, width 384", name="peak_share_384", of="ratio", least=0.55),
+    Aim(what="the same, width 1024", name="peak_share_1024", of="ratio", least=0.55),
+)  # fmt: skip
 Call = Callable[[], Tensor]
 
 
@@ -135,13 +147,14 @@ def parity_model(rounds: int) -> Iterator[Result]:
     """Largest difference to diffusers in float32, every parameter random."""
     ours, theirs = make_models()
     lengths = mixed_lengths(4, 64)
-    for name, mask in (("no padding", None), ("mixed lengths", torch.arange(64) < lengths.div(4).long()[:, None])):
+    for name, mask in (("", None), ("_padded", torch.arange(64) < lengths.div(4).long()[:, None])):
         calls = make_calls(ours, theirs, 4, mask, 64)
         expected = calls.pop("diffusers")()
         for kind, call in calls.items():
             difference = float((call() - expected).abs().max())
             of = f"{PEER}, output deviation {float(expected.std()):.2f}"
-            yield result(f"parity_model, {name}, {kind}", 1e6 * difference, "1e-6, largest difference", of)
+            row = f"parity_model{'_packed' if kind == 'packed' else name}"
+            yield result(row, 1e6 * difference, "1e-6, largest difference", of)
 
 
 def step_vs_diffusers(rounds: int) -> Iterator[Result]:
@@ -153,7 +166,7 @@ def step_padded_vs_diffusers(rounds: int) -> Iterator[Result]:
     """512 text slots of which about 105 are valid, mixed lengths, batch 4."""
     lengths = mixed_lengths(4, 512)
     mask = torch.arange(512) < lengths[:, None]
-    yield result("step_padded_vs_diffusers, valid rows", float(lengths.float().mean()), "rows per prompt")
+    yield result("step_padded_valid_rows", float(lengths.float().mean()), "text rows per prompt")
     yield from _steps("step_padded_vs_diffusers", rounds, 4, mask, 512, ("ours", "packed"))
 
 
@@ -166,12 +179,11 @@ def _steps(
             compile_blocks(ours)
             compile_blocks(theirs)
         calls = make_calls(ours, theirs, batch, mask, num_text)
-        for passes, backward in (("forward", False), ("forward + backward", True)):
+        for passes, backward in (("_forward", False), ("", True)):
             taken = interleaved({n: lambda c=c, b=backward: seconds(c, b) for n, c in calls.items()}, rounds)
             for name in mine:
-                yield against(f"{row}, {passes}, {way}, {name}", taken, name, "diffusers")
-            if len(mine) > 1:
-                yield against(f"{row}, {passes}, {way}, packed to ours padded", taken, mine[1], mine[0], "ours padded")
+                kind = ("" if name == "ours" else f"_{name}") + ("" if way == "compiled" else "_eager")
+                yield against(f"{row}{passes}{kind}", taken, name, "diffusers")
 
 
 def peak_share(rounds: int) -> Iterator[Result]:
@@ -192,7 +204,7 @@ def peak_share(rounds: int) -> Iterator[Result]:
         peak = 2 * MATMUL_SIDE**3 / statistics.median(taken["matmul"])
         reached = counter.get_total_flops() / statistics.median(taken["step"])
         shown = f"matmul {MATMUL_SIDE}^3: {peak / 1e9:.0f} GFLOP/s"
-        yield result(f"peak_share, width {width}, compiled", reached / 1e9, "GFLOP/s", shown, reached / peak)
+        yield result(f"peak_share_{width}", reached / 1e9, "GFLOP/s", shown, reached / peak)
 
 
 def packed_attention(rounds: int) -> Iterator[Result]:
@@ -212,11 +224,11 @@ def packed_attention(rounds: int) -> Iterator[Result]:
         "padded": lambda: attend(*batch, mask),
         "flex": lambda: flex(*(x.detach().transpose(1, 2) for x in row), block_mask=block_mask, enable_gqa=True),
     }
-    for passes, backward in (("forward", False), ("forward + backward", True)):
+    for passes, backward in (("_forward", False), ("", True)):
         chosen = {n: c for n, c in calls.items() if n != "flex" or not backward}
         taken = interleaved({n: lambda c=c, b=backward: seconds(c, b) for n, c in chosen.items()}, 2 * rounds)
         for other in sorted(chosen.keys() - {"slices"}):
-            yield against(f"packed_attention, {passes}, slices to {other}", taken, "slices", other, other)
+            yield against(f"packed_attention{passes}_{other}", taken, "slices", other, other)
 
 
 def text_skew(rounds: int) -> Iterator[Result]:
@@ -224,10 +236,10 @@ def text_skew(rounds: int) -> Iterator[Result]:
     steps = [[tuple(mixed_lengths(8, 512, 8 * s + r).tolist()) for r in range(8)] for s in range(200)]
     budget = text_budget([lengths for ranks in steps for lengths in ranks])
     padded, packed = rank_skew(steps, SIDE**2), rank_skew(steps, SIDE**2, budget)
-    for name, skew in (("padded to the longest", padded), (f"budget of {budget}", packed)):
-        yield result(f"text_skew, {name}, waiting", 100 * skew.wait_share, "% of rank time")
-        yield result(f"text_skew, {name}, valid tokens", 100 * skew.valid_share, "%")
-        yield result(f"text_skew, {name}, shapes", skew.num_shapes, "shapes")
+    for name, skew, how in (("padded", padded, "to the longest"), ("budget", packed, f"of {budget} text tokens")):
+        yield result(f"text_skew_{name}_waiting", 100 * skew.wait_share, f"% of rank time, {how}")
+        yield result(f"text_skew_{name}_valid", 100 * skew.valid_share, f"% of tokens, {how}")
+        yield result(f"text_skew_{name}_shapes", skew.num_shapes, f"shapes, {how}")
 
 
 ROWS = {
@@ -236,25 +248,18 @@ ROWS = {
 }
 
 
-def main() -> None:
-    """Print and write the chosen rows."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], default=list(ROWS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("model.json"))
-    options = parser.parse_args()
+def measure(rounds: int) -> list[Result]:
+    """All rows."""
+    return measure_some(ROWS, rounds)
+
+
+def measure_some(rows: Iterable[str], rounds: int) -> list[Result]:
+    """The rows named, each printed as it is had."""
     torch.set_num_threads(1)
-    known = json.loads(options.output.read_text()) if options.output.exists() else []
-    kept = [old for old in known if old["name"].split(",")[0] not in options.rows]
-    where = {"commit": commit(), "machine": f"{machine()}, 1 thread, torch {torch.__version__}"}
-    for row in options.rows:
-        for measured in ROWS[row](options.rounds):
+    found = []
+    for row in rows:
+        for measured in ROWS[row](rounds):
             ratio = "" if measured["ratio"] is None else f"{measured['ratio']:6.2f}"
-            print(f"{ratio:6}  {measured['value']:10.6g} {measured['unit']}", end="  ")
-            print(f"{measured['name']}  ({measured['peer']})", flush=True)
-            kept.append({**measured, **where})
-    options.output.write_text(json.dumps(kept, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            print(f"{ratio:6}  {measured['value']:10.6g} {measured['unit']}  {measured['name']}", flush=True)
+            found.append(measured)
+    return found

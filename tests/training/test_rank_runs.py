@@ -1,0 +1,116 @@
+"""Whole runs over real ranks: the engine, Muon, FSDP2, accumulation and the checkpoint writer together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from pleinair.checkpoint.pieces import INDEX
+from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_tensors
+from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
+from pleinair.packs.loader import LatentBatch
+from pleinair.training.engine import Phase, read_records, train
+from pleinair.training.hooks.progress import EachStep
+from pleinair.training.mesh import Mesh, open_mesh
+from pleinair.training.optimisers import OptimiserConfig
+from pleinair.training.rows import part
+from tests.training.ranks import run_ranks
+from tests.training.small_stages import Latents, pretrain_stage, settings
+
+NUM_STEPS, STOP_AFTER = 10, 6
+CONFIG = settings(
+    checkpoint_seconds=1e-9,
+    keep_checkpoints=2,
+    num_micro_batches=2,
+    optimiser=OptimiserConfig(rule="muon", learning_rate=1e-2, warmup_steps=2, decay_share=0.0),
+)
+
+
+class Share:
+    """A rank's rows of every batch."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh, self.whole = mesh, Latents()
+
+    def batch(self, step: int) -> LatentBatch:
+        rows = self.whole.rows // self.mesh.num_data_ranks
+        shared: LatentBatch = part(self.whole.batch(step), self.mesh.data_rank * rows, (self.mesh.data_rank + 1) * rows)
+        return shared
+
+    def keys(self, step: int) -> list[str]:
+        return self.batch(step).keys
+
+
+def run(directory: Path, mesh: Mesh, stop_after: int = NUM_STEPS) -> None:
+    def stop(record: Any, total: int) -> None:
+        if record.step + 1 > stop_after:
+            raise KeyboardInterrupt
+
+    stage = pretrain_stage()
+    parallelize(stage.model, mesh.device_mesh, ParallelConfig(mesh=MeshConfig(shard=mesh.world_size)))
+    phases = [Phase("latents", NUM_STEPS, 8, Share(mesh))]
+    train(stage, phases, CONFIG, directory, config_digest="d", mesh=mesh, hooks=[EachStep(stop)], on_message=print)
+
+
+def on_a_rank(directory: Path, ports: Sequence[int]) -> None:
+    os.environ["MASTER_PORT"] = str(ports[0])
+    with open_mesh(MeshConfig(shard=2), collective_timeout_seconds=300) as mesh:
+        run(directory / "whole", mesh)
+        with pytest.raises(KeyboardInterrupt):
+            run(directory / "stopped", mesh, STOP_AFTER)
+        run(directory / "stopped", mesh)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("ranks")
+    run_ranks(2, partial(on_a_rank, directory), 1)
+    run(directory / "alone", Mesh())
+    return directory
+
+
+def losses(directory: Path) -> list[float]:
+    return [record.loss for record in read_records(directory / "steps.jsonl")]
+
+
+def final(directory: Path) -> dict[str, Tensor]:
+    return read_tensors(list_checkpoints(directory / "checkpoints")[-1], "transformer.safetensors")
+
+
+def test_two_ranks_have_the_losses_and_weights_of_one(runs: Path) -> None:
+    # Muon's Newton-Schulz steps are in bfloat16, which magnifies rounding; test_parallel holds AdamW to 1e-5.
+    assert losses(runs / "whole") == pytest.approx(losses(runs / "alone"), abs=1e-4)
+    expected = final(runs / "alone")
+    for name, values in final(runs / "whole").items():
+        assert (values - expected[name]).abs().max() < 1e-3, name
+
+
+def test_ranks_that_stop_go_on_bit_for_bit(runs: Path) -> None:
+    assert losses(runs / "stopped") == losses(runs / "whole")
+
+
+def test_every_rank_writes_its_pieces_and_the_checkpoint_verifies(runs: Path) -> None:
+    newest = newest_checkpoint(runs / "whole" / "checkpoints")
+    assert newest is not None
+    files = {path.name for path in newest.iterdir()}
+    assert {INDEX, "transformer.rank-00000.safetensors", "transformer.rank-00001.safetensors"} <= files
+    assert [path.name for path in list_checkpoints(runs / "whole" / "checkpoints")] == [
+        "step-00000009",
+        "step-00000010",
+    ]
+
+
+def test_a_run_of_two_ranks_goes_on_in_one_process(runs: Path) -> None:
+    earlier = list_checkpoints(runs / "whole" / "checkpoints")[0]
+    kept = losses(runs / "whole")
+    list_checkpoints(runs / "whole" / "checkpoints")[1].rename(runs / "set aside")
+    run(runs / "whole", Mesh())
+    assert earlier.name == "step-00000009"
+    assert losses(runs / "whole")[:9] == kept[:9]
+    assert losses(runs / "whole")[9] == pytest.approx(kept[9], abs=1e-5)
