@@ -88,7 +88,7 @@ def test_two_ranks_have_the_losses_and_weights_of_one(runs: Path) -> None:
     assert losses(runs / "whole") == pytest.approx(losses(runs / "alone"), abs=1e-4)
     expected = final(runs / "alone")
     for name, values in final(runs / "whole").items():
-        assert (values - expected[name]).abs().max() < 1e-3, name
+        assert (values - expected[name]).abs().max() < 5e-3, name  # ten steps move a weight by up to 1e-1
 
 
 def test_ranks_that_stop_go_on_bit_for_bit(runs: Path) -> None:
