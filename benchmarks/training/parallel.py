@@ -28,7 +28,7 @@ from pleinair.model.memory import CHECKPOINTINGS, estimate_memory, format_table,
 from pleinair.model.parallelize import Checkpointing, MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.training.mesh import open_mesh
-from pleinair.training.reductions import clip_gradients, mean_over_data
+from pleinair.training.reductions import clip_gradients, mean_metrics
 
 SMALL = TransformerConfig(
     width=64,
@@ -113,7 +113,7 @@ def losses(mesh_config: MeshConfig) -> list[float]:
             clip_gradients(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad()
-            course.append(mean_over_data(loss.detach(), mesh))
+            course.append(mean_metrics({"loss": loss.detach()}, mesh)["loss"])
     return course
 
 

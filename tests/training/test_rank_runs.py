@@ -84,11 +84,11 @@ def final(directory: Path) -> dict[str, Tensor]:
 
 
 def test_two_ranks_have_the_losses_and_weights_of_one(runs: Path) -> None:
-    # Muon's Newton-Schulz steps are in bfloat16, which magnifies rounding; test_parallel holds AdamW to 1e-5.
+    # Muon's Newton-Schulz steps, in bfloat16, magnify rounding in small directions; test_parallel holds AdamW to 1e-5.
     assert losses(runs / "whole") == pytest.approx(losses(runs / "alone"), abs=1e-4)
     expected = final(runs / "alone")
     for name, values in final(runs / "whole").items():
-        assert (values - expected[name]).abs().max() < 5e-3, name  # ten steps move a weight by up to 1e-1
+        assert (values - expected[name]).norm() <= 0.03 * expected[name].norm(), name
 
 
 def test_ranks_that_stop_go_on_bit_for_bit(runs: Path) -> None:
