@@ -93,7 +93,12 @@ def test_a_heartbeat_loses_no_step_between_the_events_it_writes(tmp_path: Path) 
 
 
 def test_a_log_that_cannot_be_written_costs_the_line_and_not_the_run(tmp_path: Path) -> None:
-    Heartbeat(tmp_path / "no folder" / "events.jsonl", rank=0)(1)
+    log = tmp_path / "no folder" / "events.jsonl"
+    beat = Heartbeat(log, rank=0)
+    beat(1)
+    log.parent.mkdir()
+    beat.saved(1, stall_seconds=0.1, write_seconds=0.2)
+    assert [event.kind for event in read_events(log)] == ["checkpoint"]
 
 
 def test_the_events_and_the_launcher_come_without_torch() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pleinair.config import to_document
-from pleinair.model.fine_tuning_plan import AllocationCounter, MemoryPlan, fine_tuning_plan
+from pleinair.model.allocations import AllocationCounter
+from pleinair.model.fine_tuning_plan import MemoryPlan, fine_tuning_plan
 from pleinair.model.lora import LoraConfig
 from pleinair.model.transformer import TransformerConfig, count_parameters
 from pleinair.records.errors import ConfigError

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pleinair.model.memory import AllocationCounter, MemoryEstimate, TableRow, estimate_memory, format_table
+from pleinair.model.allocations import AllocationCounter
+from pleinair.model.memory import MemoryEstimate, TableRow, estimate_memory, format_table
 from pleinair.model.parallelize import Checkpointing, MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig, count_parameters
 from pleinair.records.errors import ConfigError
@@ -49,7 +50,7 @@ def real_step(checkpointing: Checkpointing) -> tuple[int, int, dict[str, Tensor]
     timestep = torch.rand(BATCH, generator=generator)
     with AllocationCounter() as counter:
         loss = model(latents, timestep, features).square().mean()
-        saved = counter.current
+        saved = counter.alive
         loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert len(gradients) == len(dict(model.named_parameters()))

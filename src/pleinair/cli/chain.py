@@ -10,7 +10,6 @@ look for what is new, those marked `once` are skipped while what they were made 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import json
 import os
@@ -20,12 +19,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pleinair.cluster.processes import end_with_parent
 from pleinair.records.errors import ConfigError, PleinairError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pleinair.recipes.chain import Chain, Step
 
 KEPT_LINES = 40
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _started(command: list[str]) -> subprocess.Popen[str]:
     # Python swallows what a signal handler raises while it forks, and a SIGTERM of just then would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_between_fork_and_exec())
     except BaseException:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         raise
@@ -163,10 +162,15 @@ def _started(command: list[str]) -> subprocess.Popen[str]:
     return process
 
 
-def _end_with_parent() -> None:
-    """Between fork and exec."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+def _between_fork_and_exec() -> Callable[[], None]:
+    end = end_with_parent(signal.SIGTERM)
+
+    def prepare() -> None:
+        if end is not None:
+            end()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    return prepare
 
 
 def _children_cpu_seconds() -> float:

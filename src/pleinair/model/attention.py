@@ -54,10 +54,7 @@ class Attention(nn.Module):
         mix_values: MixValues | None = None,
     ) -> Tensor:
         """Attend over S; rows where a mask is False are read by nobody."""
-        queries = self.queries(x_BSD, rotations_SP2)
-        keys, values = self.keys_and_values(x_BSD, rotations_SP2)
-        values = values if mix_values is None else mix_values(values)
-        return self.finish(attend(queries, keys, values, mask), x_BSD)
+        return _attended(self, x_BSD, rotations_SP2, mask, mix_values)
 
     def queries(self, x_BSD: Tensor, rotations_SP2: Tensor | None) -> Tensor:
         """(B, S, N, K), normalised and rotated."""
@@ -71,6 +68,19 @@ class Attention(nn.Module):
     def finish(self, attended_BSNK: Tensor, x_BSD: Tensor) -> Tensor:
         """What attention gives back to the residual, (B, S, D)."""
         return _gated(attended_BSNK, x_BSD, self.to_gate, self.to_out[0])
+
+
+def _attended(
+    module: Attention | LatentAttention,
+    x_BSD: Tensor,
+    rotations_SP2: Tensor | None,
+    mask: Mask,
+    mix_values: MixValues | None,
+) -> Tensor:
+    queries = module.queries(x_BSD, rotations_SP2)
+    keys, values = module.keys_and_values(x_BSD, rotations_SP2)
+    values = values if mix_values is None else mix_values(values)
+    return module.finish(attend(queries, keys, values, mask), x_BSD)
 
 
 def _place(norm: RMSNorm, x_BSNK: Tensor, rotations_SP2: Tensor | None) -> Tensor:
@@ -121,10 +131,7 @@ class LatentAttention(nn.Module):
         mix_values: MixValues | None = None,
     ) -> Tensor:
         """Attend over S; rows where a mask is False are read by nobody."""
-        queries = self.queries(x_BSD, rotations_SP2)
-        keys, values = self.keys_and_values(x_BSD, rotations_SP2)
-        values = values if mix_values is None else mix_values(values)
-        return self.finish(attend(queries, keys, values, mask), x_BSD)
+        return _attended(self, x_BSD, rotations_SP2, mask, mix_values)
 
     def queries(self, x_BSD: Tensor, rotations_SP2: Tensor | None) -> Tensor:
         """(B, S, N, K), the last `rotary_dim` of each head rotated."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from pleinair.model.allocations import AllocationCounter
 from pleinair.model.lora import LoraConfig, add_lora, freeze_base, lora_parameters
 from pleinair.model.quantised_base import quantise_base
 from pleinair.model.transformer import Transformer, TransformerConfig
@@ -104,41 +102,6 @@ def fine_tuning_plan(
         activations=peak - 4 * trained,
         host=host,
     )
-
-
-class AllocationCounter(TorchDispatchMode):
-    """Bytes of tensors made inside: how many are alive, and the most there were. Works on shapes and on real tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive: int = 0
-        self.peak: int = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in given:
-                self._count(leaf.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        self.alive += storage.nbytes()
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._forget, storage.nbytes())
-
-    def _forget(self, num_bytes: int) -> None:
-        self.alive -= num_bytes
 
 
 class _FusedAttention(TorchFunctionMode):

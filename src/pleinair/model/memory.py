@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from pleinair.model.allocations import AllocationCounter
 from pleinair.model.parallelize import Checkpointing, DtypeName, MeshConfig, ParallelConfig, apply_checkpointing
 from pleinair.model.positions import image_rotations
 from pleinair.model.tensor_parallel import shrink_split_parameters, split_parameters
@@ -216,52 +214,13 @@ def _observe(
             parameter.register_post_accumulate_grad_hook(_forget_gradient)
         with AllocationCounter() as counter:
             loss = model(latents, timestep, features).float().square().mean()
-            saved = counter.current
+            saved = counter.alive
             loss.backward()
     return _Observed(saved, counter.peak - saved)
 
 
 def _forget_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-class AllocationCounter(TorchDispatchMode):
-    """Counts the bytes of tensors made while it is active; `current` are those still alive, `peak` the most at once.
-
-    Sees what operators return, on any device and on fake tensors; not what a kernel allocates inside itself.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.current = 0
-        self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(
-        self, function: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operator and count storages it returned that were not there before."""
-        known = {_storage_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and _storage_key(tensor) not in known | self._seen:
-                self._count(tensor)
-        return output
-
-    def _count(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), _storage_key(tensor)
-        self.current += storage.nbytes()
-        self.peak = max(self.peak, self.current)
-        self._seen.add(key)
-        weakref.finalize(storage, self._release, key, storage.nbytes())
-
-    def _release(self, key: int, num_bytes: int) -> None:
-        self.current -= num_bytes
-        self._seen.discard(key)
-
-
-def _storage_key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 # --- the released model on real machines
