@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pleinair.checkpoint.pieces import INDEX
 from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_tensors
+from pleinair.cli.main import main
 from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
 from pleinair.packs.loader import LatentBatch
 from pleinair.training.engine import Phase, read_records, train
@@ -104,6 +106,15 @@ def test_every_rank_writes_its_pieces_and_the_checkpoint_verifies(runs: Path) ->
         "step-00000009",
         "step-00000010",
     ]
+
+
+def test_what_two_ranks_wrote_is_converted_like_any_checkpoint(runs: Path, tmp_path: Path) -> None:
+    newest = list_checkpoints(runs / "whole" / "checkpoints")[-1]
+    assert main(["convert", str(newest), str(tmp_path / "out"), "--to", "pleinair"]) == 0
+    converted = load_file(tmp_path / "out" / "transformer.safetensors")
+    expected = final(runs / "whole")
+    assert converted.keys() == expected.keys()
+    assert all(converted[name].equal(values) for name, values in expected.items())
 
 
 def test_a_run_of_two_ranks_goes_on_in_one_process(runs: Path) -> None:

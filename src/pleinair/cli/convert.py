@@ -66,6 +66,7 @@ def _convert_lora(options: argparse.Namespace) -> str:
 def _convert_weights(options: argparse.Namespace) -> str:
     import torch
 
+    from pleinair.checkpoint.whole import in_one_piece
     from pleinair.model.formats import open_weights, write_weights
     from pleinair.records.errors import ConfigError
 
@@ -74,9 +75,10 @@ def _convert_weights(options: argparse.Namespace) -> str:
         raise ConfigError(f"{options.input} holds weights, and {refused} is for a LoRA: use --to {', '.join(_LAYOUTS)}")
     if options.dtype is not None and options.to == "native-mixed":
         raise ConfigError(f"--dtype {options.dtype} with --to native-mixed, which has its own dtypes: leave one out")
-    weights = open_weights(options.input)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    path: Path = write_weights(
-        weights.config, weights.tensors, options.output, options.to, dtype=dtype, shard_bytes=options.shard_bytes
-    )
+    with in_one_piece(Path(options.input)) as place:
+        weights = open_weights(place)
+        path: Path = write_weights(
+            weights.config, weights.tensors, options.output, options.to, dtype=dtype, shard_bytes=options.shard_bytes
+        )
     return f"{len(weights.tensors)} tensors, {weights.layout} to {options.to}: {path}"

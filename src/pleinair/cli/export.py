@@ -37,10 +37,12 @@ def export(options: argparse.Namespace) -> int:
     if options.to == "package":
         print(f"package: {export_package(Path(options.checkpoint), Path(options.output))}")
         return 0
+    from pleinair.checkpoint.whole import in_one_piece
     from pleinair.model.formats import open_weights, write_weights
 
-    weights = open_weights(options.checkpoint)
-    print(f"{options.to} weights: {write_weights(weights.config, weights.tensors, options.output, options.to)}")
+    with in_one_piece(Path(options.checkpoint)) as place:
+        weights = open_weights(place)
+        print(f"{options.to} weights: {write_weights(weights.config, weights.tensors, options.output, options.to)}")
     return 0
 
 
