@@ -17,6 +17,11 @@ import numpy.typing as npt
 
 from pleinair.records.errors import require
 
+# faiss has no early stop: it does this many rounds at a time, and the last ones must still have lowered the sum of
+# distances by more than this share.
+ROUNDS = 5
+SETTLED = 1e-3
+
 Points = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
@@ -31,24 +36,32 @@ class Clustering:
 
 
 def kmeans(points_ND: Points, num_clusters: int, *, iterations: int = 50, rng: np.random.Generator) -> Clustering:
-    """Lloyd's k-means with squared Euclidean distances from a greedy k-means++ start. Raises ValueError for K > N."""
+    """Lloyd's k-means with squared Euclidean distances from a greedy k-means++ start: at most `iterations` rounds, fewer
+    when the centroids have settled. Raises ValueError for K > N.
+    """
     points_ND = np.ascontiguousarray(points_ND, dtype=np.float32)
     num_points, dim = points_ND.shape
     if not 1 <= num_clusters <= num_points:
         raise ValueError(f"{num_clusters} clusters of {num_points} points: ask for 1 to {num_points}")
-    start_KD = points_ND[greedy_start(points_ND, num_clusters, rng)]
+    centroids_KD = points_ND[greedy_start(points_ND, num_clusters, rng)]
     faiss: Any = require("faiss", "curate")
-    trained = faiss.Kmeans(
-        dim,
-        num_clusters,
-        niter=iterations,
-        # faiss trains on 256 points per cluster unless told otherwise, and warns of fewer than 39.
-        min_points_per_centroid=1,
-        max_points_per_centroid=num_points,
-        seed=int(rng.integers(2**31)),
-    )
-    trained.train(points_ND, init_centroids=start_KD)
-    return assign(points_ND, trained.centroids)
+    seed, before = int(rng.integers(2**31)), np.inf
+    for _ in range(0, iterations, ROUNDS):
+        trained = faiss.Kmeans(
+            dim,
+            num_clusters,
+            niter=ROUNDS,
+            # faiss trains on 256 points per cluster unless told otherwise, and warns of fewer than 39.
+            min_points_per_centroid=1,
+            max_points_per_centroid=num_points,
+            seed=seed,
+        )
+        trained.train(points_ND, init_centroids=centroids_KD)
+        centroids_KD, after = trained.centroids, float(trained.obj[-1])
+        if after >= before * (1 - SETTLED):
+            break
+        before = after
+    return assign(points_ND, centroids_KD)
 
 
 def assign(points_ND: Points, centroids_KD: Points) -> Clustering:
