@@ -44,6 +44,11 @@ def test_up_leaves_the_server_running_and_down_stops_it(
     assert running(stopped_server) is None
 
 
+def test_the_home_of_other_verbs_names_the_same_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pleinair("krablet", "status", "--home", str(tmp_path)) == 1
+    assert f"Postgres in {tmp_path}/postgres is not running" in capsys.readouterr().out
+
+
 def test_embedded_servers_join_take_their_share_and_leave(capsys: pytest.CaptureFixture[str]) -> None:
     parent = Path(tempfile.mkdtemp(prefix="pleinair-test-"))
     parent.chmod(0o755)

@@ -54,12 +54,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def add_directory(parser: argparse.ArgumentParser) -> None:
-    """Add --directory, where the embedded Postgres is."""
+    """Add --directory, where the embedded Postgres is, and --home, the folder it is in, as other verbs name it."""
     from pleinair.cli.places import data_home
 
     default = data_home() / "postgres"
-    parser.add_argument(
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
         "--directory", type=Path, default=default, help="where the embedded Postgres keeps its data (%(default)s)"
+    )
+    place.add_argument(
+        "--home",
+        dest="directory",
+        type=lambda home: Path(home) / "postgres",
+        default=argparse.SUPPRESS,
+        metavar="HOME",
+        help="the same by the folder that other verbs call --home: HOME/postgres",
     )
 
 
