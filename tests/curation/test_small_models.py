@@ -66,6 +66,23 @@ def test_the_towers_pair_things_and_styles_they_never_saw_together(tower: TwoTow
     assert recall.text_to_picture[2] == recall.picture_to_text[2] == 1.0
 
 
+def test_pictures_that_share_a_text_weigh_as_much_as_one(tower: TwoTower) -> None:
+    alone = spoken(held_out=True)
+    first = alone.texts[0][0]
+    known = retrieval(tower, alone, way=0).picture_to_text[0]
+    crowd = SpokenPictures(
+        alone.encoder_name,
+        [*alone.names, *["again"] * 30],
+        np.concatenate([alone.vectors_NE, np.repeat(-alone.vectors_NE[:1], 30, axis=0)]),
+        [(*way, *[way[0]] * 30) for way in alone.texts],
+    )
+    found = retrieval(tower, crowd, way=0)
+    assert (found.num_pictures, found.num_texts) == (len(alone.names) + 30, len(set(alone.texts[0])))
+    assert first in crowd.texts[0]
+    # Thirty pictures that are the opposite of theirs cost one text of seven, and not thirty of thirty-seven.
+    assert found.picture_to_text[0] >= known - 1 / found.num_texts
+
+
 def test_an_untrained_tower_finds_nothing() -> None:
     model = train_two_tower(
         spoken(held_out=False), TowerTrainingConfig(epochs=1, batch_size=159, learning_rate=1e-9, buckets=1024)

@@ -58,7 +58,8 @@ def tower(options: argparse.Namespace) -> int:
         recall = retrieval(model, unseen)
         for way, shares in (("text to picture", recall.text_to_picture), ("picture to text", recall.picture_to_text)):
             first, five, ten = (f"{share:.1%}" for share in shares)
-            print(f"{way}: recall@1 {first}, @5 {five}, @10 {ten} among {recall.num_pictures} held-out pictures")
+            among = f"{recall.num_pictures} held-out pictures with {recall.num_texts} different texts"
+            print(f"{way}: recall@1 {first}, @5 {five}, @10 {ten} among {among}, each text counting the same")
     for kind, (_, rates) in calibrated.items():
         print(
             f"{kind}s claimed of {rates.num_pictures} others: under a probability of 0.05 are "

@@ -56,6 +56,10 @@ class TowerTrainingConfig:
             raise ConfigError(f"{self.epochs} epochs of batches of {self.batch_size}: give at least 1 and 2")
 
 
+_QUERIES = 1024
+"""Compared at once: all of a large set with all would fill the memory."""
+
+
 @dataclass(frozen=True)
 class SpokenPictures:
     """Vectors of pictures and the texts said of them."""
@@ -74,9 +78,11 @@ class SpokenPictures:
 
 @dataclass(frozen=True)
 class Recall:
-    """Shares of queries whose answer is among the first 1, 5 and 10 of all candidates."""
+    """Shares of queries whose answer is among the first 1, 5 and 10 of all candidates; every text counts the same."""
 
     num_pictures: int
+    num_texts: int
+    """Different ones."""
     text_to_picture: tuple[float, float, float]
     picture_to_text: tuple[float, float, float]
 
@@ -164,19 +170,35 @@ def train_two_tower(
 def retrieval(model: TwoTower, pictures: SpokenPictures, way: int = 2) -> Recall:
     """Recall at 1, 5 and 10, both ways, among all given pictures and their texts (default: the short captions).
 
-    Pictures with the same text are all right answers to it.
+    Pictures with the same text are all right answers to it, and together weigh as much as one of a text of its own:
+    ten labels of 10,000 photographs would drown all else, and are easily told apart.
     """
     texts = pictures.texts[way]
-    numbers = np.array([*map({text: number for number, text in enumerate(texts)}.__getitem__, texts)])
-    images_ND = model.eval().image_features(torch.from_numpy(pictures.vectors_NE))
-    scores_NN = (images_ND @ model.text_features(texts).T).numpy()
-    same_NN = numbers[:, None] == numbers
-    return Recall(len(texts), _recall(scores_NN.T, same_NN), _recall(scores_NN, same_NN))
+    known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    number_N = np.array([known[text] for text in texts])
+    weight_N = 1.0 / np.bincount(number_N)[number_N]
+    images_ND = model.eval().image_features(torch.from_numpy(pictures.vectors_NE)).numpy()
+    texts_ND = model.text_features(texts).numpy()
+    both_ways = (
+        _recall(queries_ND, candidates_ND, number_N, weight_N)
+        for queries_ND, candidates_ND in ((texts_ND, images_ND), (images_ND, texts_ND))
+    )
+    return Recall(len(texts), len(known), *both_ways)
 
 
-def _recall(scores_QC: npt.NDArray[np.float32], right_QC: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Ties count against the right answer."""
-    best_Q = np.where(right_QC, scores_QC, -np.inf).max(axis=1)
-    ahead_Q = ((scores_QC >= best_Q[:, None]) & ~right_QC).sum(axis=1)
-    first, five, ten = (float((ahead_Q < count).mean()) for count in (1, 5, 10))
+def _recall(
+    queries_ND: npt.NDArray[np.float32],
+    candidates_ND: npt.NDArray[np.float32],
+    number_N: npt.NDArray[np.int64],
+    weight_N: npt.NDArray[np.float64],
+) -> tuple[float, float, float]:
+    """Candidates of the query's number are right. Ties count against them."""
+    ahead = []
+    for start in range(0, len(queries_ND), _QUERIES):
+        scores_QN = queries_ND[start : start + _QUERIES] @ candidates_ND.T
+        right_QN = number_N[start : start + _QUERIES, None] == number_N
+        best_Q = np.where(right_QN, scores_QN, -np.inf).max(axis=1)
+        ahead.append(((scores_QN >= best_Q[:, None]) & ~right_QN).sum(axis=1))
+    ahead_N = np.concatenate(ahead)
+    first, five, ten = (float(np.average(ahead_N < count, weights=weight_N)) for count in (1, 5, 10))
     return first, five, ten
