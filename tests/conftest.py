@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import signal
 import sys
@@ -17,8 +16,6 @@ from pleinair import krablet
 
 # A job in a shell's background ignores SIGINT, and its children would too: tests of Ctrl-C send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start, too: several run beside each other on few cores
 
 _numbers = itertools.count(1)
 

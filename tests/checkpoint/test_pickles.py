@@ -40,5 +40,7 @@ def test_a_pickle_is_refused_unopened_by_every_verb(
     places = {"WEIGHTS": str(weights), "OUT": str(tmp_path / "out.safetensors")}
     assert main([places.get(word, word) for word in words.split()]) == 1
     said = capsys.readouterr().err
-    assert "k2.ckpt is a pickle file, which can run any code when it is opened, so it was not opened: convert it" in said
+    assert (
+        "k2.ckpt is a pickle file, which can run any code when it is opened, so it was not opened: convert it" in said
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["k2.ckpt"]

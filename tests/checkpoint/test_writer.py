@@ -157,8 +157,8 @@ def test_a_full_disk_is_told_and_the_older_checkpoint_stays(tmp_path: Path, asyn
 
 
 def test_training_does_not_wait_for_a_copy_that_was_never_made(tmp_path: Path) -> None:
-    (tmp_path / "a file").touch()
-    writer = CheckpointWriter(tmp_path / "a file" / "checkpoints", staging="update")
+    writer = CheckpointWriter(tmp_path / "checkpoints", staging="update")
+    (tmp_path / "checkpoints").touch()  # no directory can be made there
     save(writer, 1)
     waiting = threading.Thread(target=writer.wait_until_staged, daemon=True)
     waiting.start()

@@ -204,7 +204,7 @@ def test_unusable_paths_are_answered_with_the_remedy(model: Transformer, tmp_pat
 def test_a_truncated_file_is_refused(model: Transformer, tmp_path: Path) -> None:
     path = save_transformer(model, tmp_path / "k2.safetensors", "native")
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"it ends after \d+ of \d+ bytes.*fetch it again"):
         load_transformer(path)
 
 
