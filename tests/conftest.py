@@ -1,10 +1,11 @@
-"""Fixtures every part's tests may use: one real Postgres per test session."""
+"""Fixtures every part's tests may use: one real Postgres per test session, one thread for every process's products."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,13 @@ _numbers = itertools.count(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The whole run first: it takes minutes, and beside it the many short files fill the other processes."""
     items.sort(key=lambda item: item.path.name != "test_run.py")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tiny products are faster so, and the same from run to run; a trainer in an earlier test has set its own number."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,13 @@ def test_steps_beside_a_write_are_compared_with_the_others() -> None:
     assert found == Slowdown(ratio=2.0, seconds=3.5, num_slowed=3, num_others=5)
 
 
+def test_a_step_that_a_write_only_touches_is_no_slowed_one() -> None:
+    steps = [StepTime(began=step, ended=step + 1) for step in range(5)]
+    found = slowdown(steps, [saved(0.7, 2.2)])
+    assert found is not None
+    assert (found.num_slowed, found.num_others) == (2, 3), "those from 1 to 3, not 0.3 s of the first"
+
+
 def test_without_steps_on_both_sides_nothing_is_said() -> None:
     steps = [StepTime(began=0, ended=1)]
     assert slowdown(steps, []) is None

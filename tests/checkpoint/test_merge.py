@@ -31,9 +31,10 @@ def save(
     rate: float = 0.1,
     config: Any = None,
     lineage: Any = (),
+    head: bool = False,
 ) -> Path:
     tensors = {FILE: {"weight": weight, "count": torch.tensor(3)}, "optimiser.safetensors": {"m": weight}}
-    run = {"step": step, "learning_rate": rate, "has_head": False, "seed": 0, "lineage": list(lineage)}
+    run = {"step": step, "learning_rate": rate, "has_head": head, "seed": 0, "lineage": list(lineage)}
     documents = {"config.json": config or {"width": 4}, "optimiser.json": {}, "run.json": run}
     return save_checkpoint(root, step, tensors, documents, config_digest=digest, keep=100)
 
@@ -86,6 +87,7 @@ def test_bfloat16_is_averaged_in_float32(tmp_path: Path) -> None:
     [
         ({"digest": "other"}, "were trained with other settings or data: average checkpoints of one run"),
         ({"rate": 0.05}, "at learning rates 0.1 and 0.05: average checkpoints of the stable phase"),
+        ({"head": True}, "was trained beside a head: average checkpoints of one phase"),
         ({"config": {"width": 5}}, "hold models of other configurations"),
         ({"weight": torch.zeros(5, 4)}, "has another weight in .* merge models of one shape"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -27,8 +27,9 @@ from pleinair.checkpoint.pieces import (
     local_box,
     merge_pieces,
 )
-from pleinair.checkpoint.shards import plan_shard, tensor_bytes, write_shard
+from pleinair.checkpoint.shards import plan_shard, write_shard
 from pleinair.records.errors import CheckpointError
+from pleinair.tensor_files import tensor_bytes
 
 NAME = "model.safetensors"
 SHAPES = [(6, 5, 4), (7, 3, 5), (1, 9, 2), (2, 1, 1), (12, 40, 600)]
@@ -51,9 +52,8 @@ def as_rank(rank: int, world_size: int) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def empty_part(shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: tuple[Placement, ...]) -> DTensor:
+def empty_part(shape: tuple[int, ...], mesh: DeviceMesh, placements: tuple[Placement, ...]) -> DTensor:
     """This rank's part of a tensor, zeros."""
-    mesh = init_device_mesh("cpu", mesh_shape)
     local_shape, _ = compute_local_shape_and_global_offset(shape, mesh, placements)
     whole = torch.empty(shape, device="meta")
     return DTensor.from_local(
@@ -88,9 +88,10 @@ def test_every_rank_of_a_mesh_reads_its_own_part_of_any_pieces(tmp_path: Path, s
         indexes.append((tmp_path / str(parts), {"w": cut(tmp_path / str(parts), whole, parts)}))
     for rank in range(6):
         with as_rank(rank, 6):
+            mesh = init_device_mesh("cpu", (2, 3))
             for placements in PLACEMENTS:
                 for directory, index in indexes:
-                    part = empty_part(shape, (2, 3), placements)
+                    part = empty_part(shape, mesh, placements)
                     fill(directory, index, {"w": part})
                     box = local_box(part)
                     expected = whole[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))]
@@ -112,7 +113,7 @@ def test_a_rank_reads_only_the_bytes_of_its_part(
     whole = values(shape)
     directory = store.save_checkpoint(tmp_path, 1, {NAME: {"w": whole}}, {}, config_digest="c")
     with as_rank(2, 4):
-        part = empty_part(shape, (4,), (placement,))
+        part = empty_part(shape, init_device_mesh("cpu", (4,)), (placement,))
         assert store.load_into(directory, NAME, {"w": part}) == share * whole.nbytes
         box = local_box(part)
         assert torch.equal(part.to_local(), whole[tuple(map(slice, box.offset, map(sum, zip(box.offset, box.shape))))])  # noqa: B905
@@ -148,6 +149,8 @@ def test_pieces_of_all_ranks_make_one_index_and_copies_count_once() -> None:
 def test_pieces_that_do_not_fill_the_tensor_are_no_checkpoint() -> None:
     with pytest.raises(CheckpointError, match=r"pieces of 'w' of model.safetensors hold 12 of 24 values"):
         merge_pieces([pieces_of(((0, 0), (2, 6)))])
+    with pytest.raises(CheckpointError, match=r"hold 30 of 24 values: all ranks must save the same tensors"):
+        merge_pieces([pieces_of(((0, 0), (3, 6)), ((2, 0), (2, 6)))])
 
 
 def test_ranks_that_disagree_about_a_tensor_are_no_checkpoint() -> None:

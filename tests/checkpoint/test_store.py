@@ -125,7 +125,7 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (folder / name).write_bytes(pickle.dumps(Evil(str(canary))))
     for offered in (lambda: store.read_manifest(folder / name), lambda: store.read_manifest(folder)):
-        with pytest.raises(CheckpointError, match=f"{name} is a pickle.*was not opened: convert it to safetensors"):
+        with pytest.raises(CheckpointError, match=f"{name} is a pickle.*was not opened: convert it to .safetensors"):
             offered()
     for reader in (lambda: store.read_tensors(folder, name), lambda: store.load_into(folder, name, {})):
         with pytest.raises(CheckpointError, match="is a pickle"):

@@ -69,6 +69,7 @@ def test_what_was_saved_is_read_back_and_told_with_its_times(tmp_path: Path, asy
 def test_saving_in_the_background_or_not_gives_the_same_files(tmp_path: Path) -> None:
     tensors = {
         MODEL: {"b": torch.randn(9).bfloat16(), "a": torch.tensor(1), "none": torch.empty(0, 3)},
+        "turned.safetensors": {"w": torch.randn(4, 6).t()},
         "z.safetensors": {},
     }
     files = []
@@ -155,6 +156,17 @@ def test_a_full_disk_is_told_and_the_older_checkpoint_stays(tmp_path: Path, asyn
     assert store.newest_checkpoint(tmp_path) == tmp_path / "step-00000003"
 
 
+def test_training_does_not_wait_for_a_copy_that_was_never_made(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path / "checkpoints", staging="update")
+    (tmp_path / "checkpoints").touch()  # no directory can be made there
+    save(writer, 1)
+    waiting = threading.Thread(target=writer.wait_until_staged, daemon=True)
+    waiting.start()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert isinstance(ends(writer)[0], Refused)
+
+
 def test_a_document_that_is_no_json_is_refused_at_once(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path)
     with pytest.raises(TypeError):
@@ -167,6 +179,13 @@ def test_what_killed_processes_left_is_removed_at_the_next_start(tmp_path: Path)
     save(CheckpointWriter(tmp_path, asynchronous=False), 1)
     for left in (".step-00000002.abc-1.partial", ".step-00000001.pruned"):
         (tmp_path / left).mkdir()
+    (tmp_path / ".step-00000002.now-1.partial").mkdir()
+    CheckpointWriter(tmp_path, session="now")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".step-00000002.now-1.partial",  # of another rank of this start, which was quicker
+        "latest",
+        "step-00000001",
+    ]
     CheckpointWriter(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
 

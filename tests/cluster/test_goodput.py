@@ -107,6 +107,18 @@ def test_time_after_a_launcher_was_killed_is_down() -> None:
     assert measure_goodput([*killed, again]).seconds["down"] == 100.0
 
 
+def test_a_stall_is_counted_once_and_may_last_longer_than_a_stretch() -> None:
+    events = [
+        Step(at=START, rank=0, step=1),
+        CheckpointSaved(at=START + 1, rank=0, step=1, stall_seconds=3.0),
+        Step(at=START + 2, rank=0, step=2),
+        Step(at=START + 6, rank=0, step=3),
+        Step(at=START + 9, rank=0, step=4),
+    ]
+    goodput = measure_goodput(events)
+    assert (goodput.seconds["checkpoint"], goodput.seconds["productive"]) == (3.0, 6.0)
+
+
 def test_a_run_without_events_is_refused() -> None:
     with pytest.raises(ValueError, match="the run has no events"):
         measure_goodput([])

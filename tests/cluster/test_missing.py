@@ -52,6 +52,11 @@ def test_nobody_is_named_when_all_have_arrived() -> None:
     assert find_missing({0: None, 1: None}).ranks == ()
 
 
+def test_nobody_is_missing_who_is_late_for_a_collective_that_waits_for_nobody() -> None:
+    """Rank 0 has broadcast and goes on; rank 1 will come for it."""
+    assert find_missing({0: {"0": state((0, 1), 41, 41)}, 1: {"0": state((0, 1), 40, 40)}}).ranks == ()
+
+
 def test_an_answer_that_never_came_is_none(tmp_path: Path) -> None:
     assert read_answer(tmp_path / "rank-0.answer.json") is None
     (tmp_path / "rank-0.answer.json").write_text(

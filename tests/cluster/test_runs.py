@@ -171,7 +171,9 @@ def test_the_endpoint_serves_until_it_is_interrupted(run_dir: Path) -> None:
     ("options", "sentence"),
     [
         (["--nproc", "3"], "a batch of 64 at 32 px does not divide by 3 data ranks"),
-        (["--nproc", "3", "--set", "parallel.mesh.tensor=2"], "needs 2 processes, this run has 3: start 2 processes"),
+        (["--nproc", "3", "--set", "parallel.mesh.shard=2"], "needs 2 processes, this run has 3: start 2 processes"),
+        (["--nproc", "8", "--set", "parallel.mesh.tensor=8"], "tensor is 8: it must divide the"),
+        (["--set", "engine.sede=1"], "unknown"),
         (["--supervise", "--hang-seconds", "0"], "training_floor_seconds is 0.0: give a positive number"),
         (["--supervise", "--max-restarts", "-1"], "max_restarts is -1: it cannot be negative"),
     ],

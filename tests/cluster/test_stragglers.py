@@ -76,6 +76,15 @@ def test_a_straggler_that_recovers_may_be_flagged_again() -> None:
     assert [one.rank for one in flagged(seconds_SR)] == [2, 2]
 
 
+def test_a_step_that_some_rank_never_told_of_is_forgotten_after_a_while() -> None:
+    stragglers, found = Stragglers(StragglerConfig(), 2), list[Straggler]()
+    for rank, seconds in ((0, 1.0), (1, 2.0)):
+        for step in range(1, 101):
+            found += stragglers.hear(Step(rank=rank, step=step, compute_seconds=seconds))
+    assert [one.rank for one in found] == [1]
+    assert found[0].step > 36, "of rank 0's hundred steps the last 64 are remembered"
+
+
 def test_ranks_that_tell_no_compute_time_and_single_ranks_are_never_flagged() -> None:
     stragglers = Stragglers(StragglerConfig(), 1)
     assert [stragglers.hear(Step(rank=0, step=step, compute_seconds=1.0)) for step in range(40)] == [[]] * 40

@@ -3,7 +3,7 @@
 import pytest
 
 from pleinair.cluster.watchdog import Silence, Watchdog, WatchdogConfig
-from pleinair.records.run_events import Entered, Loaded, Rendezvous, Step
+from pleinair.records.run_events import CheckpointSaved, Entered, Event, Loaded, Rendezvous, Step
 
 CONFIG = WatchdogConfig(
     rendezvous_seconds=100.0,
@@ -42,6 +42,33 @@ def test_one_slow_step_does_not_make_the_watchdog_patient() -> None:
     watchdog, now = trained(5.0, steps=60)
     watchdog.hear(Step(rank=0, step=61), now + 100.0)
     assert watchdog.allowed_seconds() == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(
+    "pause",
+    [
+        [CheckpointSaved(rank=0, step=1, stall_seconds=50.0, write_seconds=50.0)],
+        [Entered(rank=0, phase="evaluation"), Entered(rank=0, phase="training")],
+    ],
+)
+def test_standing_still_between_steps_does_not_make_the_watchdog_patient(pause: list[Event]) -> None:
+    watchdog, now = Watchdog(CONFIG, 1, 0.0), 0.0
+    for step in range(1, 21):
+        watchdog.hear(Step(rank=0, step=2 * step), now)
+        watchdog.hear(Step(rank=0, step=2 * step + 1), now + 5.0)
+        for event in pause:
+            watchdog.hear(event, now + 55.0)
+        now += 55.0
+    watchdog.hear(Step(rank=0, step=50), now)
+    assert watchdog.allowed_seconds() == pytest.approx(20.0)
+
+
+def test_of_two_silent_ranks_the_one_that_is_silent_longer_is_overdue() -> None:
+    watchdog, now = trained(1.0)
+    watchdog.hear(Step(rank=0, step=21), now + 1.0)
+    late = watchdog.overdue(now + 20.0)
+    assert late is not None
+    assert (late.rank, late.seconds) == (1, 20.0)
 
 
 def test_the_rank_that_is_silent_is_overdue_and_one_that_has_ended_is_not() -> None:

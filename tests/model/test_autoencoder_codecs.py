@@ -1,6 +1,5 @@
 """Codecs on real autoencoders of random weights, against what diffusers' pipelines do with them."""
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,6 @@ from pleinair.model.autoencoders.folder import load_codec
 from pleinair.model.autoencoders.qwen_image import QwenImageCodec
 from pleinair.records.errors import ConfigError, PackError, SourceError
 from pleinair.sampling.shipped import load_autoencoder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 SMALL = AutoencoderConfig(widths=(8, 16, 16), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1), latent_channels=4)
 

@@ -1,7 +1,6 @@
 """Distances between pictures, against their formulas written out."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,15 +11,6 @@ from pleinair.model.autoencoders.latent_flow import LatentFlow
 from pleinair.model.autoencoders.perception import LATE_CHANNELS, PictureFeatures, perceptual_distance
 from pleinair.model.autoencoders.reconstruction import feature_distance, psnr, ssim
 from pleinair.model.efficientnet import EfficientNetLite0
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(seed: int = 0, side: int = 32) -> Tensor:

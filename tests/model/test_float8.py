@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,35 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pleinair.model.float8 import Recipe, float8_layers, recipe_for, to_float8
-from pleinair.model.transformer import Transformer, TransformerConfig
+from pleinair.model.transformer import Transformer
 from pleinair.records.errors import ConfigError
+from tests.small_transformers import tiny_config
 
-SMALL = TransformerConfig(
-    width=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_width=96,
-    in_channels=16,
-    timestep_dim=32,
-    text_dim=32,
-    num_text_layers=3,
-    text_num_heads=2,
-    text_num_kv_heads=1,
-    text_mlp_width=40,  # not a multiple of 16: text fusion's MLP stays
-    num_layerwise_text_blocks=1,
-    num_refiner_text_blocks=0,
-)
+SMALL = tiny_config(text_mlp_width=40, num_refiner_text_blocks=0)
+"""Text fusion's MLP is no multiple of 16 wide: it stays."""
 NUM_STEPS = 25
 RECIPES: tuple[Recipe, ...] = ("tensorwise", "rowwise")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small_transformer() -> Transformer:

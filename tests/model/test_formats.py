@@ -24,7 +24,8 @@ from pleinair.model.formats import (
 )
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError
-from tests.model.transformers import TINY, random_inputs, random_transformer, run_diffusers
+from tests.model.transformers import run_diffusers
+from tests.small_transformers import TINY, random_inputs, random_transformer
 
 ODD = replace(TINY, in_channels=4, patch_size=1, mlp_width=100, rope_axes=(2, 6, 8), rope_theta=77.0, norm_eps=1e-4)
 """Everything that no tensor's shape tells differs from the released values."""
@@ -193,7 +194,7 @@ def test_unusable_paths_are_answered_with_the_remedy(model: Transformer, tmp_pat
     with pytest.raises(CheckpointError, match="one file of that kind"):
         save_transformer(model, tmp_path / "native", "native")
     (tmp_path / "noise.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+    with pytest.raises(CheckpointError, match="is no safetensors file that can be read"):
         load_transformer(tmp_path / "noise.safetensors")
     save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="this is not a K2 transformer"):
@@ -203,7 +204,7 @@ def test_unusable_paths_are_answered_with_the_remedy(model: Transformer, tmp_pat
 def test_a_truncated_file_is_refused(model: Transformer, tmp_path: Path) -> None:
     path = save_transformer(model, tmp_path / "k2.safetensors", "native")
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"it ends after \d+ of \d+ bytes.*fetch it again"):
         load_transformer(path)
 
 

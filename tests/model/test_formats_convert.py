@@ -18,11 +18,11 @@ from pleinair.cli import convert
 from pleinair.model.formats import load_transformer, native_from_pleinair, open_weights, save_transformer
 from pleinair.model.formats.configs import require_released_layout
 from pleinair.model.formats.names import native_name, native_shape
-from pleinair.model.formats.tensors import LazyTensor, header, in_memory, write_tensors
 from pleinair.model.formats.weights import mixed_dtype, weight_shapes
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
-from tests.model.transformers import TINY, random_inputs, random_transformer
+from pleinair.tensor_files import LazyTensor, header, in_memory, lay_out, read_header, write_tensors
+from tests.small_transformers import TINY, random_inputs, random_transformer
 
 RELEASED_FILE_BYTES = 26_283_332_608
 """Size of raw.safetensors as published."""
@@ -53,15 +53,16 @@ def test_the_mixed_layout_has_the_released_files_size_to_the_byte() -> None:
         native_name(name): LazyTensor(mixed_dtype(name), native_shape(name, shape), lambda: torch.empty(0))
         for name, shape in weight_shapes(TransformerConfig()).items()
     }
-    wide_first = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     data_bytes = sum(tensor.num_bytes for tensor in tensors.values())
     assert (len(tensors), data_bytes) == (430, 26_283_288_856)
-    assert len(header(wide_first, {})) + data_bytes == RELEASED_FILE_BYTES
+    assert len(header(lay_out(tensors), {})) + data_bytes == RELEASED_FILE_BYTES
 
 
 def test_the_mixed_layout_rounds_matrices_of_blocks_and_nothing_else(model: Transformer, tmp_path: Path) -> None:
     path = save_transformer(model, tmp_path / "mixed.safetensors", "native-mixed")
     assert open_weights(path).layout == "native-mixed"
+    plain = save_transformer(model, tmp_path / "plain.safetensors", "native")
+    assert open_weights(plain).layout == "native", "some of its dtypes are the mixed layout's too"
     loaded = load_transformer(path).state_dict()
     rounded = {name for name, tensor in loaded.items() if tensor.dtype == torch.bfloat16}
     inside = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_gate", "attn.to_out.0", "ff.gate", "ff.up", "ff.down")
@@ -107,6 +108,8 @@ def test_diffusers_loads_the_shards_we_write(model: Transformer, tmp_path: Path)
     shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
     assert len(shards) > 3
     assert max(shard.stat().st_size for shard in shards) < 310_000
+    index = json.loads((tmp_path / "sharded" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in model.state_dict().values())
     state = Krea2Transformer2DModel.from_pretrained(tmp_path / "sharded").state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert_same(load_transformer(tmp_path / "sharded"), model)
@@ -126,6 +129,8 @@ def test_the_files_we_write_are_safetensors_to_the_library(tmp_path: Path) -> No
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
         assert torch.equal(loaded[name], tensor)
+    spans, _ = read_header(tmp_path / "x.safetensors")
+    assert all(span.begin % span.dtype.itemsize == 0 for span in spans.values()), "aligned to their entries"
     with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert file.metadata() == {"note": "a"}
 

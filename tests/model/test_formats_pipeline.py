@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,10 @@ from pleinair.model.formats.pipeline import SCHEDULER_CONFIG
 from pleinair.model.transformer import Transformer, patchify
 from pleinair.records.errors import CheckpointError
 from tests.model.pipelines import PROMPT, TEXT_LAYERS, tiny_autoencoder, tiny_text_encoder, tiny_tokenizer
-from tests.model.transformers import TINY, random_transformer
+from tests.small_transformers import TINY, random_transformer
 
 HEIGHT, WIDTH, STEPS, GUIDANCE = 96, 64, 3, 2.0
 QUICK = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "max_sequence_length": 32}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

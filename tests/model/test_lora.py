@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from pleinair.model.formats import LoraPair, LoraState, load_transformer, save_transformer
 from pleinair.model.lora import (
+    LoraBranch,
     LoraConfig,
     add_lora,
     freeze_base,
@@ -22,18 +22,9 @@ from pleinair.model.lora import (
 )
 from pleinair.model.transformer import Transformer
 from pleinair.records.errors import CheckpointError, ConfigError
-from tests.model.transformers import random_inputs, random_transformer
+from tests.small_transformers import random_inputs, random_transformer
 
 EVERY_LAYER = LoraConfig(rank=3, alpha=1.5, targets=("*",))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster so, and the same from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -130,6 +121,17 @@ def test_removing_one_leaves_the_others_and_removing_all_restores_the_model(mode
     assert torch.equal(run(model), expected)
     remove_lora(model)
     assert torch.equal(run(model), before)
+
+
+def test_a_lora_drops_inputs_while_it_is_trained_and_not_afterwards() -> None:
+    x, identity = torch.ones(64, 4), torch.eye(4)
+    branch = LoraBranch(identity, identity, alpha=4.0, dropout=0.5)
+    assert set(branch(x).unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(branch.eval()(x), x)
+    model = random_transformer()
+    add_lora(model, LoraConfig(dropout=0.5))
+    branches = [module for module in model.modules() if isinstance(module, LoraBranch)]
+    assert not any(branch.training for branch in branches), "a model that draws goes on without"
 
 
 def test_a_state_survives_being_attached(model: Transformer) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from pleinair.model.lora import load_lora, lora_state
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
 from tests.model.pipelines import tiny_autoencoder, tiny_text_encoder, tiny_tokenizer
-from tests.model.transformers import TINY, diffusers_twin, random_inputs, random_transformer, run_diffusers
+from tests.model.transformers import diffusers_twin, run_diffusers
+from tests.small_transformers import TINY, random_inputs, random_transformer
 
 DIALECTS: tuple[Dialect, ...] = ("native", "ai-toolkit", "diffusers", "kohya")
 KEY_OF_ONE_LAYER = {
@@ -32,15 +32,6 @@ KEY_OF_ONE_LAYER = {
     "diffusers": "transformer.transformer_blocks.2.attn.to_out.0.lora_A.weight",
     "kohya": "lora_unet_blocks_2_attn_wo.lora_down.weight",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,16 +11,7 @@ from pleinair.model.offload import offload_blocks
 from pleinair.model.quantised_base import Int8Linear, blocks_of, quantise_base, quantise_rows
 from pleinair.model.transformer import Transformer
 from pleinair.records.errors import CheckpointError, ConfigError
-from tests.model.transformers import random_inputs, random_transformer
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster so, and the same from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from tests.small_transformers import random_inputs, random_transformer
 
 
 def adapted(model: Transformer) -> Transformer:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -52,6 +53,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@functools.cache
 def plan(**changed: object) -> MemoryPlan:
     settings: dict[str, Any] = {
         "base_bits": 32,

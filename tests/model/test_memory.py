@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,33 +11,13 @@ from torch import Tensor
 from pleinair.model.allocations import AllocationCounter
 from pleinair.model.memory import MemoryEstimate, TableRow, estimate_memory, format_table
 from pleinair.model.parallelize import Checkpointing, MeshConfig, ParallelConfig, parallelize
-from pleinair.model.transformer import Transformer, TransformerConfig, count_parameters
+from pleinair.model.transformer import Transformer, count_parameters
 from pleinair.records.errors import ConfigError
+from tests.small_transformers import tiny_config
 
-SMALL = TransformerConfig(
-    width=128,
-    num_layers=5,
-    num_heads=4,
-    num_kv_heads=2,
-    in_channels=16,
-    timestep_dim=32,
-    text_dim=32,
-    num_text_layers=3,
-    text_num_heads=2,
-    text_num_kv_heads=2,
-    num_layerwise_text_blocks=1,
-    num_refiner_text_blocks=1,
-)
+SMALL = tiny_config(width=128, num_layers=5, mlp_width=None, text_num_kv_heads=2, text_mlp_width=None)
 BATCH, SIDE, NUM_TEXT = 3, 8, 16
 CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "selective", "full")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def real_step(checkpointing: Checkpointing) -> tuple[int, int, dict[str, Tensor]]:
@@ -102,6 +82,25 @@ def test_shards_are_a_share_of_the_weights_and_copies_are_not() -> None:
     assert copies.parameters == pytest.approx(one.parameters / 2, rel=1e-3)
     assert one.gathered == 0 < eight.gathered == copies.gathered
     assert eight.block_activations == one.block_activations
+
+
+def test_what_is_gathered_is_root_and_groups_whole_with_their_buffers() -> None:
+    sizes = {"transformer_blocks.0.": 0, "text_fusion.": 0, "": 0}
+    for name, parameter in Transformer(SMALL).named_parameters():
+        if not name.startswith("transformer_blocks.") or name.startswith("transformer_blocks.0."):
+            sizes[next(prefix for prefix in sizes if name.startswith(prefix))] += parameter.numel()
+    block, fusion, root = sizes.values()
+    assert block > fusion
+
+    def gathered(**changes: Any) -> int:
+        parallel = ParallelConfig(mesh=MeshConfig(shard=2), checkpointing="full", **changes)
+        return estimate_memory(SMALL, parallel, batch=1, image_tokens=SIDE**2, text_tokens=NUM_TEXT).gathered
+
+    assert gathered() == pytest.approx(4 * (2 * root + 5 * block), rel=1e-4)
+    assert gathered(blocks_per_group=2) == pytest.approx(4 * (2 * root + 5 * 2 * block), rel=1e-4)
+    assert gathered(param_dtype="bf16") == pytest.approx(2 * (2 * root + 4 * block) + 4 * block, rel=1e-4)
+    kept = 4 * (SMALL.num_layers * block + fusion)
+    assert gathered(reshard_after_forward=False) == pytest.approx(4 * (2 * root + 3 * block) + kept, rel=1e-4)
 
 
 def test_muon_keeps_one_moment_of_hidden_matrices() -> None:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,6 @@ from pleinair.model.text_encoder import MAX_PROMPT_TOKENS, FeatureProjection
 from pleinair.model.text_encoders.causal import CausalTextEncoder
 from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
 from pleinair.records.errors import SourceError
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,16 +8,6 @@ from pleinair.model.text_encoder import EncodedText
 from pleinair.model.text_encoders.cache import CachedTextEncoder
 from pleinair.model.text_encoders.t5 import T5TextEncoder
 from tests.model.tiny_language_models import ending_tokenizer, tiny_t5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 PROMPTS = ["a red fox", "", "fox", "a red fox"]
 

@@ -1,6 +1,5 @@
 """Qwen3-VL as K2 reads it, against diffusers' own pipeline on a real model of random weights."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import diffusers
@@ -12,16 +11,6 @@ from pleinair.model.text_encoder import EncodedText
 from pleinair.model.text_encoders.causal import CausalTextEncoder
 from pleinair.model.text_encoders.qwen3_vl import K2_LAYERS, qwen3_vl, released_layout
 from tests.model.tiny_language_models import ending_tokenizer, qwen_like_tokenizer, tiny_qwen3_vl
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 PROMPTS = ["a red fox", "", "\n", "\n\na fox after newlines", "a fox\n", "text, quantity and color " * 20]
 

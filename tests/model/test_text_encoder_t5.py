@@ -1,6 +1,5 @@
 """The T5 family on real models of random weights, against their own padded forward pass."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,6 @@ from pleinair.model.text_encoders.qwen3_vl import K2_LAYERS
 from pleinair.model.text_encoders.t5 import T5TextEncoder
 from pleinair.records.errors import SourceError
 from tests.model.tiny_language_models import ending_tokenizer, qwen_like_tokenizer, tiny_qwen3_vl, tiny_t5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 PROMPTS = ["a red fox", "", "describe the image", "fox"]
 

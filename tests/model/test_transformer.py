@@ -13,7 +13,8 @@ from pleinair.model.layers import RMSNorm, swiglu_width
 from pleinair.model.positions import image_rotations, rotate
 from pleinair.model.transformer import Transformer, TransformerConfig, count_parameters, patchify, unpatchify
 from pleinair.records.errors import ConfigError
-from tests.model.transformers import TINY, diffusers_twin, random_inputs, random_transformer, run_diffusers
+from tests.model.transformers import diffusers_twin, run_diffusers
+from tests.small_transformers import TINY, random_inputs, random_transformer
 
 TEXT_ROWS = 12
 ALL_VALID = torch.ones(3, TEXT_ROWS, dtype=torch.bool)

@@ -22,9 +22,9 @@ from pleinair.model.packed_text import (
 )
 from pleinair.model.segments import segments_of, spread
 from pleinair.model.transformer import Transformer
-from tests.model.transformers import TINY, random_inputs, random_transformer
+from tests.small_transformers import SWITCHABLE as SMALL
+from tests.small_transformers import random_inputs, random_transformer
 
-SMALL = replace(TINY, width=128, num_heads=4)
 RAGGED = torch.rand(3, 12, generator=torch.Generator().manual_seed(2)) > 0.4
 VARIANTS: dict[str, dict[str, Any]] = {
     "released": {},

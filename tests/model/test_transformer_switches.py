@@ -18,35 +18,9 @@ from pleinair.model.layers import GELUMLP, DynamicErf, LayerNorm, RMSNorm, SwiGL
 from pleinair.model.positions import GOLDEN_STEP, image_rotations, rotate, rotations
 from pleinair.model.transformer import Transformer, TransformerConfig, count_parameters
 from pleinair.records.errors import ConfigError
-from tests.model.transformers import TINY, random_inputs, random_transformer
+from tests.small_transformers import SWITCHABLE as SMALL
+from tests.small_transformers import SWITCHES, random_inputs, random_transformer
 
-SMALL = replace(TINY, width=128, num_heads=4)
-"""Heads of 32, so that half a head still splits over three axes."""
-SWITCHES: dict[str, dict[str, Any]] = {
-    "mha": {"num_kv_heads": 4},
-    "mla": {"attention": "mla"},
-    "mla golden gate": {"attention": "mla", "rope": "golden_gate"},
-    "no gate": {"gate": False},
-    "modulation mlp": {"modulation": "mlp"},
-    "norm rms": {"norm": "rms"},
-    "norm layer": {"norm": "layer"},
-    "norm derf": {"norm": "derf"},
-    "mlp gelu": {"mlp": "gelu"},
-    "parallel": {"stream": "parallel"},
-    "dual": {"stream": "dual"},
-    "dual mla": {"stream": "dual", "attention": "mla", "value_residual": True, "laurel_rank": 2, "modulation": "mlp"},
-    "hybrid": {"stream": "hybrid"},
-    "rope golden gate": {"rope": "golden_gate"},
-    "rope partial": {"rope": "partial"},
-    "rope normalised": {"rope": "normalised"},
-    "rope multimodal": {"rope": "multimodal"},
-    "timestep tokens": {"timestep": "tokens"},
-    "timestep tokens dual": {"timestep": "tokens", "num_timestep_tokens": 4, "stream": "dual"},
-    "no timestep": {"timestep": "none"},
-    "last text layer": {"text_features": "last"},
-    "value residual": {"value_residual": True},
-    "laurel": {"laurel_rank": 4},
-}
 MASK = torch.arange(12) < torch.tensor([5, 12, 7])[:, None]
 
 each_switch = pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES.keys())
@@ -236,6 +210,26 @@ def test_a_value_residual_of_share_zero_is_none_and_of_one_takes_the_first_value
     after, _ = second(x, shared, places, None, 0, first)
     assert torch.allclose(before, after, atol=1e-6)
     assert carried is first
+
+
+def test_the_first_blocks_values_learn_from_every_block_that_mixes_them_in() -> None:
+    """The gradient of the first block's value projection is the loss's own slope."""
+    model = random_transformer(replace(SMALL, num_layers=2, value_residual=True)).double()
+    latents, timestep, features = (x[:1].double() for x in inputs())
+    weight = model.transformer_blocks[0].block.attn.to_v.weight  # type: ignore[union-attr]
+
+    def loss() -> Tensor:
+        velocity: Tensor = model(latents, timestep, features)
+        return velocity.square().mean()
+
+    loss().backward()
+    direction, step = torch.randn(weight.shape, dtype=torch.float64), 3e-4  # type: ignore[arg-type]
+    with torch.no_grad():
+        weight.add_(direction, alpha=step)  # type: ignore[operator]
+        above = loss()
+        weight.sub_(direction, alpha=2 * step)  # type: ignore[operator]
+        slope = (above - loss()) / (2 * step)
+    assert slope.item() == pytest.approx((weight.grad * direction).sum().item(), rel=1e-2)  # type: ignore[operator]
 
 
 def test_new_shares_are_one_half_and_the_first_block_has_none() -> None:

@@ -1,4 +1,4 @@
-"""Tiny transformers whose every parameter is random, ours and diffusers'."""
+"""diffusers' own transformer with the weights of one of ours."""
 
 from __future__ import annotations
 
@@ -8,43 +8,8 @@ import torch
 from diffusers import Krea2Transformer2DModel
 from torch import Tensor
 
-from pleinair.model.transformer import Transformer, TransformerConfig, patchify, unpatchify
-
-TINY = TransformerConfig(
-    width=96,
-    num_layers=3,
-    num_heads=6,
-    num_kv_heads=2,
-    in_channels=16,
-    patch_size=2,
-    timestep_dim=32,
-    text_dim=32,
-    num_text_layers=5,
-    text_num_heads=4,
-    text_num_kv_heads=2,
-)
-
-
-def random_transformer(config: TransformerConfig = TINY, seed: int = 0) -> Transformer:
-    """No parameter keeps its initial value, so an ignored norm, table or bias cannot hide behind zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    model = Transformer(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            is_matrix = parameter.ndim == 2 and not name.endswith("scale_shift_table")
-            deviation = parameter.shape[1] ** -0.5 if is_matrix else 0.3
-            parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def random_inputs(
-    config: TransformerConfig = TINY, *, batch: int = 3, height: int = 8, width: int = 14, num_text: int = 12
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (not square), timesteps and text features."""
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(batch, config.latent_channels, height, width, generator=generator)
-    features = torch.randn(batch, num_text, config.num_text_layers, config.text_dim, generator=generator)
-    return latents, torch.rand(batch, generator=generator), features
+from pleinair.model.transformer import Transformer, patchify, unpatchify
+from tests.small_transformers import TINY
 
 
 def run_diffusers(model: Any, latents: Tensor, timestep: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:

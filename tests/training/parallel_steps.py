@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,36 +17,16 @@ from pleinair.model.float8 import Recipe, to_float8
 from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.training.mesh import Mesh, open_mesh
-from pleinair.training.reductions import any_rank, clip_gradients, from_rank_zero, mean_metrics
+from pleinair.training.reductions import any_rank, average_gradients, clip_gradients, from_rank_zero, mean_metrics
+from tests.small_transformers import SWITCHABLE, SWITCHES, random_inputs, random_transformer, tiny_config
 
-SMALL = TransformerConfig(
-    width=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_width=96,
-    in_channels=16,
-    timestep_dim=32,
-    text_dim=32,
-    num_text_layers=3,
-    text_num_heads=2,
-    text_num_kv_heads=1,  # not divisible by 2: with tensor parallelism text fusion's attention stays whole
-    text_mlp_width=48,
-    num_layerwise_text_blocks=1,
-    num_refiner_text_blocks=1,
-)
+SMALL = tiny_config()
+"""One key and value head of text fusion: with tensor parallelism its attention stays whole."""
 NUM_STEPS, FEWER_STEPS = 20, 4
 
 
-def small_transformer(seed: int = 0) -> Transformer:
-    """No parameter keeps its initial value, so that none hides behind zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    model = Transformer(SMALL)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            deviation = parameter.shape[1] ** -0.5 if parameter.ndim == 2 else 0.3
-            parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
-    return model
+def small_transformer() -> Transformer:
+    return random_transformer(SMALL)
 
 
 def small_batch(rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -114,6 +94,12 @@ FOUR_RANKS = {
 }
 
 
+SPLIT = {name: changes for name, changes in SWITCHES.items() if changes.get("stream") not in ("dual", "hybrid")}
+"""Every switch that tensor parallelism splits."""
+SHARDED = ("value residual", "dual mla")
+"""Switches whose blocks give more than one tensor."""
+
+
 def courses(ports: Sequence[int]) -> dict[str, Course]:
     """Every configuration of this world size, each with a process group of its own."""
     cases = TWO_RANKS if os.environ["WORLD_SIZE"] == "2" else FOUR_RANKS
@@ -141,6 +127,10 @@ def two_ranks(ports: Sequence[int]) -> dict[str, Any]:
             any_rank(False, mesh),
             from_rank_zero(lambda: 7.0 if first else 9.0, mesh),
         )
+        head = nn.Linear(1, 1, bias=False)
+        head.weight.grad = torch.tensor([[1.0 if first else 4.0]])
+        average_gradients([head], mesh)
+        answers["averaged"] = head.weight.grad.item()
         model = parallelize(small_transformer(), mesh.device_mesh, config)
         with torch.no_grad():
             latents, timestep, features, mask = small_batch()
@@ -148,13 +138,32 @@ def two_ranks(ports: Sequence[int]) -> dict[str, Any]:
             answers["sampled"] = model.denoise(latents, timestep, text)
         answers["gradients in two calls"] = gradients_in_two_calls(model, rows_of(mesh))
         answers["from meta"] = whole_weights(load_from_meta(mesh, config))
+        answers["sharded switches"] = {name: deviation_of_split(mesh, config, SWITCHES[name]) for name in SHARDED}
         answers["placements"] = {name: str(p.placements) for name, p in model.named_parameters()}
     mesh.close()
     os.environ["MASTER_PORT"] = str(ports[1])
     config = TWO_RANKS["tensor"]
     with open_mesh(config.mesh, device_type="cpu") as mesh:
         answers["in 8 bits"] = train_steps(mesh, config, FEWER_STEPS, recipe="rowwise")
+        answers["switches"] = {name: deviation_of_split(mesh, config, changes) for name, changes in SPLIT.items()}
     return answers
+
+
+def deviation_of_split(mesh: Mesh, parallel: ParallelConfig, changes: dict[str, Any]) -> float:
+    """The most by which loss or a gradient of a split model is off, as a share of the largest entry of the whole one's."""
+    config = replace(SWITCHABLE, num_layers=2, **changes)
+    whole = _loss_and_gradients(random_transformer(config), config)
+    split = _loss_and_gradients(parallelize(random_transformer(config), mesh.device_mesh, parallel), config)
+    assert split.keys() == whole.keys()
+    return max(((split[name] - whole[name]).abs().max() / whole[name].abs().max()).item() for name in whole)
+
+
+def _loss_and_gradients(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
+    latents, timestep, features = random_inputs(config, height=4, width=6, num_text=5)
+    mask = torch.arange(5) < torch.tensor([4, 5, 2])[:, None]
+    loss = F.mse_loss(model(latents, timestep, features, mask), latents.flip(1))
+    loss.backward()
+    return {"loss": loss.detach(), **whole_gradients(model)}
 
 
 def gradients_in_two_calls(model: nn.Module, rows: slice) -> dict[str, Tensor]:
@@ -163,6 +172,10 @@ def gradients_in_two_calls(model: nn.Module, rows: slice) -> dict[str, Tensor]:
     text = model.encode_text(features, mask)
     velocities = [model.denoise(latents, when, text) for when in (timestep, 1 - timestep)]
     torch.stack(velocities).square().mean().backward()
+    return whole_gradients(model)
+
+
+def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
 

@@ -16,22 +16,12 @@ from pleinair.training.engine import EngineConfig, LossOutput, Phase, train
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.random import RowRandom
 from pleinair.training.stages.pretrain import Pretrain, PretrainConfig
+from tests.small_transformers import tiny_config
 
-TINY = TransformerConfig(
-    width=32,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    in_channels=4,
-    patch_size=1,
-    timestep_dim=16,
-    text_dim=16,
-    num_text_layers=2,
-    text_num_heads=2,
-    text_num_kv_heads=2,
-    num_layerwise_text_blocks=1,
-    num_refiner_text_blocks=1,
-)
+TINY = tiny_config(
+    width=32, num_heads=2, num_kv_heads=1, mlp_width=None, in_channels=4, patch_size=1, timestep_dim=16, text_dim=16,
+    num_text_layers=2, text_num_kv_heads=2, text_mlp_width=None,
+)  # fmt: skip
 
 
 class Line:

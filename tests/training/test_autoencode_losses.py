@@ -1,6 +1,5 @@
 """Losses that shape an autoencoder: which parts each trains, off-switches, and what is dropped."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,6 @@ from pleinair.training.engine import EngineConfig, Phase, read_records, train
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.random import RowRandom
 from pleinair.training.stages.autoencode import Autoencode, AutoencodeConfig, misalignment, normalised_over_places
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 TINY = AutoencoderConfig(widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_channels=4)
 EVERY = AutoencodeConfig(

@@ -61,24 +61,10 @@ def test_a_tiny_model_learns_its_pictures(tmp_path: Path) -> None:
     assert sum(sequence[-5:]) < 0.6 * sum(sequence[:5])
 
 
-@pytest.mark.parametrize("moment", [0.3, 0.9])
-def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Path, moment: float) -> None:
+def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Path) -> None:
     run(tmp_path / "calm", steps=40)
-    target = str(tmp_path / "killed")
-    script = f"from tests.training.test_engine import run; from pathlib import Path; run(Path({target!r}), steps=40)"
-    root = Path(__file__).parents[2]
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
-    )
-    log = tmp_path / "killed" / "steps.jsonl"
-    while (
-        len(list_checkpoints(tmp_path / "killed" / "checkpoints")) == 0
-        or len(log.read_text().splitlines()) < 40 * moment
-    ):
-        assert trainer.poll() is None, "the trainer ended before it could be killed"
-        time.sleep(0.01)
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
+    for moment in (0.3, 0.9):
+        kill_trainer(tmp_path / "killed", after_steps=40 * moment)
     run(tmp_path / "killed", steps=40)
     assert losses(tmp_path / "killed") == losses(tmp_path / "calm")
     final = [
@@ -86,6 +72,23 @@ def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Pa
         for name in ("calm", "killed")
     ]
     assert all(torch.equal(final[0][key], final[1][key]) for key in final[0])
+
+
+def kill_trainer(directory: Path, after_steps: float) -> None:
+    """Start one in a process of its own, or go on, and kill it once there are a checkpoint and that many records."""
+    script = (
+        f"from tests.training.test_engine import run; from pathlib import Path; run(Path({str(directory)!r}), steps=40)"
+    )
+    root = Path(__file__).parents[2]
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
+    )
+    log = directory / "steps.jsonl"
+    while not list_checkpoints(directory / "checkpoints") or len(log.read_text().splitlines()) < after_steps:
+        assert trainer.poll() is None, "the trainer ended before it could be killed"
+        time.sleep(0.01)
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
 
 
 @contextmanager

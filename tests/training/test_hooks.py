@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from pleinair.model.transformer import Transformer
+from pleinair.model.flops import forward_flops
 from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError, MissingExtraError
 from pleinair.training.averaging import MovingAverage
@@ -30,7 +27,7 @@ from pleinair.training.hooks.previews import Previews
 from pleinair.training.hooks.profiler import Profile
 from pleinair.training.hooks.progress import Beats, EachStep
 from pleinair.training.hooks.spikes import SpikeConfig, SpikeError, Spikes, robust_sigmas
-from pleinair.training.hooks.throughput import Throughput, forward_flops, measure_peak, training_flops
+from pleinair.training.hooks.throughput import Throughput, measure_peak, training_flops
 from pleinair.training.hooks.validation import Validation, ValidationConfig, validation_losses
 from pleinair.training.mesh import Mesh
 from pleinair.training.random import RowRandom
@@ -95,6 +92,12 @@ def test_a_resumed_run_judges_spikes_as_an_undisturbed_one(tmp_path: Path, stop_
         assert stopped == calm
 
 
+def test_a_new_phase_is_not_judged_by_the_losses_of_the_one_before(tmp_path: Path) -> None:
+    dearer = Points(spoil=dict.fromkeys(range(6), 200.0))
+    phases = [Phase("points", 10, 8, Points()), Phase("dearer", 5, 8, dearer)]
+    run_line(tmp_path, phases=phases, hooks=[Spikes(SpikeConfig(policy="stop", window=10, least_steps=5))])
+
+
 def test_noise_without_spikes_is_left_alone(tmp_path: Path) -> None:
     run_line(tmp_path, steps=200, hooks=[Spikes(SpikeConfig(policy="stop"))], config=settings(learning_rate=1e-3))
     assert not (tmp_path / "spikes.jsonl").exists() or not lines(tmp_path / "spikes.jsonl")
@@ -104,6 +107,13 @@ def test_robust_sigmas_are_standard_deviations_of_normal_noise_whatever_outliers
     noise = np.random.default_rng(0).normal(5, 2, 5001)
     noise[:100] = 1e9
     assert robust_sigmas(5 + 3 * 2, noise) == pytest.approx(3, rel=0.1)
+
+
+def test_every_ranks_held_out_rows_have_noise_of_their_own() -> None:
+    stage, batch, place = pretrain_stage(), Latents(first=900).batch(0), Mesh(rank=1, data_rank=1, num_data_ranks=2)
+    measured = validation_losses(stage, [batch], (0.2,), 5, place)
+    random = RowRandom(5, 0, range(8, 16))
+    assert measured[0.2] == pytest.approx(stage.velocity_errors(batch, torch.full((8,), 0.2), random).mean().item())
 
 
 def test_validation_is_the_mean_error_at_each_timestep_and_repeats_exactly() -> None:
@@ -159,18 +169,6 @@ def test_previews_are_drawn_when_due_with_the_model_evaluating(tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["step-00000002.png", "step-00000004.png"]
     assert modes == [False, False]
     assert stage.model.training
-
-
-@pytest.mark.parametrize(("side", "text", "layers"), [(4, 6, 2), (6, 3, 1)])
-def test_flops_of_a_configuration_are_those_counted_in_its_real_products(side: int, text: int, layers: int) -> None:
-    config = replace(TINY, num_layers=layers, num_refiner_text_blocks=layers)
-    latents, features = torch.randn(1, config.latent_channels, side, side), torch.randn(1, text, 2, config.text_dim)
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):  # the CPU's fused kernel is not counted
-        Transformer(config)(latents, torch.rand(1), features)
-    assert forward_flops(config, side, side, text) == counter.get_total_flops()
 
 
 def test_throughput_is_three_forward_passes_over_the_steps_seconds(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def losses(directory: Path) -> list[float]:
     return [record.loss for record in read_records(directory / "steps.jsonl")]
 
 
+def norms(directory: Path) -> list[float]:
+    return [record.grad_norm for record in read_records(directory / "steps.jsonl")]
+
+
 @pytest.mark.parametrize("pieces", [2, 8])
 def test_micro_batches_give_the_losses_of_whole_batches(tmp_path: Path, pieces: int) -> None:
     for name, count in (("whole", 1), ("pieces", pieces)):
@@ -40,8 +44,15 @@ def test_micro_batches_give_the_losses_of_whole_batches(tmp_path: Path, pieces: 
             config_digest="d",
             on_message=lambda _: None,
         )
-    assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    for measured in (losses, norms):  # of the gradient, too: neither AdamW nor clipping minds its scale
+        assert measured(tmp_path / "pieces") == pytest.approx(measured(tmp_path / "whole"), rel=1e-4)
     assert losses(tmp_path / "pieces")[-1] != losses(tmp_path / "whole")[0]
+
+
+def test_no_gradient_is_kept_from_one_step_to_the_next(tmp_path: Path) -> None:
+    stage = Line()
+    run_line(tmp_path, steps=2, stage=stage)
+    assert [parameter.grad for parameter in stage.model.parameters()] == [None, None]
 
 
 def test_rows_that_do_not_divide_are_refused(tmp_path: Path) -> None:
@@ -167,6 +178,23 @@ def test_a_parent_of_another_shape_is_refused(tmp_path: Path) -> None:
     phases = [Phase("points", 1, 8, Points(width=5))]
     with pytest.raises(CheckpointError, match=r"'weight' is torch.float32 \[4, 4\] in .*, not torch.float32 \[5, 5\]"):
         run_line(tmp_path / "second", stage=Line(width=5), phases=phases, parent=parent)
+
+
+@pytest.mark.parametrize("others", ["", "theirs 4x1/8 0123"])
+def test_a_parent_that_has_learned_other_latents_is_refused_and_an_older_one_passes(
+    tmp_path: Path, others: str
+) -> None:
+    phases = [Phase("latents", 1, 8, Latents())]
+    stages = {name: pretrain_stage() for name in ("first", "second")}
+    stages["first"].latent_space, stages["second"].latent_space = others, "ours 4x1/8 4567"
+    parent = Parent(checkpoint=run_line(tmp_path / "first", stage=stages["first"], phases=phases))
+    if not others:
+        run_line(tmp_path / "second", stage=stages["second"], phases=phases, parent=parent)
+        return
+    said = "has learned latents of 'theirs 4x1/8 0123' and this run's pack holds 'ours 4x1/8 4567'"
+    with pytest.raises(CheckpointError, match=said):
+        run_line(tmp_path / "second", stage=stages["second"], phases=phases, parent=parent)
+    assert not (tmp_path / "second" / "steps.jsonl").exists(), "before any step"
 
 
 class Refuses:

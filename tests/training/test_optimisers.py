@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from pleinair.model.lora import LoraConfig, add_lora, freeze_base
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import ConfigError
 from pleinair.training.optimisers import OptimiserConfig, ScheduledOptimiser, group_parameters
@@ -34,6 +35,15 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
     }
     assert all("table" not in name for name in taken)
     assert len(groups.muon) + len(groups.decayed) + len(groups.plain) == len(named)
+
+
+def test_a_lora_inside_the_blocks_is_no_hidden_matrix() -> None:
+    model = Transformer(TINY)
+    add_lora(model, LoraConfig(rank=2))
+    freeze_base(model)
+    groups = group_parameters(model, "muon")
+    assert (len(groups.muon), len(groups.plain)) == (0, 0)
+    assert {name.rsplit(".", 1)[1] for name, _ in groups.decayed} == {"down", "up"}
 
 
 def test_zero_centred_norms_decay_and_biases_and_tables_do_not() -> None:

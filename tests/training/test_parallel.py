@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,8 @@ from tests.training.parallel_steps import (
     FEWER_STEPS,
     FOUR_RANKS,
     NUM_STEPS,
+    SHARDED,
+    SPLIT,
     TWO_RANKS,
     Course,
     courses,
@@ -26,14 +27,6 @@ from tests.training.parallel_steps import (
 from tests.training.ranks import run_ranks
 
 IN_FLOAT32 = [name for name, config in TWO_RANKS.items() if config.param_dtype == "fp32"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +81,26 @@ def test_8_bit_products_split_over_ranks_stay_close(pair: list[dict[str, Any]], 
     assert course.losses != pytest.approx(alone.losses[:FEWER_STEPS], rel=1e-6)
 
 
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_switch_split_over_two_ranks_has_the_gradients_of_one_process(name: str, pair: list[dict[str, Any]]) -> None:
+    assert max(rank["switches"][name] for rank in pair) < 1e-4
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_blocks_that_hand_values_on_are_sharded_too(name: str, pair: list[dict[str, Any]]) -> None:
+    assert max(rank["sharded switches"][name] for rank in pair) < 1e-4
+
+
 def test_each_rank_knows_its_place_and_its_share_of_the_rows(pair: list[dict[str, Any]]) -> None:
     assert [rank["place"] for rank in pair] == [(0, 2, 0, 2), (1, 2, 1, 2)]
 
 
 def test_metrics_and_decisions_are_the_same_on_every_rank(pair: list[dict[str, Any]]) -> None:
     assert [rank["reduced"] for rank in pair] == [({"a": 2.0, "b": 2.5}, True, False, 7.0)] * 2
+
+
+def test_gradients_of_what_every_rank_holds_whole_are_averaged(pair: list[dict[str, Any]]) -> None:
+    assert [rank["averaged"] for rank in pair] == [2.5, 2.5]
 
 
 def test_a_sharded_model_samples_through_its_methods(pair: list[dict[str, Any]]) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import distributed
 
+from pleinair.model.lora import LoraConfig, add_lora
 from pleinair.model.parallelize import MeshConfig, ParallelConfig
-from pleinair.model.tensor_parallel import find_split_modules
-from pleinair.model.transformer import Transformer, TransformerConfig
+from pleinair.model.quantised_base import quantise_base
+from pleinair.model.tensor_parallel import SplitModule, check_tensor_parallel, find_split_modules
+from pleinair.model.transformer import Transformer
 from pleinair.records.errors import ConfigError
 from pleinair.training.mesh import Mesh, open_mesh
 from pleinair.training.reductions import any_rank, clip_gradients, from_rank_zero, gradient_norm, mean_metrics
+from tests.small_transformers import tiny_config
 from tests.training.ranks import run_ranks
 
 INIT_SECONDS, COLLECTIVE_SECONDS, LATE_SECONDS = 120.0, 5.0, 8.0
@@ -80,24 +84,59 @@ def test_a_deterministic_mesh_asks_torch_for_equal_bits() -> None:
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
 
 
-def test_heads_that_do_not_divide_are_refused_and_text_fusion_stays_whole() -> None:
-    config = TransformerConfig(
-        width=96, num_layers=1, num_heads=6, num_kv_heads=2, text_dim=64, text_num_heads=4, text_num_kv_heads=1
-    )
+def split_modules(size: int, **changes: Any) -> list[SplitModule]:
     with torch.device("meta"):
-        model = Transformer(config)
-    split = [module.name for module in find_split_modules(model, 2)]
+        return find_split_modules(Transformer(tiny_config(**changes)), size)
+
+
+def test_text_fusion_whose_heads_do_not_divide_stays_whole() -> None:
+    split = [module.name for module in split_modules(2, num_layers=1, text_num_heads=4, text_num_kv_heads=1)]
     assert [name for name in split if name.startswith("transformer_blocks")] == [
         "transformer_blocks.0.attn",
         "transformer_blocks.0.ff",
     ]
     assert {name.rsplit(".", 1)[1] for name in split if name.startswith("text_fusion")} == {"ff"}
-    with pytest.raises(
-        ConfigError, match=r"tensor is 3: it must divide the 2 key and value heads of transformer_blocks\.0\.attn"
-    ):
-        find_split_modules(model, 3)
-    with pytest.raises(ConfigError, match="tensor is 4: it must divide the 6 query heads"):
-        find_split_modules(model, 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "message"),
+    [
+        (3, {}, "tensor is 3: it must divide the 4 query heads of every block"),
+        (4, {}, "tensor is 4: it must divide the 2 key and value heads of every block"),
+        (
+            4,
+            {"num_kv_heads": 4, "mlp_width": 98},
+            "tensor is 4: it must divide the 98 columns of the MLP of every block",
+        ),
+        (4, {"num_kv_heads": 4, "mlp_width": 100, "mlp": "gelu"}, "it must divide the 150 columns of the MLP"),
+        (2, {"stream": "dual"}, "tensor is 2, but stream is dual, whose blocks attend over two sets of weights"),
+        (2, {"stream": "hybrid", "num_dual_layers": 1}, "tensor is 2, but stream is hybrid"),
+    ],
+)
+def test_what_tensor_parallelism_cannot_split_is_refused_from_the_configuration(
+    size: int, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_tensor_parallel(tiny_config(**changes), size)
+    with pytest.raises(ConfigError, match=message):
+        split_modules(size, **changes)
+
+
+def test_latent_attention_is_split_by_its_heads_and_has_no_key_and_value_heads_to_divide() -> None:
+    config = tiny_config(attention="mla", num_kv_heads=1, rope_axes=(4, 2, 2))
+    check_tensor_parallel(config, 4)
+    check_tensor_parallel(tiny_config(stream="dual"), 1)
+
+
+def test_loras_and_8_bit_weights_are_not_split() -> None:
+    model = Transformer(tiny_config())
+    add_lora(model, LoraConfig(rank=2))
+    with pytest.raises(ConfigError, match=r"transformer_blocks\.0\.attn\.to_q carries a LoRA: set tensor=1"):
+        find_split_modules(model, 2)
+    model = Transformer(tiny_config())
+    quantise_base(model)
+    with pytest.raises(ConfigError, match=r"ff\.gate has 8-bit weights: set tensor=1 and give those ranks to shard"):
+        find_split_modules(model, 2)
 
 
 def test_clipping_one_process_is_torchs_own() -> None:
@@ -114,6 +153,9 @@ def test_clipping_one_process_is_torchs_own() -> None:
         assert (parameter.grad is None) == (source.grad is None)
         if parameter.grad is not None and source.grad is not None:
             torch.testing.assert_close(source.grad, parameter.grad)
+    before = [parameter.grad.clone() for parameter in ours[:2] if parameter.grad is not None]
+    assert clip_gradients(ours, 10.0) == pytest.approx(0.5, abs=1e-3)
+    assert all(torch.equal(parameter.grad, kept) for parameter, kept in zip(ours, before, strict=False))  # type: ignore[arg-type]
     assert gradient_norm([]).item() == 0.0
 
 

@@ -1,4 +1,6 @@
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ from pleinair.training.patch_features import (
 )
 from pleinair.training.random import RowRandom
 from pleinair.training.stages.finetune import Finetune
+from pleinair.training.stages.pretrain import PretrainConfig
 from pleinair.training.stages.repa import Repa, RepaConfig, spatially_normalised
-from tests.training.small_stages import Latents, pretrain_stage, settings
+from tests.training.small_stages import TINY, Latents, pretrain_stage, settings
 
 
 class Colours:
@@ -108,6 +111,17 @@ def test_the_projector_sees_image_tokens_on_their_grid_and_no_text() -> None:
     ]
     assert float(given) == pytest.approx(float(torch.stack(cosines).mean().detach()), abs=1e-5)
     assert len(stage.model.transformer_blocks[1]._forward_hooks) == 0
+
+
+def test_blocks_that_hand_their_values_on_are_aligned_too() -> None:
+    stage = pretrain_stage(config=replace(TINY, value_residual=True))
+    loss = Repa(stage, 3, RepaConfig(depth=1)).loss(wide_batch(), RowRandom(0, 0, range(8))).loss
+    assert loss.isfinite()
+
+
+def test_training_timesteps_grow_with_the_number_of_image_tokens() -> None:
+    config = PretrainConfig(shift_mu=0.3, shift_tokens=64)
+    assert [config.mu(tokens) for tokens in (64, 256)] == pytest.approx([0.3, 0.3 + math.log(2)])
 
 
 class Patched(Latents):

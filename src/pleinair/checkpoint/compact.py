@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pleinair.checkpoint.quantise import dequantise, quantise_rowwise
-from pleinair.checkpoint.tensors import save_tensors
 from pleinair.records.errors import CheckpointError
+from pleinair.records.pickles import refuse_pickle
+from pleinair.tensor_files import save_tensors
 
 
 def save_compact(path: Path, state: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
@@ -22,7 +23,6 @@ def save_compact(path: Path, state: Mapping[str, Tensor], document: Mapping[str,
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_tensors(quantise_rowwise(state), unfinished, metadata={"document": json.dumps(document)})
-        unfinished.chmod(0o644)  # safetensors writes for its owner alone
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -31,8 +31,9 @@ def save_compact(path: Path, state: Mapping[str, Tensor], document: Mapping[str,
 def load_compact(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Float32 weights and the document written by `save_compact`, whose key `kind` must be there.
 
-    Raises CheckpointError when the file is missing, damaged, or holds something else.
+    Raises CheckpointError when the file is missing, damaged, a pickle, or holds something else.
     """
+    refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
             document = json.loads((file.metadata() or {}).get("document", "{}"))

@@ -20,11 +20,11 @@ from typing import Any
 from pleinair.config import from_document, to_document
 from pleinair.records.checkpoint import CheckpointManifest
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.records.pickles import refuse_pickle
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
 NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
-PICKLES = {".bin", ".ckpt", ".distcp", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def latest_name(root: Path) -> str | None:
 
 def read_manifest(directory: Path) -> CheckpointManifest:
     """The manifest alone, files unverified. Raises CheckpointError when it is missing, unreadable or was edited."""
-    refuse_pickle(directory)
+    refuse_pickled(directory)
     try:
         document = json.loads((directory / MANIFEST).read_text())
         seal = document.pop("seal", None)
@@ -90,13 +90,9 @@ def _seal(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def refuse_pickle(path: Path) -> None:
+def refuse_pickled(path: Path) -> None:
     """Raises CheckpointError, unopened, for a pickle, or for a directory that another tool filled with pickles."""
-    pickled = path if path.suffix.lower() in PICKLES else None
-    if pickled is None and path.is_dir() and not (path / MANIFEST).exists():
-        pickled = next((inside for inside in sorted(path.iterdir()) if inside.suffix.lower() in PICKLES), None)
-    if pickled is not None:
-        raise CheckpointError(
-            f"{pickled} is a pickle, which can run any code when it is opened, so it was not opened: "
-            "convert it to safetensors with a tool you trust, where you would run its code"
-        )
+    refuse_pickle(path)
+    if path.is_dir() and not (path / MANIFEST).exists():
+        for inside in sorted(path.iterdir()):
+            refuse_pickle(inside)

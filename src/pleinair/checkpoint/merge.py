@@ -9,9 +9,8 @@ refused: other settings, other tensors, other learning rates, another parent.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pleinair.checkpoint.drafts import fsync_directory, to_json, write_documents
 from pleinair.checkpoint.manifests import MANIFEST, identity, manifest_text
 from pleinair.checkpoint.pieces import INDEX, TensorPieces, fill, read_index, tensor_files
-from pleinair.checkpoint.shards import DTYPE_NAMES, tensor_bytes
 from pleinair.checkpoint.store import digest_file, read_document, verify_checkpoint
 from pleinair.records.checkpoint import CheckpointManifest
 from pleinair.records.errors import CheckpointError
+from pleinair.tensor_files import LazyTensor, write_tensors
 
 Weighting = Literal["uniform", "linear", "ema"]
 RUN_DOCUMENT = "run.json"
@@ -194,10 +194,9 @@ def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[st
     try:
         for name in last.tensor_files:
             stream_tensors([source.directory for source in sources], name, merge, staging / name)
-        for name in _kept_documents(last):
-            shutil.copyfile(last.directory / name, staging / name)
         kept = {"seed": run.get("seed"), "lineage": run.get("lineage", []), **document}
-        (staging / RUN_DOCUMENT).write_text(json.dumps(kept, indent=2) + "\n")
+        documents = {name: (last.directory / name).read_bytes() for name in _kept_documents(last)}
+        write_documents(staging, {**documents, RUN_DOCUMENT: to_json(kept)})
         manifest = CheckpointManifest(
             step=last.manifest.step,
             config_digest=last.manifest.config_digest,
@@ -205,8 +204,10 @@ def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[st
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files={path.name: digest_file(path) for path in sorted(staging.iterdir())},
         )
-        (staging / MANIFEST).write_text(manifest_text(manifest))
+        write_documents(staging, {MANIFEST: manifest_text(manifest).encode()})
+        fsync_directory(staging)
         os.replace(staging, out)
+        fsync_directory(out.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -220,20 +221,21 @@ def stream_tensors(directories: Sequence[Path], name: str, merge: Merge, output:
     that are equal stay equal.
     """
     indices = [read_index(directory, name) for directory in directories]
-    header, end = {}, 0
-    for key, pieces in sorted(indices[0].items()):
-        dtype = torch.float32 if pieces.dtype.is_floating_point else pieces.dtype
-        begin, end = end, end + dtype.itemsize * math.prod(pieces.shape)
-        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": pieces.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with output.open("wb") as written:
-        written.write(len(text).to_bytes(8, "little") + text)
-        for key in header:
-            inputs = (_read(*place, key) for place in zip(directories, indices, strict=True))
-            written.write(tensor_bytes(_merged(key, list(inputs), merge)))
-        written.flush()
-        os.fsync(written.fileno())
+
+    def merged(key: str) -> Tensor:
+        return _merged(key, [_read(*place, key) for place in zip(directories, indices, strict=True)], merge)
+
+    write_tensors(
+        output,
+        {
+            key: LazyTensor(
+                torch.float32 if pieces.dtype.is_floating_point else pieces.dtype,
+                pieces.shape,
+                functools.partial(merged, key),
+            )
+            for key, pieces in indices[0].items()
+        },
+    )
 
 
 def _read(directory: Path, index: Mapping[str, TensorPieces], key: str) -> Tensor:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pleinair.checkpoint.shards import DTYPE_NAMES, DTYPES, Span, read_spans, tensor_bytes
 from pleinair.records.errors import CheckpointError
+from pleinair.tensor_files import DTYPE_NAMES, DTYPES, Span, read_header, tensor_bytes
 
 INDEX = "pieces.json"
 SMALLEST_RUN = 64 << 10
@@ -200,7 +200,7 @@ def read_index(directory: Path, name: str) -> dict[str, TensorPieces]:
         raise CheckpointError(f"checkpoint {directory} has no {name}: it belongs to another kind of training")
     return {
         key: TensorPieces(span.dtype, span.shape, (Piece(name, Box((0,) * len(span.shape), span.shape)),))
-        for key, span in read_spans(directory / name).items()
+        for key, span in read_header(directory / name)[0].items()
     }
 
 
@@ -229,7 +229,7 @@ def fill(directory: Path, index: Mapping[str, TensorPieces], state: Mapping[str,
     num_read = 0
     for file, of_file in parts.items():
         path = directory / file
-        spans = read_spans(path)
+        spans, _ = read_header(path)
         with path.open("rb") as opened:
             for key, box, common, place in of_file:
                 if key not in spans or (spans[key].dtype, spans[key].shape) != (index[key].dtype, box.shape):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pleinair.checkpoint.shards import ShardLayout, tensor_bytes
+from pleinair.checkpoint.shards import ShardLayout
+from pleinair.tensor_files import tensor_bytes
 
 SPARE = 64 << 10
 """Each file's body begins at a multiple of this, so that any dtype is aligned."""

@@ -28,13 +28,15 @@ from pleinair.checkpoint.manifests import (
     latest_name,
     list_checkpoints,
     read_manifest,
-    refuse_pickle,
+    refuse_pickled,
     step_of,
 )
 from pleinair.checkpoint.pieces import fill, read_index
-from pleinair.checkpoint.shards import plan_shard, tensor_bytes, write_shard
+from pleinair.checkpoint.shards import plan_shard, write_shard
 from pleinair.records.checkpoint import CheckpointManifest, FileDigest
 from pleinair.records.errors import CheckpointError
+from pleinair.records.pickles import refuse_pickle
+from pleinair.tensor_files import tensor_bytes
 
 __all__ = [
     "MANIFEST",
@@ -156,7 +158,7 @@ def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
 
     Raises CheckpointError when it is missing or unreadable.
     """
-    refuse_pickle(directory)
+    refuse_pickled(directory)
     refuse_pickle(Path(name))
     index = read_index(directory, name)
     state = {key: torch.empty(tensor.shape, dtype=tensor.dtype) for key, tensor in index.items()}
@@ -165,7 +167,8 @@ def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
 
 
 def read_document(directory: Path, name: str) -> Any:
-    """One JSON document of a checkpoint."""
+    """One JSON document of a checkpoint. Raises CheckpointError when it is missing or unreadable."""
+    refuse_pickled(directory)
     try:
         return json.loads((directory / name).read_text())
     except (OSError, json.JSONDecodeError) as unreadable:

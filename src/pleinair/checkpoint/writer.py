@@ -38,10 +38,11 @@ from pleinair.checkpoint.pieces import (
     written_here,
 )
 from pleinair.checkpoint.ranks import RankReport, outcome_of_rank_zero, read_reports, write_report
-from pleinair.checkpoint.shards import ShardLayout, plan_shard, tensor_bytes, write_shard
+from pleinair.checkpoint.shards import ShardLayout, plan_shard, write_shard
 from pleinair.checkpoint.staging import StagingBuffer
 from pleinair.records.checkpoint import Refused, Saved
 from pleinair.records.errors import CheckpointError
+from pleinair.tensor_files import tensor_bytes
 
 NUM_FILES_AT_ONCE = 4
 

@@ -172,7 +172,7 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     recipe, pack = work.recipe, Pack(work.pack)
     torch.manual_seed(recipe.engine.seed)  # every rank begins with the same weights
     model = parallelize(Transformer(recipe.transformer).to(mesh.device), mesh.device_mesh, recipe.parallel)
-    stage = Pretrain(cast(Transformer, model), load_projection(work.pack), recipe.pretrain)
+    stage = Pretrain(cast(Transformer, model), load_projection(work.pack), recipe.pretrain, pack.manifest.latent_space)
     part = {"rank": mesh.data_rank, "num_ranks": mesh.num_data_ranks}
     loaders = [Prefetched(LatentLoader(pack, one.resolution, recipe.loader_of(one), **part)) for one in recipe.phases]
     phases = [

@@ -28,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pleinair.checkpoint.quantise import dequantise, quantise_rowwise
-from pleinair.checkpoint.tensors import save_tensors
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.tensor_files import save_tensors
 
 PICTURE_SIZE = 64
 Pictures = npt.NDArray[np.uint8]

@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from pleinair.checkpoint.tensors import save_tensors
 from pleinair.evaluation.augment import augment
 from pleinair.evaluation.judge import Filters, Judge, JudgeConfig, Pictures, as_tensor
 from pleinair.evaluation.metrics import Indices
 from pleinair.records.errors import CheckpointError
+from pleinair.tensor_files import save_tensors
 
 PROGRESS_FILE = "judge-progress.safetensors"
 STEPS_PER_SAVE = 200

@@ -199,19 +199,18 @@ class ValueResidual(nn.Module):
         mask: Mask,
         num_text: int,
         first_BSGK: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """What the block gives, and the first block's values for the blocks after it."""
-        kept = [first_BSGK]
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the block gives, and of the first block its values, for the blocks after it."""
+        kept: list[Tensor] = []
 
         def mix_values(own_BSGK: Tensor) -> Tensor:
             if first_BSGK is None or self.share is None:
-                kept[0] = own_BSGK
+                kept.append(own_BSGK.clone())  # FSDP hangs hooks on what a block returns, which a view can lose
                 return own_BSGK
             return torch.lerp(own_BSGK, first_BSGK, self.share.to(own_BSGK.dtype))
 
         x_BSD = self.block(x_BSD, conditioning, rotations_SP2, mask, num_text, mix_values)
-        assert kept[0] is not None
-        return x_BSD, kept[0]
+        return x_BSD, kept[0] if kept else None
 
 
 class Laurel(nn.Module):

@@ -11,8 +11,12 @@ each rank holds; the model's own code sees plain tensors. That is done by giving
 parameters' attributes are views of the local part: no DTensor operator runs in the forward pass, names of parameters
 stay, and any layer works, also one whose methods other than `forward` read its weight.
 
-A norm that acts inside the heads (`norm_q`, `norm_k`) is replicated, but each rank sees the gradient of its own heads
-only: such a parameter's view adds up the gradients of the group.
+What acts inside the heads and is not split (the norms of queries and keys, MLA's compressed vectors and the one rotated
+key, the share of a value residual) is replicated, but each rank sees the gradient of its own heads only: such a
+parameter's view adds up the gradients of the group.
+
+Every switch of the architecture but two-stream blocks is split so; those attend from outside of their attention modules
+and are refused, as are LoRAs and 8-bit weights, whose branches and scales are not cut with their layer.
 """
 
 from __future__ import annotations
@@ -28,6 +32,10 @@ from torch.distributed import _functional_collectives as functional
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from pleinair.model.architecture import TransformerConfig
+from pleinair.model.attention import Attention, LatentAttention
+from pleinair.model.blocks import ValueResidual
+from pleinair.model.layers import GELUMLP, SwiGLU
 from pleinair.records.errors import ConfigError
 
 Role = Literal["column", "row", "partial", "replicated"]
@@ -36,7 +44,9 @@ Role = Literal["column", "row", "partial", "replicated"]
 SPLIT_DIMS: dict[Role, int] = {"column": 0, "row": 1}
 """The dimension of a parameter that is split."""
 COLUMN_LAYERS = ("to_q", "to_k", "to_v", "to_gate", "gate", "up")
-"""Linear layers whose outputs are split."""
+"""Linear layers of attention and MLPs whose outputs are split."""
+INNER_LAYERS = ("norm_q", "norm_k", "norm_kv", "compress_q", "compress_kv", "to_rotary_k")
+"""Layers of attention that every rank holds whole, and whose outputs its own heads alone read."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ def apply_tensor_parallel(transformer: nn.Module, mesh: DeviceMesh) -> None:
     """Split every attention and MLP of `transformer` over the one-dimensional `mesh`, in place.
 
     Every rank must hold the same weights, or all of them on the meta device. Attention and MLPs of text fusion whose
-    heads do not divide stay whole. Raises ConfigError when those of the blocks do not divide.
+    heads do not divide stay whole. Raises ConfigError as `find_split_modules` does.
     """
     roles: dict[str, Role] = {}
     for split in find_split_modules(transformer, mesh.size()):
@@ -67,52 +77,71 @@ def apply_tensor_parallel(transformer: nn.Module, mesh: DeviceMesh) -> None:
         module.register_forward_pre_hook(functools.partial(_enter, group))
         module.register_forward_hook(functools.partial(_leave, group))
     for name, module in list(transformer.named_modules()):
+        if isinstance(module, ValueResidual):
+            roles[f"{name}.share"] = "partial"
         own = {key: roles.get(f"{name}.{key}", "replicated") for key, _ in module.named_parameters(recurse=False)}
         if own:
             _distribute(module, own, mesh)
 
 
+def check_tensor_parallel(config: TransformerConfig, size: int) -> None:
+    """Raise ConfigError when `size` ranks cannot split the blocks of this configuration; no model is needed."""
+    if size > 1 and config.dual_layers:
+        raise ConfigError(
+            f"tensor is {size}, but stream is {config.stream}, whose blocks attend over two sets of weights and are not "
+            "split: set tensor=1 and give those ranks to shard"
+        )
+    shared = {"query heads": config.num_heads, "columns of the MLP": _mlp_columns(config)}
+    if config.attention == "gqa":
+        shared["key and value heads"] = config.num_kv_heads
+    for what, number in shared.items():
+        if number % size:
+            raise ConfigError(f"tensor is {size}: it must divide the {number} {what} of every block")
+
+
+def _mlp_columns(config: TransformerConfig) -> int:
+    return 3 * config.hidden_width // 2 if config.mlp == "gelu" else config.hidden_width
+
+
 def find_split_modules(transformer: nn.Module, size: int) -> list[SplitModule]:
-    """What a group of `size` ranks splits. Raises ConfigError when a transformer block cannot be split."""
+    """What a group of `size` ranks splits, in the order of the model.
+
+    Raises ConfigError as `check_tensor_parallel` does, and for a layer with a LoRA or with 8-bit weights.
+    """
+    config: Any = transformer.config
+    check_tensor_parallel(config, size)
     found = []
     for name, module in transformer.named_modules():
-        split = _split_of(name, module)
-        if split is None:
-            continue
-        remainder = _indivisible(module, size)
-        if remainder is None:
+        if (split := _split_of(name, module)) is not None and _divides(module, size):
+            _check_layers(transformer, split, size)
             found.append(split)
-        elif name.startswith("transformer_blocks."):
-            raise ConfigError(f"tensor is {size}: it must divide {remainder} of {name}")
-    blocks = {split.name.split(".")[1] for split in found if split.name.startswith("transformer_blocks.")}
-    missing = {name for name, _ in transformer.get_submodule("transformer_blocks").named_children()} - blocks
-    if missing:
-        raise ConfigError(
-            f"tensor is {size}, but transformer_blocks.{min(missing)} has no attention or MLP that can be split: set tensor=1"
-        )
     return found
 
 
 def _split_of(name: str, module: nn.Module) -> SplitModule | None:
+    if not isinstance(module, (Attention, LatentAttention, SwiGLU, GELUMLP)):
+        return None
     children = dict(module.named_children())
-    columns = tuple(child for child in COLUMN_LAYERS if isinstance(children.get(child), nn.Linear))
-    if {"to_q", "to_k", "to_v", "to_out"} <= children.keys():
-        return SplitModule(name, columns, "to_out.0", tuple(n for n in ("norm_q", "norm_k") if n in children))
-    if {"up", "down"} <= children.keys():
-        return SplitModule(name, columns, "down", ())
-    return None
+    columns = tuple(child for child in COLUMN_LAYERS if child in children)
+    inner = tuple(child for child in INNER_LAYERS if child in children)
+    return SplitModule(name, columns, "down" if "down" in children else "to_out.0", inner)
 
 
-def _indivisible(module: Any, size: int) -> str | None:
-    """The number that `size` does not divide, in words; None when all divide."""
-    if hasattr(module, "to_q"):
-        for layer, what in (("to_q", "query heads"), ("to_k", "key and value heads")):
-            heads = getattr(module, layer).out_features // module.head_dim
-            if heads % size:
-                return f"the {heads} {what}"
-    elif (hidden := module.up.out_features) % size:
-        return f"the MLP's width, {hidden},"
-    return None
+def _divides(module: Any, size: int) -> bool:
+    """Whether the heads, or the MLP's columns, can be shared out equally; those of the blocks can, text fusion's may."""
+    if isinstance(module, (SwiGLU, GELUMLP)):
+        return module.up.out_features % size == 0
+    heads = [layer.out_features // module.head_dim for layer in (module.to_q, module.to_v)]
+    return all(number % size == 0 for number in heads)
+
+
+def _check_layers(transformer: nn.Module, split: SplitModule, size: int) -> None:
+    for child in (*split.columns, split.row):
+        name = f"{split.name}.{child}"
+        layer: Any = transformer.get_submodule(name)
+        if hasattr(layer, "lora") or not layer.weight.is_floating_point():
+            what = "carries a LoRA" if hasattr(layer, "lora") else "has 8-bit weights"
+            raise ConfigError(f"tensor is {size}, but {name} {what}: set tensor=1 and give those ranks to shard")
 
 
 def _roles(split: SplitModule) -> dict[str, Role]:

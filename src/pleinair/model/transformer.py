@@ -169,7 +169,8 @@ class Transformer(nn.Module):
             return x_BSD
         first_values = None
         for block in self.transformer_blocks:
-            x_BSD, first_values = block(x_BSD, conditioning, rotations_SP2, mask, num_text, first_values)
+            x_BSD, own_values = block(x_BSD, conditioning, rotations_SP2, mask, num_text, first_values)
+            first_values = own_values if first_values is None else first_values
         return x_BSD
 
     def _conditioning(self, embedding_B1D: Tensor | None) -> Tensor | None:

@@ -22,7 +22,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pleinair.checkpoint.tensors import save_tensors
 from pleinair.config import config_digest
 from pleinair.model.autoencoder import LatentCodec
 from pleinair.model.pixels import to_signed_unit
@@ -33,6 +32,7 @@ from pleinair.packing.pictures import CuratedPicture
 from pleinair.packs.writer import SHARD_BYTES, PackRow, PackWriter
 from pleinair.records.errors import PackError
 from pleinair.records.packs import PackManifest
+from pleinair.tensor_files import save_tensors
 
 CAPTION_NAMES = ("long", "medium", "short")
 CAPTION_WEIGHTS = (0.5, 0.25, 0.25)

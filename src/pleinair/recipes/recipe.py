@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pleinair.model.parallelize import ParallelConfig
+from pleinair.model.tensor_parallel import check_tensor_parallel
 from pleinair.model.transformer import TransformerConfig
 from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import ConfigError
@@ -84,6 +85,7 @@ class Recipe:
             raise ConfigError(f"recipe {self.name} has no phases: give at least one resolution to train at")
         if list(self.resolutions) != sorted(self.resolutions):
             raise ConfigError(f"phases of {self.name} go {self.resolutions} px: order them from low to high resolution")
+        check_tensor_parallel(self.transformer, self.parallel.mesh.tensor)
 
     def loader_of(self, phase: PhaseConfig) -> LoaderConfig:
         """The loader's settings for a phase."""

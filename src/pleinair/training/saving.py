@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HEAD_FILE = "head.safetensors"
 OPTIMISER_FILE = "optimiser.safetensors"
 RUN_DOCUMENT = "run.json"
+CONFIG_DOCUMENT = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +126,11 @@ def restore_hooks(run: Run[Any], checkpoint: Path) -> None:
 def start_from(run: Run[Any], parent: Parent) -> None:
     """Load a parent's weights into a fresh run, with its moments if asked, and note the descent.
 
-    Raises CheckpointError when the parent is damaged or does not fit.
+    Raises CheckpointError when the parent is damaged, does not fit or has learned other latents.
     """
     manifest = verify_checkpoint(parent.checkpoint)
+    if CONFIG_DOCUMENT in manifest.files:
+        _require_same_latents(read_document(parent.checkpoint, CONFIG_DOCUMENT), run, parent.checkpoint)
     load_into(parent.checkpoint, run.stage.weights_file, weights_of(run.stage))
     if parent.with_optimiser:
         moments = ready_moments(run.optimiser, read_document(parent.checkpoint, "optimiser.json"))
@@ -144,3 +147,13 @@ def start_from(run: Run[Any], parent: Parent) -> None:
         },
     ]
     run.say(f"starting from {parent.checkpoint}, step {manifest.step}")
+
+
+def _require_same_latents(parents: Mapping[str, Any], run: Run[Any], parent: Path) -> None:
+    """Weights mean nothing in another latent space. Checkpoints and packs that are older than its name pass."""
+    theirs, own = (one.get("latent_space") for one in (parents, run.stage.documents().get(CONFIG_DOCUMENT, {})))
+    if theirs and own and theirs != own:
+        raise CheckpointError(
+            f"{parent} has learned latents of {theirs!r} and this run's pack holds {own!r}: pack the pictures with the "
+            "autoencoder of the parent (weights and latent statistics), or train from random weights"
+        )

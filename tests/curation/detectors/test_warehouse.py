@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 from collections.abc import Mapping
@@ -50,6 +51,7 @@ from tests.endpoints.servers import Answer, ServedVisionModel, completion, serve
 NUM = 120
 
 
+@functools.cache
 def picture(number: int, framed: bool) -> bytes:
     """A textured field, in a black frame or not."""
     rng = np.random.default_rng(number)

@@ -19,13 +19,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pleinair.checkpoint.tensors import save_tensors
 from pleinair.config import from_document, to_document
 from pleinair.curation.detectors.features import Array, features_of
 from pleinair.curation.detectors.logistic import LinearProbe
 from pleinair.curation.detectors.measures import Measure
 from pleinair.curation.pictures import Pixels
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.tensor_files import save_tensors
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
 _PARTS = ("mean_D", "std_D", "weights_D")

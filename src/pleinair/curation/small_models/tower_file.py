@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pleinair.checkpoint.tensors import save_tensors
 from pleinair.model.two_tower import TwoTower, TwoTowerConfig
 from pleinair.records.errors import CheckpointError
+from pleinair.tensor_files import save_tensors
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 weights.py    a file or folder -> configuration and unread tensors -> any other layout, one tensor at a time
 lora.py       a LoRA file of ComfyUI, AI-Toolkit, diffusers or kohya -> pairs of matrices -> any other dialect
 pipeline.py   transformer, text encoder, tokenizer, autoencoder -> a folder that diffusers runs
-names.py, configs.py, tensors.py    the key map, the configurations, safetensors written piece by piece
+names.py, configs.py    the key map, the configurations
 """
 
 from pleinair.model.formats.configs import config_from_diffusers, diffusers_config, require_released_layout

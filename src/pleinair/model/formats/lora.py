@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from pleinair.model.formats.names import NAMED_KEYS, listed, native_name, nearest, pleinair_name
-from pleinair.model.formats.tensors import in_memory, list_tensors, read_tensors, write_tensors
-from pleinair.model.formats.weights import appearing, read_json, refuse_pickle
+from pleinair.model.formats.weights import appearing, read_json
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError
+from pleinair.records.pickles import refuse_pickle
+from pleinair.tensor_files import list_tensors, read_tensors, save_tensors
 
 Dialect = Literal["native", "ai-toolkit", "diffusers", "kohya"]
 
@@ -118,7 +119,7 @@ def write_lora(
         raise CheckpointError(f"{path} does not end in .safetensors: a LoRA is one file of that kind")
     tensors = encode_lora(state, dialect, keep_alpha=keep_alpha)
     with appearing(path) as partial:
-        write_tensors(partial, {name: in_memory(tensor) for name, tensor in tensors.items()}, {"format": "pt"})
+        save_tensors(tensors, partial, {"format": "pt"})
     return path
 
 

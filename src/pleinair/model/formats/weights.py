@@ -44,9 +44,10 @@ from pleinair.model.formats.names import (
     pleinair_name,
     pleinair_shape,
 )
-from pleinair.model.formats.tensors import LazyTensor, in_memory, list_tensors, read_tensors, write_tensors
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.records.pickles import refuse_pickle
+from pleinair.tensor_files import LazyTensor, in_memory, list_tensors, read_tensors, write_tensors
 
 Layout = Literal["pleinair", "diffusers", "native", "native-mixed"]
 
@@ -54,7 +55,6 @@ CONFIG_FILE = "config.json"
 PLEINAIR_FILE = "transformer.safetensors"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_INDEX = DIFFUSERS_FILE + ".index.json"
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 SHARD_BYTES = 10_000_000_000
 """Largest file of a diffusers folder, as diffusers itself splits them."""
 _FLOAT32_STEMS = ("img_in.", "time_embed.", "time_mod_proj.", "txt_in.", "final_layer.")
@@ -172,14 +172,6 @@ def weight_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a model of this configuration consists of."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raises CheckpointError for a path whose ending names a format that runs code when it is opened."""
-    if path.suffix.lower() in PICKLES:
-        raise CheckpointError(
-            f"{path} is a pickle file, which can run code when it is opened: convert it to .safetensors and load that"
-        )
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
     MFU = 3 * forward FLOPs of the batch / seconds / peak FLOP/s          (backward is twice forward)
 
-FLOPs are computed from the configuration, the released architecture's (a test compares them with a count of the real
-products); a batch counts as padded to its longest prompt. Recomputation for activation checkpointing is not counted.
+A batch counts as padded to its longest prompt. Recomputation for activation checkpointing is not counted.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pleinair.model.flops import forward_flops
 from pleinair.model.transformer import TransformerConfig
 from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
@@ -21,27 +21,6 @@ from pleinair.training.engine import Run
 from pleinair.training.records import StepRecord
 
 BACKWARD_AND_FORWARD = 3
-
-
-def forward_flops(config: TransformerConfig, height: int, width: int, num_text_tokens: int) -> int:
-    """FLOPs of the matrix products of one row, latents of `height` x `width`: two for each multiply-add."""
-    dim, text_dim, layers = config.width, config.text_dim, config.num_text_layers
-    image, text = height * width // config.patch_size**2, num_text_tokens
-    key_width = config.num_kv_heads * config.head_dim
-    text_key_width = config.text_num_kv_heads * (text_dim // config.text_num_heads)
-    block = _block(dim, key_width, config.hidden_width, sequences=1, length=image + text)
-    layerwise = _block(text_dim, text_key_width, config.text_hidden_width, sequences=text, length=layers)
-    refiner = _block(text_dim, text_key_width, config.text_hidden_width, sequences=1, length=text)
-    ends = image * 2 * dim * config.in_channels + text * (layers * text_dim + text_dim * dim + dim * dim)
-    timestep = config.timestep_dim * dim + dim * dim + dim * 6 * dim
-    blocks = config.num_layers * block + config.num_layerwise_text_blocks * layerwise
-    return 2 * (blocks + config.num_refiner_text_blocks * refiner + ends + timestep)
-
-
-def _block(dim: int, key_width: int, hidden: int, *, sequences: int, length: int) -> int:
-    """Multiply-adds of gated attention and SwiGLU: q, gate and output; k and v; scores and values; three MLP matrices."""
-    rows = sequences * length
-    return rows * (3 * dim * dim + 2 * dim * key_width + 3 * dim * hidden) + 2 * rows * length * dim
 
 
 def training_flops(config: TransformerConfig, batch: LatentBatch) -> float:

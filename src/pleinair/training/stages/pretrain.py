@@ -44,14 +44,18 @@ class Pretrain:
 
     weights_file = "transformer.safetensors"
 
-    def __init__(self, model: Transformer, projection: FeatureProjection, config: PretrainConfig) -> None:
+    def __init__(
+        self, model: Transformer, projection: FeatureProjection, config: PretrainConfig, latent_space: str = ""
+    ) -> None:
+        """`latent_space` is the pack's word for its latents: a run of other ones does not start from this one's weights."""
         self.model = model
         self.projection = projection
         self.config = config
+        self.latent_space = latent_space
 
     def documents(self) -> Mapping[str, Any]:
-        """The transformer's configuration."""
-        return {"config.json": {"transformer": to_document(self.model.config)}}
+        """The transformer's configuration, and whose latents it has learned."""
+        return {"config.json": {"transformer": to_document(self.model.config), "latent_space": self.latent_space}}
 
     def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The text projection."""

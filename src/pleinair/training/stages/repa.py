@@ -83,7 +83,9 @@ class Repa:
     def _tokens_kept(self) -> Iterator[list[Tensor]]:
         kept: list[Tensor] = []
         block = self.model.transformer_blocks[self.config.depth - 1]
-        handle = block.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        handle = block.register_forward_hook(
+            lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output)
+        )
         try:
             yield kept
         finally:
