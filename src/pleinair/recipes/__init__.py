@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Callable
 
 from pleinair.recipes.drawings import demo, drawings_64
-from pleinair.recipes.recipe import EvaluationConfig, PhaseConfig, Recipe
+from pleinair.recipes.recipe import EvaluationConfig, FinetuneConfig, PhaseConfig, Recipe
 from pleinair.records.errors import ConfigError
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "drawings-64": drawings_64}
 
-__all__ = ["RECIPES", "EvaluationConfig", "PhaseConfig", "Recipe", "find_recipe"]
+__all__ = ["RECIPES", "EvaluationConfig", "FinetuneConfig", "PhaseConfig", "Recipe", "find_recipe"]
 
 
 def find_recipe(name: str) -> Recipe:

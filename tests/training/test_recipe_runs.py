@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_document, read_manifest, read_tensors
+from pleinair.cli.main import main
+from pleinair.packs.loader import LatentLoader
+from pleinair.packs.pack import Pack
+from tests.training.recipe_runs import arguments, packed, pictures, trained
+
+ALIGNED = "repa={'depth': 1}"
+PREVIEWS = ("watch.preview_every=2", "watch.preview_prompts=('a key, noto style', 'a banana')")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one that is done: `demo`, iREPA in its first phase."""
+    folder = tmp_path_factory.mktemp("runs")
+    packed(folder, ALIGNED)
+    trained(folder, ALIGNED, "engine.keep_every=2")
+    return folder
+
+
+def final(runs: Path, name: str = "demo") -> Path:
+    checkpoint = newest_checkpoint(runs / name / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(checkpoint, "transformer.safetensors")
+
+
+def test_alignment_is_trained_in_the_first_phase_and_gone_from_checkpoints_after_it(runs: Path) -> None:
+    from pleinair.training.records import read_records
+
+    records = read_records(runs / "demo" / "steps.jsonl")
+    assert ["repa_cosine" in record.metrics for record in records] == [True] * 4 + [False] * 4
+    heads = {
+        read_manifest(path).step: "head.safetensors" in read_manifest(path).files
+        for path in list_checkpoints(runs / "demo" / "checkpoints")
+    }
+    assert heads == {2: True, 4: False, 6: False, 8: False}
+
+
+def test_alignment_that_cannot_be_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments(tmp_path, "repa={'depth': 3}")]) == 1
+    assert "repa.depth is 3 and the transformer has 2 blocks" in capsys.readouterr().err
+    assert main(["train", *arguments(tmp_path, ALIGNED, "repa_phases=3")]) == 1
+    assert "repa_phases is 3 of 2 phases" in capsys.readouterr().err
+
+
+def test_pairs_that_are_never_trained_on_are_what_validation_sees(runs: Path) -> None:
+    from pleinair.training.records import read_records
+
+    held_out = {picture.key for picture in pictures() if picture.held_out}
+    pack = Pack(runs / "demo" / "held-out")
+    assert pack.manifest.resolutions == (32,)
+    assert pack.manifest.num_rows == len(held_out) == 6
+    own = Pack(runs / "demo" / "pack")
+    from pleinair.packs.plan import LoaderConfig
+
+    loader = LatentLoader(own, 32, LoaderConfig(batch_size=own.manifest.num_rows // 2))
+    assert held_out.isdisjoint(loader.keys(0))
+    projections = [read_tensors(one.directory, "feature_projection.safetensors")["basis_LDK"] for one in (pack, own)]
+    assert torch.equal(*projections)
+    measured = {r.step: r.metrics.get("validation/loss") for r in read_records(runs / "demo" / "steps.jsonl")}
+    assert [step for step, loss in measured.items() if loss is not None] == [3, 7]
+
+
+def test_previews_are_pictures_in_the_run_and_change_nothing_of_it(runs: Path, tmp_path: Path) -> None:
+    packed(tmp_path)
+    plain = trained(tmp_path, "name=plain", f"pack={str(tmp_path / 'demo' / 'pack')!r}")
+    shown = trained(tmp_path, "name=shown", f"pack={str(tmp_path / 'demo' / 'pack')!r}", *PREVIEWS)
+    assert [record.loss for record in shown] == [record.loss for record in plain]
+    sheets = sorted((tmp_path / "shown" / "previews").glob("*.png"))
+    assert [sheet.stem for sheet in sheets] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    first, last = (np.asarray(Image.open(sheet), np.float32) for sheet in (sheets[0], sheets[-1]))
+    assert first.shape == (32, 64, 3)
+    assert np.abs(first - last).mean() > 0.1
+
+
+def test_a_child_begins_with_its_parents_weights_and_remembers_it(runs: Path) -> None:
+    parent = final(runs)
+    child = ("name=child", "phases=({'resolution': 32, 'num_steps': 2, 'batch_size': 8},)", "engine.keep_every=1")
+    packed(runs, *child, f"parent={str(parent)!r}")
+    trained(runs, *child, f"parent={str(parent)!r}", "engine.optimiser.learning_rate=1e-9")
+    lineage = read_document(final(runs, "child"), "run.json")["lineage"]
+    assert [ancestor["checkpoint"] for ancestor in lineage] == [str(parent)]
+    assert not lineage[0]["with_optimiser"]
+    ours, theirs = weights(final(runs, "child")), weights(parent)
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in theirs)
+
+
+def test_a_run_does_not_resume_from_another_parent(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, other = list_checkpoints(runs / "demo" / "checkpoints")[:2]
+    phases = "phases=({'resolution': 32, 'num_steps': 2, 'batch_size': 8},)"
+    packed(runs, "name=heir", phases, f"parent={str(first)!r}")
+    trained(runs, "name=heir", phases, f"parent={str(first)!r}")
+    again = arguments(runs, "name=heir", phases)
+    assert main(["train", *again, "--parent", str(other)]) == 1
+    assert "was made with other settings or data" in capsys.readouterr().err
+    assert main(["train", *again, "--parent", str(first), "--with-optimiser"]) == 1
+    assert "was made with other settings or data" in capsys.readouterr().err
+    assert main(["train", *again, "--parent", str(first)]) == 0
+
+
+def test_parents_that_do_not_fit_are_refused_with_a_sentence(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = packed(tmp_path, of=pictures()[:16])
+    for settings, sentence in (
+        ((f"parent={str(final(runs))!r}",), f"the pack {own.pack} holds text features of another projection"),
+        ((f"parent={str(final(runs))!r}", "transformer.num_layers=1"), "has num_layers 2 and the recipe 1"),
+        (("parent='nowhere'",), "there is no parent at nowhere"),
+        (("with_optimiser=True",), "with_optimiser needs the weights it goes on from"),
+    ):
+        assert main(["train", *arguments(tmp_path, *settings)]) == 1
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "demo" / "checkpoints").exists()
