@@ -70,7 +70,7 @@ def test_pairs_that_are_never_trained_on_are_what_validation_sees(runs: Path) ->
     from pleinair.training.records import read_records
 
     held_out = {picture.key for picture in pictures() if picture.held_out}
-    pack = Pack(runs / "demo" / "held-out")
+    pack = Pack(runs / "demo" / "pack-held-out")
     assert pack.manifest.resolutions == (32,)
     assert pack.manifest.num_rows == len(held_out) == 6
     own = Pack(runs / "demo" / "pack")

@@ -1,6 +1,6 @@
 """LoRAs as runs train them: attached to a frozen parent, stored alone, found again by what a checkpoint says of its base.
 
-    checkpoint of a LoRA   lora.safetensors   <layer>.down, <layer>.up      base.json   the parent, and how it is attached
+checkpoint of a LoRA   lora.safetensors   <layer>.down, <layer>.up      base.json   the parent, and how it is attached
 """
 
 from __future__ import annotations

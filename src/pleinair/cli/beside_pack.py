@@ -1,7 +1,7 @@
 """What lies beside a run's pack: held-out rows to validate on, and patch features to align to.
 
-    RUN/pack   RUN/held-out         a pack of the (concept, style) pairs that are never trained on, same text projection
-               RUN/patch-features   what a frozen image encoder sees in the pictures, for iREPA's phases
+RUN/pack   RUN/pack-held-out         a pack of the (concept, style) pairs that are never trained on, same projection
+           RUN/pack-patch-features   what a frozen image encoder sees in the pictures, for iREPA's phases
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def held_out_loader(work: Workspace, mesh: Mesh) -> LatentLoader | None:
     """This rank's rows of the held-out pack, in batches that the ranks share equally; None where there is none."""
     from pleinair.packs.pack import Pack
 
-    if work.recipe.pack is not None or not (work.held_out / "pack.json").exists():
+    if not (work.held_out / "pack.json").exists():
         return None
     return validation_loader(Pack(work.held_out), work.recipe.loader, mesh.data_rank, mesh.num_data_ranks)
 

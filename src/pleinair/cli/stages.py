@@ -1,6 +1,6 @@
 """From a recipe to what the engine runs: the model, its stage, the phases with their loaders, and the hooks.
 
-    transformer --(LoRA on the frozen parent)--> parallelize --> Pretrain | Finetune      phases: Repa in the first, if asked
+transformer --(LoRA on the frozen parent)--> parallelize --> Pretrain | Finetune      phases: Repa in the first, if asked
 """
 
 from __future__ import annotations

@@ -44,20 +44,22 @@ class Workspace:
 
     @property
     def held_out(self) -> Path:
-        """A pack of the pairs that are never trained on."""
-        return self.run_dir / "held-out"
+        """A pack of the pairs that are never trained on, beside the pack."""
+        return self.pack.with_name(f"{self.pack.name}-held-out")
 
     @property
     def patch_features(self) -> Path:
-        """What iREPA aligns to."""
-        return self.run_dir / "patch-features"
+        """What iREPA aligns to, beside the pack."""
+        return self.pack.with_name(f"{self.pack.name}-patch-features")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of every verb that works on a recipe's run."""
     from pleinair.cli.curate import add_warehouse_options
 
-    parser.add_argument("recipe", help="demo or drawings-64")
+    parser.add_argument(
+        "recipe", help="demo, drawings-64, progressive, drawings-midtrain, drawings-sft-solid or -line, drawings-lora"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. engine.seed=1 (repeatable)"
     )

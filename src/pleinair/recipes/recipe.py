@@ -74,7 +74,7 @@ class Recipe:
     styles: tuple[str, ...] = ()
     """Author sets that are trained on; empty for all ten."""
     pack: str | None = None
-    """A pack made elsewhere, of a mix for example; None for the one that `pack` writes into the run."""
+    """A pack made elsewhere, of a mix or by another run; None for the one that `pack` writes into the run."""
     transformer: TransformerConfig
     """The model."""
     text_dim: int = 192
@@ -124,17 +124,20 @@ class Recipe:
                 f"repa.depth is {self.repa.depth} and the transformer has {self.transformer.num_layers} blocks: give fewer"
             )
         if not 1 <= self.repa_phases <= len(self.phases):
-            raise ConfigError(f"repa_phases is {self.repa_phases} of {len(self.phases)} phases: give at least 1 of them")
-        if self.pack is not None or self.finetune is not None:
-            what = "pack names one made elsewhere" if self.pack is not None else "finetune trains a LoRA"
-            raise ConfigError(f"repa aligns a whole model to features that lie beside the run's own pack, and {what}")
+            raise ConfigError(
+                f"repa_phases is {self.repa_phases} of {len(self.phases)} phases: give at least 1 of them"
+            )
+        if self.finetune is not None:
+            raise ConfigError("repa aligns a whole model, and finetune trains a LoRA: leave one")
 
     def _check_parent(self) -> None:
         if self.parent is None and (self.with_optimiser or self.finetune is not None):
             what = "with_optimiser" if self.with_optimiser else "finetune"
             raise ConfigError(f"{what} needs the weights it goes on from: give parent, or --parent")
         if self.with_optimiser and self.finetune is not None:
-            raise ConfigError("with_optimiser goes on with moments of all weights, and finetune trains a LoRA: leave one")
+            raise ConfigError(
+                "with_optimiser goes on with moments of all weights, and finetune trains a LoRA: leave one"
+            )
 
     def loader_of(self, phase: PhaseConfig) -> LoaderConfig:
         """The loader's settings for a phase."""
