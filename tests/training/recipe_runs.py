@@ -31,6 +31,7 @@ TINY = (
     "engine.checkpoint_seconds=1000",
     "engine.optimiser.warmup_steps=1",
     "watch.validation.every=4",
+    "loader.caption_weights=None",
     "sampling.num_steps=2",
     "sampling.guidance=1",
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,14 @@ from PIL import Image
 
 from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_document, read_manifest, read_tensors
 from pleinair.cli.main import main
+from pleinair.cli.steps import read_transformer
+from pleinair.evaluation.domains import compare
+from pleinair.model.formats import read_lora
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
+from pleinair.packs.plan import LoaderConfig
+from pleinair.records.errors import ConfigError
+from pleinair.training.records import read_records
 from tests.training.recipe_runs import arguments, packed, pictures, trained
 
 ALIGNED = "repa={'depth': 1}"
@@ -46,8 +53,6 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def test_alignment_is_trained_in_the_first_phase_and_gone_from_checkpoints_after_it(runs: Path) -> None:
-    from pleinair.training.records import read_records
-
     records = read_records(runs / "demo" / "steps.jsonl")
     assert ["repa_cosine" in record.metrics for record in records] == [True] * 4 + [False] * 4
     heads = {
@@ -67,15 +72,11 @@ def test_alignment_that_cannot_be_is_refused_before_any_work(
 
 
 def test_pairs_that_are_never_trained_on_are_what_validation_sees(runs: Path) -> None:
-    from pleinair.training.records import read_records
-
     held_out = {picture.key for picture in pictures() if picture.held_out}
     pack = Pack(runs / "demo" / "pack-held-out")
     assert pack.manifest.resolutions == (32,)
     assert pack.manifest.num_rows == len(held_out) == 6
     own = Pack(runs / "demo" / "pack")
-    from pleinair.packs.plan import LoaderConfig
-
     loader = LatentLoader(own, 32, LoaderConfig(batch_size=own.manifest.num_rows // 2))
     assert held_out.isdisjoint(loader.keys(0))
     projections = [read_tensors(one.directory, "feature_projection.safetensors")["basis_LDK"] for one in (pack, own)]
@@ -134,3 +135,90 @@ def test_parents_that_do_not_fit_are_refused_with_a_sentence(
         assert main(["train", *arguments(tmp_path, *settings)]) == 1
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "demo" / "checkpoints").exists()
+
+
+ONE_PHASE = "phases=({'resolution': 32, 'num_steps': 3, 'batch_size': 4},)"
+
+
+def child(runs: Path, name: str, *settings: str, styles: tuple[str, ...] = ("noto", "blob", "twemoji")) -> Path:
+    """The final checkpoint of a run from `demo`'s, trained on some styles."""
+    told = (f"name={name}", ONE_PHASE, f"parent={str(final(runs))!r}", *settings)
+    packed(runs, *told, of=pictures(styles))
+    trained(runs, *told)
+    return final(runs, name)
+
+
+def test_specialists_merge_into_a_generalist_and_are_compared_by_domain(runs: Path, tmp_path: Path) -> None:
+    first, second = child(runs, "noto", styles=("noto",)), child(runs, "blob", styles=("blob",))
+    merged, parent = tmp_path / "both", final(runs)
+    words = ["merge", str(runs / "noto"), str(runs / "blob"), "--parent", str(runs / "demo"), "--runs", str(runs)]
+    assert main([*words, "-o", str(merged)]) == 0
+    both = weights(merged)
+    for name, values in weights(parent).items():
+        expected = (weights(first)[name] + weights(second)[name]) / 2
+        assert (both[name] - expected).abs().max() < 1e-6, name
+        assert (both[name] - values).abs().max() > 0 or "norm" in name or "table" in name
+
+    domains = ["--on", str(runs / "noto"), str(runs / "blob"), "-o", str(tmp_path / "page")]
+    places = [f"base={runs / 'demo'}", str(runs / "noto"), str(runs / "blob"), f"both={merged}"]
+    assert main(["domains", *places, "--draw", "2", *domains]) == 0
+    cells = json.loads((tmp_path / "page" / "domains.json").read_text())["cells"]
+    assert [*cells] == ["noto", "blob"]
+    assert [*cells["noto"]] == ["base", "noto", "blob", "both"]
+    measured = [record.metrics.get("validation/loss") for record in read_records(runs / "noto" / "steps.jsonl")]
+    assert cells["noto"]["noto"]["loss"] == pytest.approx(measured[-1], rel=0.02)  # the run validates in bfloat16
+    assert cells["noto"]["base"]["change"] == 0 != cells["noto"]["noto"]["change"]
+    assert cells["blob"]["both"]["num_pictures"] == 2
+    assert set(cells["blob"]["both"]["accuracies"]) == {"style", "concept"}
+    assert "base" in (tmp_path / "page" / "domains.html").read_text()
+
+
+def test_a_change_is_of_each_picture_against_itself() -> None:
+    base = np.array([1.0, 2.0, 3.0, 4.0])
+    better = base - np.array([0.1, 0.2, 0.1, 0.2])
+    matrix = compare({"d": {"base": base, "better": better}})
+    cell = matrix.cells["d"]["better"]
+    assert cell.change == pytest.approx(-0.15)
+    assert cell.half_width == pytest.approx(1.96 * np.std([0.1, 0.2, 0.1, 0.2], ddof=1) / 2)
+    with pytest.raises(ConfigError, match="give at least one of each"):
+        compare({"d": {}})
+
+
+@pytest.mark.parametrize("stored", ["finetune={}", "finetune={'base_bits': 8, 'offload': True}"])
+def test_a_lora_is_trained_alone_and_put_beside_its_base_again(runs: Path, tmp_path: Path, stored: str) -> None:
+    name = f"lora-{len(stored)}"
+    checkpoint = child(runs, name, stored, "engine.optimiser.learning_rate=1e-2")
+    assert "transformer.safetensors" not in read_manifest(checkpoint).files
+    assert read_document(checkpoint, "base.json")["checkpoint"] == str(final(runs))
+    base, adapted = weights(final(runs)), read_transformer(checkpoint).state_dict()
+    changed = {key for key in base if not torch.equal(base[key], adapted[key])}
+    assert changed == {
+        key for key in base if key.startswith("transformer_blocks.") and (".attn.to" in key or ".ff." in key)
+    }
+    for dialect in ("native", "kohya"):
+        file = tmp_path / f"{dialect}.safetensors"
+        assert main(["export", str(checkpoint), "--to", dialect, "-o", str(file)]) == 0
+        state, found = read_lora(file)
+        assert found == dialect
+        assert {f"{layer}.weight" for layer in state} == changed
+    key = "transformer_blocks.0.attn.to_q"
+    change = state[key].scale * (state[key].up @ state[key].down)
+    assert torch.allclose(base[f"{key}.weight"] + change, adapted[f"{key}.weight"], atol=1e-6)
+
+
+def test_weights_of_other_programs_are_imported_once_for_all_runs(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "k2"
+    assert main(["export", str(final(runs)), "--to", "diffusers", "-o", str(folder)]) == 0
+    lineages = []
+    for name in ("one", "two"):
+        told = (f"name={name}", ONE_PHASE, f"parent={str(folder)!r}")
+        packed(runs, *told)
+        trained(runs, *told)
+        lineages.append(read_document(final(runs, name), "run.json")["lineage"][0]["identity"])
+    assert lineages[0] == lineages[1]
+    (imported,) = (runs / "parents").glob("k2-*/step-00000000")
+    assert all(torch.equal(values, weights(final(runs))[key]) for key, values in weights(imported).items())
+    assert main(["export", str(imported), "--to", "kohya", "-o", str(tmp_path / "x.safetensors")]) == 1
+    assert "holds weights, and --to kohya is for a LoRA" in capsys.readouterr().err

@@ -27,8 +27,8 @@ def register(verbs: Any) -> None:
     parser.add_argument(
         "checkpoints",
         nargs="+",
-        metavar="[NAME=]CHECKPOINT",
-        help="checkpoints, runs, weights or a shipped model; the name is for the table",
+        metavar="CHECKPOINT",
+        help="checkpoints, runs, weights or a shipped model; NAME=CHECKPOINT says what the table calls it",
     )
     parser.add_argument(
         "--on", nargs="+", required=True, metavar="RUN", help="runs whose held-out packs are the domains"
