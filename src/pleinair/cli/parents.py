@@ -9,7 +9,6 @@ knows them as children of one parent.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ from pleinair.checkpoint.store import (
 )
 from pleinair.cli.places import shipped
 from pleinair.cli.workspace import Workspace, only_one
-from pleinair.config import config_digest, to_document
+from pleinair.config import config_digest, from_document, to_document
+from pleinair.model.formats.configs import resolved
 from pleinair.model.text_encoder import FeatureProjection
-from pleinair.model.transformer import Transformer
+from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
 
 PROJECTION_FILE = "feature_projection.safetensors"
@@ -46,15 +46,19 @@ def parent_of(work: Workspace) -> Path | None:
     if work.recipe.parent is None:
         return None
     checkpoint = find_checkpoint(work.recipe.parent, work.run_dir.parent)
-    theirs = read_document(checkpoint, "config.json")["transformer"]
-    ours = json.loads(json.dumps(to_document(work.recipe.transformer)))
-    if differing := [name for name in ours if ours[name] != theirs.get(name)]:
-        name = differing[0]
-        raise ConfigError(
-            f"the parent {checkpoint} has {name} {theirs.get(name)} and the recipe {ours[name]}: "
-            f"set transformer.{name}={theirs.get(name)}, or name another parent"
-        )
+    theirs, ours = (to_document(resolved(one)) for one in (config_of(checkpoint), work.recipe.transformer))
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ConfigError(
+                f"the parent {checkpoint} has {name} {theirs[name]} and the recipe {value}: "
+                f"set transformer.{name}={theirs[name]}, or name another parent"
+            )
     return checkpoint
+
+
+def config_of(checkpoint: Path) -> TransformerConfig:
+    """The transformer's configuration as a checkpoint tells it."""
+    return from_document(TransformerConfig, read_document(checkpoint, "config.json")["transformer"])
 
 
 def find_checkpoint(place: str, runs: Path) -> Path:

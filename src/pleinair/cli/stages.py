@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pleinair.cli.parents import config_of
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace
 from pleinair.model.parallelize import parallelize
@@ -33,7 +34,9 @@ def stage_of(work: Workspace, mesh: Mesh, projection: FeatureProjection, parent:
     """
     recipe = work.recipe
     if recipe.finetune is None:
-        model = Transformer(recipe.transformer).to(mesh.device)
+        # Of a parent that tells its sizes in other words, the same words: merging compares them.
+        config = recipe.transformer if parent is None else config_of(parent)
+        model = Transformer(config).to(mesh.device)
         spread = parallelize(model, mesh.device_mesh, recipe.parallel)
         return Pretrain(cast(Transformer, spread), projection, recipe.pretrain)
     from pleinair.cli.adapters import adapter_stage, attach
