@@ -48,6 +48,11 @@ def final(runs: Path, name: str = "demo") -> Path:
     return checkpoint
 
 
+def same_pack(runs: Path) -> str:
+    """Train on `demo`'s pack."""
+    return f"pack={str(runs / 'demo' / 'pack')!r}"
+
+
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return read_tensors(checkpoint, "transformer.safetensors")
 
@@ -86,9 +91,8 @@ def test_pairs_that_are_never_trained_on_are_what_validation_sees(runs: Path) ->
 
 
 def test_previews_are_pictures_in_the_run_and_change_nothing_of_it(runs: Path, tmp_path: Path) -> None:
-    packed(tmp_path)
-    plain = trained(tmp_path, "name=plain", f"pack={str(tmp_path / 'demo' / 'pack')!r}")
-    shown = trained(tmp_path, "name=shown", f"pack={str(tmp_path / 'demo' / 'pack')!r}", *PREVIEWS)
+    plain = trained(tmp_path, "name=plain", same_pack(runs))
+    shown = trained(tmp_path, "name=shown", same_pack(runs), *PREVIEWS)
     assert [record.loss for record in shown] == [record.loss for record in plain]
     sheets = sorted((tmp_path / "shown" / "previews").glob("*.png"))
     assert [sheet.stem for sheet in sheets] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
@@ -99,9 +103,9 @@ def test_previews_are_pictures_in_the_run_and_change_nothing_of_it(runs: Path, t
 
 def test_a_child_begins_with_its_parents_weights_and_remembers_it(runs: Path) -> None:
     parent = final(runs)
-    child = ("name=child", "phases=({'resolution': 32, 'num_steps': 2, 'batch_size': 8},)", "engine.keep_every=1")
-    packed(runs, *child, f"parent={str(parent)!r}")
-    trained(runs, *child, f"parent={str(parent)!r}", "engine.optimiser.learning_rate=1e-9")
+    phases = "phases=({'resolution': 32, 'num_steps': 2, 'batch_size': 8},)"
+    told = ("name=child", phases, same_pack(runs), f"parent={str(parent)!r}")
+    trained(runs, *told, "engine.optimiser.learning_rate=1e-9")
     lineage = read_document(final(runs, "child"), "run.json")["lineage"]
     assert [ancestor["checkpoint"] for ancestor in lineage] == [str(parent)]
     assert not lineage[0]["with_optimiser"]
@@ -112,9 +116,9 @@ def test_a_child_begins_with_its_parents_weights_and_remembers_it(runs: Path) ->
 def test_a_run_does_not_resume_from_another_parent(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, other = list_checkpoints(runs / "demo" / "checkpoints")[:2]
     phases = "phases=({'resolution': 32, 'num_steps': 2, 'batch_size': 8},)"
-    packed(runs, "name=heir", phases, f"parent={str(first)!r}")
-    trained(runs, "name=heir", phases, f"parent={str(first)!r}")
-    again = arguments(runs, "name=heir", phases)
+    told = ("name=heir", phases, same_pack(runs))
+    trained(runs, *told, f"parent={str(first)!r}")
+    again = arguments(runs, *told)
     assert main(["train", *again, "--parent", str(other)]) == 1
     assert "was made with other settings or data" in capsys.readouterr().err
     assert main(["train", *again, "--parent", str(first), "--with-optimiser"]) == 1
@@ -140,16 +144,20 @@ def test_parents_that_do_not_fit_are_refused_with_a_sentence(
 ONE_PHASE = "phases=({'resolution': 32, 'num_steps': 3, 'batch_size': 4},)"
 
 
-def child(runs: Path, name: str, *settings: str, styles: tuple[str, ...] = ("noto", "blob", "twemoji")) -> Path:
-    """The final checkpoint of a run from `demo`'s, trained on some styles."""
-    told = (f"name={name}", ONE_PHASE, f"parent={str(final(runs))!r}", *settings)
-    packed(runs, *told, of=pictures(styles))
-    trained(runs, *told)
+def child(runs: Path, name: str, *settings: str) -> Path:
+    """The final checkpoint of a run from `demo`'s."""
+    trained(runs, f"name={name}", ONE_PHASE, f"parent={str(final(runs))!r}", *settings)
     return final(runs, name)
 
 
+def specialist(runs: Path, style: str) -> Path:
+    """The final checkpoint of a run from `demo`'s, trained on one style."""
+    packed(runs, f"name={style}", ONE_PHASE, f"parent={str(final(runs))!r}", of=pictures((style,)))
+    return child(runs, style)
+
+
 def test_specialists_merge_into_a_generalist_and_are_compared_by_domain(runs: Path, tmp_path: Path) -> None:
-    first, second = child(runs, "noto", styles=("noto",)), child(runs, "blob", styles=("blob",))
+    first, second = specialist(runs, "noto"), specialist(runs, "blob")
     merged, parent = tmp_path / "both", final(runs)
     words = ["merge", str(runs / "noto"), str(runs / "blob"), "--parent", str(runs / "demo"), "--runs", str(runs)]
     assert main([*words, "-o", str(merged)]) == 0
@@ -187,7 +195,7 @@ def test_a_change_is_of_each_picture_against_itself() -> None:
 @pytest.mark.parametrize("stored", ["finetune={}", "finetune={'base_bits': 8, 'offload': True}"])
 def test_a_lora_is_trained_alone_and_put_beside_its_base_again(runs: Path, tmp_path: Path, stored: str) -> None:
     name = f"lora-{len(stored)}"
-    checkpoint = child(runs, name, stored, "engine.optimiser.learning_rate=1e-2")
+    checkpoint = child(runs, name, same_pack(runs), stored, "engine.optimiser.learning_rate=1e-2")
     assert "transformer.safetensors" not in read_manifest(checkpoint).files
     assert read_document(checkpoint, "base.json")["checkpoint"] == str(final(runs))
     base, adapted = weights(final(runs)), read_transformer(checkpoint).state_dict()
@@ -213,9 +221,7 @@ def test_weights_of_other_programs_are_imported_once_for_all_runs(
     assert main(["export", str(final(runs)), "--to", "diffusers", "-o", str(folder)]) == 0
     lineages = []
     for name in ("one", "two"):
-        told = (f"name={name}", ONE_PHASE, f"parent={str(folder)!r}")
-        packed(runs, *told)
-        trained(runs, *told)
+        trained(runs, f"name={name}", ONE_PHASE, same_pack(runs), f"parent={str(folder)!r}")
         lineages.append(read_document(final(runs, name), "run.json")["lineage"][0]["identity"])
     assert lineages[0] == lineages[1]
     (imported,) = (runs / "parents").glob("k2-*/step-00000000")
