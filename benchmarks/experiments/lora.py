@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks.krablet.rounds import commit, machine
+from pleinair.captioning.templates import with_article
 from pleinair.checkpoint.store import digest_file, newest_checkpoint
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
@@ -52,7 +53,7 @@ NUM_SHOWN = 8
 STEPS, GUIDANCE = 28, 3.0
 SETTINGS = (
     f"name={NAME}",
-    "phases=({'resolution': 64, 'num_steps': 120, 'batch_size': 16},)",
+    "phases=({'resolution': 64, 'num_steps': 80, 'batch_size': 16},)",
     "watch.validation.every=20",
     "watch.preview_every=0",
 )
