@@ -122,10 +122,8 @@ def blueprints() -> list[CuratedPicture]:
         drawn = resize_square(Image.fromarray(decode(open_image(row.uri, cache_dir()))), SIDE)
         brightness = drawn.astype(np.float64).mean(2, keepdims=True) / 255
         pixels = (brightness * BLUE + (1 - brightness) * 255).round().astype(np.uint8)
-        captions = (
-            f"a {row.label} in white lines on blue paper, {STYLE} style",
-            *[f"a {row.label}, {STYLE} style"] * 2,
-        )
+        thing = with_article(row.label)
+        captions = (f"{thing} in white lines on blue paper, {STYLE} style", *[f"{thing}, {STYLE} style"] * 2)
         held_out = EVERYDAY.index(row.label) % HELD_OUT_EVERY == 0
         made.append(
             CuratedPicture(row.image_name, row.style, row.concept, row.label, held_out, captions, {SIDE: pixels})
