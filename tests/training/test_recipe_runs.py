@@ -133,7 +133,7 @@ def test_parents_that_do_not_fit_are_refused_with_a_sentence(
     for settings, sentence in (
         ((f"parent={str(final(runs))!r}",), f"the pack {own.pack} holds text features of another projection"),
         ((f"parent={str(final(runs))!r}", "transformer.num_layers=1"), "has num_layers 2 and the recipe 1"),
-        (("parent='nowhere'",), "there is no parent at nowhere"),
+        (("parent='nowhere'",), "there is no model at nowhere"),
         (("with_optimiser=True",), "with_optimiser needs the weights it goes on from"),
     ):
         assert main(["train", *arguments(tmp_path, *settings)]) == 1

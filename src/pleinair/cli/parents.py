@@ -74,7 +74,7 @@ def find_checkpoint(place: str, runs: Path) -> Path:
             raise CheckpointError(f"the run {path} has no checkpoint yet: train it first, or name another parent")
         return newest.resolve()
     if not path.exists():
-        raise CheckpointError(f"there is no parent at {place}: give a checkpoint, a run, weights, or drawings-64")
+        raise CheckpointError(f"there is no model at {place}: give a checkpoint, a run, weights, or drawings-64")
     return _imported(path, runs / "parents")
 
 
