@@ -11,16 +11,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from pleinair.model.text_encoder import FeatureProjection
 from pleinair.packing.buckets import Bucket
-from pleinair.packing.latents import PackPicture, write_pack
+from pleinair.packing.latents import PackPicture, variance_kept, write_pack
 from pleinair.packing.pixels import write_pixels
 from pleinair.packs.loader import LatentLoader, PixelLoader
 from pleinair.packs.pack import Pack, read_pack_manifest, verify_pack
 from pleinair.packs.plan import LoaderConfig
 from pleinair.packs.shards import page_size
 from pleinair.records.errors import PackError
-from tests.packs.small_packs import STAGE, Letters, PooledPixels, arrange, listed, picture, read, write_shapes_pack
+from tests.packs.small_packs import (
+    STAGE,
+    Letters,
+    PooledPixels,
+    arrange,
+    listed,
+    make_pack,
+    picture,
+    read,
+    write_shapes_pack,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -243,3 +256,26 @@ def test_pictures_are_not_read_as_latents(tmp_path: Path) -> None:
     write_pixels(arrange(listed(50), [STAGE], seed=1), tmp_path / "pack", read, caption_names=("a", "b", "c"))
     with pytest.raises(PackError, match="holds pixels, not latents"):
         LatentLoader(Pack(tmp_path / "pack"), 32, LoaderConfig(batch_size=4))
+
+
+def test_a_pack_takes_the_text_projection_that_it_is_given(tmp_path: Path) -> None:
+    first = make_pack(tmp_path / "first")
+    projection = FeatureProjection(2, 8, 4)
+    projection.load_state_dict(load_file(first.directory / "feature_projection.safetensors"))
+    rows = [picture(number) for number in range(700, 740)]
+    parts = {"codec": PooledPixels(), "autoencoder_sha256": "a", "text_encoder": Letters(), "text_dim": 4}
+    own = write_pack(rows, tmp_path / "own", **parts)
+    given = write_pack(rows, tmp_path / "given", projection=projection, **parts)
+    stored = load_file(tmp_path / "given" / "feature_projection.safetensors")
+    assert all(torch.equal(stored[name], values) for name, values in projection.state_dict().items())
+    assert not torch.equal(load_file(tmp_path / "own" / "feature_projection.safetensors")["mean_LD"], stored["mean_LD"])
+    assert given.plan != own.plan
+    assert 0 < given.text_variance_kept < own.text_variance_kept
+
+
+def test_the_variance_that_a_projection_keeps_is_what_fitting_it_said() -> None:
+    rows_NLD = torch.randn(200, 2, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9.0)
+    rows_NLD[:, :, 1] += rows_NLD[:, :, 0]
+    projection = FeatureProjection(2, 8, 3)
+    assert variance_kept(projection, rows_NLD) != pytest.approx(projection.fit(rows_NLD), abs=1e-3)
+    assert variance_kept(projection, rows_NLD) == pytest.approx(projection.fit(rows_NLD), abs=1e-4)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pleinair.model.flops import forward_flops
@@ -29,6 +30,7 @@ from pleinair.training.hooks.progress import Beats, EachStep
 from pleinair.training.hooks.spikes import SpikeConfig, SpikeError, Spikes, robust_sigmas
 from pleinair.training.hooks.throughput import Throughput, measure_peak, training_flops
 from pleinair.training.hooks.validation import Validation, ValidationConfig, validation_losses
+from pleinair.training.hooks.watching import WatchConfig
 from pleinair.training.mesh import Mesh
 from pleinair.training.random import RowRandom
 from tests.training.small_stages import TINY, Latents, Line, Points, pretrain_stage, run_line, settings
@@ -161,12 +163,14 @@ def test_validation_falls_with_training_and_changes_nothing_of_it(tmp_path: Path
 def test_previews_are_drawn_when_due_with_the_model_evaluating(tmp_path: Path) -> None:
     stage, modes = Line(), []
 
-    def draw(place: Path) -> None:
+    def draw() -> np.ndarray[Any, np.dtype[np.uint8]]:
         modes.append(stage.model.training)
-        place.write_text("picture")
+        return np.full((4, 6, 3), len(modes), np.uint8)
 
     run_line(tmp_path, steps=5, stage=stage, hooks=[Previews(draw, every=2)])
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["step-00000002.png", "step-00000004.png"]
+    with Image.open(tmp_path / "previews" / "step-00000004.png") as sheet:
+        assert np.array_equal(np.asarray(sheet), np.full((4, 6, 3), 2, np.uint8))
     assert modes == [False, False]
     assert stage.model.training
 
@@ -289,7 +293,9 @@ def test_a_missing_tracker_is_named_before_any_step(tmp_path: Path) -> None:
         (lambda: ValidationConfig(timesteps=(0.0,)), r"timesteps is \(0.0,\)"),
         (lambda: PaceConfig(slow_factor=1), "slow_factor is 1"),
         (lambda: Profile(3, 2), "steps 3 to 2 cannot be traced"),
-        (lambda: Previews(print, 0), "every is 0"),
+        (lambda: Previews(lambda: np.zeros((1, 1, 3), np.uint8), 0), "every is 0"),
+        (lambda: WatchConfig(preview_every=5), "preview_every is 5 but preview_prompts is empty"),
+        (lambda: ValidationConfig(every=-1), "every is -1"),
         (lambda: MovingAverage(1.0), "decay is 1.0"),
         (lambda: Throughput(len, 0.0), "peak_flops_per_second is 0.0"),
     ],

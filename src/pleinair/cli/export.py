@@ -1,7 +1,7 @@
 """`pleinair export CHECKPOINT --to diffusers|native|native-mixed|package -o OUT`: weights for other programs, or to ship.
 
 The first three are `pleinair convert` under the name one looks for after training; a package is smaller and has the
-text projection with it.
+text projection with it. The checkpoint of a LoRA is written as a LoRA, in one of its dialects; as a package it is merged.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+
+LORA_ONLY = ("ai-toolkit", "kohya")
+DIALECTS = ("diffusers", "native", *LORA_ONLY)
 
 
 def register(verbs: Any) -> None:
@@ -20,9 +23,9 @@ def register(verbs: Any) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=["diffusers", "native", "native-mixed", "package"],
+        choices=["diffusers", "native", "native-mixed", "package", "ai-toolkit", "kohya"],
         help="a folder, one .safetensors file (mixed: as the release stores it), or a file of 8 bits per weight with "
-        "all that `sample` needs",
+        "all that `sample` needs; a LoRA: diffusers, native (ComfyUI), ai-toolkit or kohya",
     )
     parser.add_argument("-o", "--output", required=True, help="where to write; must not exist yet")
     parser.set_defaults(run=export)
@@ -37,13 +40,44 @@ def export(options: argparse.Namespace) -> int:
     if options.to == "package":
         print(f"package: {export_package(Path(options.checkpoint), Path(options.output))}")
         return 0
-    from pleinair.checkpoint.whole import in_one_piece
-    from pleinair.model.formats import open_weights, write_weights
+    from pleinair.cli.adapters import holds_adapter
 
-    with in_one_piece(Path(options.checkpoint)) as place:
-        weights = open_weights(place)
-        print(f"{options.to} weights: {write_weights(weights.config, weights.tensors, options.output, options.to)}")
+    write = export_adapter if holds_adapter(Path(options.checkpoint)) else export_weights
+    print(f"{options.to}: {write(Path(options.checkpoint), options.to, Path(options.output))}")
     return 0
+
+
+def export_weights(checkpoint: Path, layout: Any, output: Path) -> Path:
+    """The transformer; into a folder also the text projection it was trained on, by which `--parent` knows it again."""
+    import shutil
+
+    from pleinair.checkpoint.whole import in_one_piece
+    from pleinair.cli.parents import PROJECTION_FILE
+    from pleinair.model.formats import open_weights, write_weights
+    from pleinair.records.errors import ConfigError
+
+    if layout in LORA_ONLY:
+        raise ConfigError(f"{checkpoint} holds weights, and --to {layout} is for a LoRA: use another layout")
+    with in_one_piece(checkpoint) as place:
+        weights = open_weights(place)
+        written: Path = write_weights(weights.config, weights.tensors, output, layout)
+    if written.is_dir() and (checkpoint / PROJECTION_FILE).exists():
+        shutil.copyfile(checkpoint / PROJECTION_FILE, written / PROJECTION_FILE)
+    return written
+
+
+def export_adapter(checkpoint: Path, dialect: Any, output: Path) -> Path:
+    """The LoRA of a checkpoint in a dialect. Raises ConfigError for a layout of weights, CheckpointError for damage."""
+    from pleinair.checkpoint.store import verify_checkpoint
+    from pleinair.cli.adapters import read_adapter
+    from pleinair.model.formats import write_lora
+    from pleinair.records.errors import ConfigError
+
+    if dialect not in DIALECTS:
+        raise ConfigError(f"{checkpoint} holds a LoRA, and --to {dialect} is for weights: use {', '.join(DIALECTS)}")
+    verify_checkpoint(checkpoint)
+    written: Path = write_lora(read_adapter(checkpoint), output, dialect)
+    return written
 
 
 def export_package(checkpoint: Path, output: Path) -> Path:

@@ -12,12 +12,22 @@ def register(verbs: Any) -> None:
     parser: argparse.ArgumentParser = verbs.add_parser(
         "merge", help="average checkpoints, or combine fine-tuned models"
     )
-    parser.add_argument("checkpoints", nargs="+", help="checkpoint folders; with --last, one folder of checkpoints")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        help="checkpoint folders, or runs for their newest; with --last, one folder of checkpoints",
+    )
     parser.add_argument("--last", type=int, metavar="N", help="take the newest N of the folder")
     parser.add_argument(
         "--weights", default="uniform", choices=["uniform", "linear", "ema"], help="how much later ones count"
     )
-    parser.add_argument("--parent", help="combine: the checkpoint that all of them were fine-tuned from")
+    parser.add_argument(
+        "--parent",
+        help="combine: what all of them were fine-tuned from, as `train --parent` was told, for example drawings-64",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="combine: where the runs are (default: %(default)s)"
+    )
     parser.add_argument(
         "--amount",
         type=float,
@@ -35,11 +45,15 @@ def merge(options: argparse.Namespace) -> int:
     require("torch", "train")
     require("safetensors", "train")
     from pleinair.checkpoint.merge import combine_checkpoints, merge_checkpoints
+    from pleinair.cli.parents import find_checkpoint
 
     paths, output = chosen([Path(place) for place in options.checkpoints], options.last), Path(options.output)
+    if options.last is None:
+        paths = [find_checkpoint(str(path), options.runs) for path in paths]
     if options.parent:
         amounts = options.amount or [1 / len(paths)] * len(paths)
-        written = combine_checkpoints(Path(options.parent), paths, amounts, out=output)
+        parent = find_checkpoint(options.parent, options.runs)
+        written = combine_checkpoints(parent, paths, amounts, out=output)
     else:
         written = merge_checkpoints(paths, options.weights, out=output)
     print(f"merged {len(paths)} checkpoints: {written}")

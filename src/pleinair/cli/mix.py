@@ -81,6 +81,7 @@ def explain(db: Database, wanted: Mix) -> int:
 def pack_mix(options: argparse.Namespace) -> int:
     """Pack the list of a mix into `NAME.pack` beside it, in aspect buckets of its stage."""
     from pleinair.checkpoint.store import digest_file
+    from pleinair.cli.parents import find_checkpoint, projection_of
     from pleinair.cli.places import shipped
     from pleinair.cli.progress import ProgressLine
     from pleinair.cli.steps import open_text_encoder
@@ -98,6 +99,7 @@ def pack_mix(options: argparse.Namespace) -> int:
     pack = folder.with_name(f"{folder.name}.pack")
     manifest, (wanted, _) = read_manifest(folder), read_mix(folder / "mix.toml")
     stage = BucketConfig(resolution=manifest.resolution, max_upscale=wanted.stage.max_enlarge)
+    parent = None if options.parent is None else find_checkpoint(options.parent, options.runs)
     lines: dict[str, ProgressLine] = {}
     with open_warehouse(options) as db:
         images = images_table(db)
@@ -110,6 +112,7 @@ def pack_mix(options: argparse.Namespace) -> int:
             autoencoder_sha256=digest_file(shipped("autoencoder")).sha256,
             text_encoder=open_text_encoder(),
             config=PackConfig(caption_names=manifest.caption_names),
+            projection=projection_of(parent),
             on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),
         )
     print(

@@ -7,15 +7,13 @@ Every step is a no-op when its result is there and still fits, so a run stopped 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +95,7 @@ def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
     images, line = images_table(db), ProgressLine("pictures read")
     where = f"{kept_where(images)} AND source = %s AND label = ANY(%s) AND style = ANY(%s)"
     source = find_source(work.recipe.source, work.cache)
-    params = (source.name, list(work.recipe.concepts), list(TRAINING_STYLES))
+    params = (source.name, list(work.recipe.concepts), list(work.recipe.styles or TRAINING_STYLES))
     total = images.count(where, params=params)
     pictures = read_curated(
         images,
@@ -112,10 +110,16 @@ def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
 
 
 def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> None:
-    """Write the pack, unless the one that is there was made of the same pictures, captions and parts."""
-    from pleinair.packing.latents import write_pack
+    """Write the pack and what lies beside it, unless what is there was made of the same pictures, captions and parts."""
+    from pleinair.cli.beside_pack import made_once, write_features, write_held_out
+    from pleinair.cli.parents import parent_of, projection_of, read_projection
+    from pleinair.model.digest import part_digest
 
+    if work.recipe.pack is not None:
+        print(f"  the recipe trains on {work.pack}, which was made elsewhere")
+        return
     trained = [picture for picture in pictures if not picture.held_out]
+    projection = projection_of(parent_of(work))
     inputs = {
         "format": PACK_VERSION,
         "pictures": [[picture.key, *picture.captions] for picture in trained],
@@ -123,25 +127,33 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
         "text_dim": work.recipe.text_dim,
         "autoencoder": parts.autoencoder_sha256,
     }
-    stamp = work.run_dir / "pack-inputs.json"
-    if stamp.exists() and (work.pack / "pack.json").exists() and json.loads(stamp.read_text()) == config_digest(inputs):
+    if projection is not None:
+        inputs["projection"] = part_digest(projection)
+    if not made_once(work.pack, inputs, lambda: _write_pack(work, trained, parts, projection)):
         print("  the pack is there")
-        return
+    print(f"  {len(pictures) - len(trained)} held-out pictures stay out of it")
+    write_held_out(work, pictures, parts, read_projection(work.pack), open_text_encoder)
+    write_features(work, pictures, parts)
+
+
+def _write_pack(
+    work: Workspace, pictures: list[CuratedPicture], parts: Parts, projection: FeatureProjection | None
+) -> None:
+    from pleinair.packing.latents import write_pack
+
     lines: dict[str, ProgressLine] = {}
     manifest = write_pack(
-        trained,
+        pictures,
         work.pack,
         codec=parts.autoencoder,
         autoencoder_sha256=parts.autoencoder_sha256,
         text_encoder=open_text_encoder(),
         text_dim=work.recipe.text_dim,
         seed=work.recipe.engine.seed,
+        projection=projection,
         on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),
     )
-    stamp.write_text(json.dumps(config_digest(inputs)))
-    print(
-        f"  {manifest.num_rows} rows at {manifest.resolutions} px; {len(pictures) - len(trained)} held-out pictures stay out"
-    )
+    print(f"  {manifest.num_rows} rows at {manifest.resolutions} px")
 
 
 def open_text_encoder() -> TextEncoder:
@@ -160,45 +172,30 @@ def train_here(work: Workspace) -> Path:
 
 def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     """Train as one of a mesh's ranks. A new trainer waits for an old one to be gone."""
-    from pleinair.model.parallelize import parallelize
-    from pleinair.packs.loader import LatentLoader, Prefetched
+    from pleinair.cli.parents import parent_of, parent_words, read_projection, require_same_projection
+    from pleinair.cli.stages import hooks_of, phases_of, stage_of
     from pleinair.packs.pack import Pack
-    from pleinair.training.engine import Phase, StepRecord, train
-    from pleinair.training.hooks.progress import EachStep
-    from pleinair.training.hooks.throughput import training_flops
-    from pleinair.training.hooks.watching import watching
-    from pleinair.training.stages.pretrain import Pretrain
+    from pleinair.training.engine import Parent, train
+    from pleinair.training.reductions import from_rank_zero
 
     recipe, pack = work.recipe, Pack(work.pack)
-    torch.manual_seed(recipe.engine.seed)  # every rank begins with the same weights
-    model = parallelize(Transformer(recipe.transformer).to(mesh.device), mesh.device_mesh, recipe.parallel)
-    stage = Pretrain(cast(Transformer, model), load_projection(work.pack), recipe.pretrain, pack.manifest.latent_space)
-    part = {"rank": mesh.data_rank, "num_ranks": mesh.num_data_ranks}
-    loaders = [Prefetched(LatentLoader(pack, one.resolution, recipe.loader_of(one), **part)) for one in recipe.phases]
-    phases = [
-        Phase(f"{phase.resolution} px", phase.num_steps, phase.batch_size, loader, decays=phase.decays)
-        for phase, loader in zip(recipe.phases, loaders, strict=True)
-    ]
-    lines: dict[str, ProgressLine] = {}
-
-    def show(record: StepRecord, total: int) -> None:
-        note = f"loss {record.loss:.3f}, {record.samples_per_second:.0f} pictures/s"
-        lines.setdefault(record.phase, ProgressLine(f"train {record.phase}")).update(record.step + 1, total, note)
-
-    digest = config_digest([to_document(recipe.training_part()), to_document(pack.manifest)])
+    parent = from_rank_zero(lambda: parent_of(work), mesh)
+    projection = read_projection(work.pack)
+    require_same_projection(parent, work.pack, projection)
+    torch.manual_seed(recipe.engine.seed)
+    stage = stage_of(work, mesh, projection, parent, pack.manifest.latent_space)
+    whole = parent is not None and recipe.finetune is None
+    settings = [to_document(recipe.training_part()), to_document(pack.manifest), *parent_words(parent)]
     with _alone(work, mesh):
         return train(
             stage,
-            phases,
+            phases_of(work, pack, stage, mesh),
             recipe.engine,
             work.run_dir,
-            config_digest=digest,
+            config_digest=config_digest(settings),
             mesh=mesh,
-            hooks=[
-                *watching(recipe.watch, flops_of=partial(training_flops, recipe.transformer)),
-                *([EachStep(show)] if mesh.rank == 0 else []),
-                *hooks,
-            ],
+            hooks=hooks_of(work, stage, mesh, hooks),
+            parent=Parent(checkpoint=parent, with_optimiser=recipe.with_optimiser) if parent and whole else None,
             on_message=lambda said: print(f"  {said}"),
         )
 
@@ -208,15 +205,6 @@ def _alone(work: Workspace, mesh: Mesh) -> AbstractContextManager[None]:
     if mesh.rank:
         return nullcontext()
     return only_one(work.run_dir, "train.lock", patience_seconds=OLD_TRAINER_SECONDS)
-
-
-def load_projection(directory: Path) -> FeatureProjection:
-    """The feature projection of a pack or a checkpoint."""
-    state = read_tensors(directory, "feature_projection.safetensors")
-    num_layers, width, dim = state["basis_LDK"].shape
-    projection = FeatureProjection(num_layers, width, dim)
-    projection.load_state_dict(state)
-    return projection
 
 
 def load_checkpoint(run_dir: Path) -> tuple[Transformer, FeatureProjection, str]:
@@ -229,9 +217,21 @@ def load_checkpoint(run_dir: Path) -> tuple[Transformer, FeatureProjection, str]
 
 def read_model(checkpoint: Path) -> tuple[Transformer, FeatureProjection]:
     """Model and projection of one checkpoint, verified. Raises CheckpointError naming what is missing or damaged."""
+    from pleinair.cli.parents import read_projection
+
+    return read_transformer(checkpoint), read_projection(checkpoint)
+
+
+def read_transformer(checkpoint: Path) -> Transformer:
+    """The transformer of one checkpoint, a LoRA added to the base it was trained on."""
+    from pleinair.cli.adapters import apply_adapter, base_of, holds_adapter
+
+    adapted = holds_adapter(checkpoint)
     model = Transformer(from_document(TransformerConfig, read_document(checkpoint, "config.json")["transformer"]))
-    model.load_state_dict(read_tensors(checkpoint, "transformer.safetensors"))
-    return model.eval(), load_projection(checkpoint)
+    model.load_state_dict(read_tensors(base_of(checkpoint) if adapted else checkpoint, "transformer.safetensors"))
+    if adapted:
+        apply_adapter(model, checkpoint)
+    return model.eval()
 
 
 @dataclass(frozen=True)

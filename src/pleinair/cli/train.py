@@ -161,6 +161,10 @@ def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
     from pleinair.cluster.launcher import launch
     from pleinair.records.run_events import read_events
 
+    if work.recipe.parent is not None:
+        from pleinair.cli.parents import parent_of
+
+        parent_of(work)  # refused here, with a sentence, rather than by ranks that others wait for
     command = [sys.executable, "-m", "pleinair.cli.main", "train", work.recipe.name, "--runs", str(work.run_dir.parent)]
     for assignment in work.overrides:
         command += ["--set", assignment]

@@ -39,18 +39,36 @@ class Workspace:
 
     @property
     def pack(self) -> Path:
-        """The run's pack."""
-        return self.run_dir / "pack"
+        """The run's pack, or the one made elsewhere that its recipe names."""
+        return self.run_dir / "pack" if self.recipe.pack is None else Path(self.recipe.pack).resolve()
+
+    @property
+    def held_out(self) -> Path:
+        """A pack of the pairs that are never trained on, beside the pack."""
+        return self.pack.with_name(f"{self.pack.name}-held-out")
+
+    @property
+    def patch_features(self) -> Path:
+        """What iREPA aligns to, beside the pack."""
+        return self.pack.with_name(f"{self.pack.name}-patch-features")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of every verb that works on a recipe's run."""
     from pleinair.cli.curate import add_warehouse_options
 
-    parser.add_argument("recipe", help="demo or drawings-64")
+    parser.add_argument(
+        "recipe", help="demo, drawings-64, progressive, drawings-midtrain, drawings-sft-solid or -line, drawings-lora"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. engine.seed=1 (repeatable)"
     )
+    parser.add_argument(
+        "--parent",
+        metavar="CHECKPOINT",
+        help="start from it: a checkpoint, a run, weights in any layout, a packaged or a shipped model (drawings-64)",
+    )
+    parser.add_argument("--with-optimiser", action="store_true", help="go on with the parent's moments too")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of run directories (default: %(default)s)"
     )
@@ -67,7 +85,8 @@ def open_workspace(options: argparse.Namespace) -> Workspace:
     from pleinair.config import override
     from pleinair.recipes import find_recipe
 
-    recipe = override(find_recipe(options.recipe), options.set)
+    overrides = [*options.set, *_parent_told(options)]
+    recipe = override(find_recipe(options.recipe), overrides)
     run_dir: Path = options.runs / recipe.name
     run_dir.mkdir(parents=True, exist_ok=True)
     return Workspace(
@@ -78,8 +97,15 @@ def open_workspace(options: argparse.Namespace) -> Workspace:
         dsn=options.dsn,
         processes=options.processes,
         from_scratch=options.from_scratch,
-        overrides=tuple(options.set),
+        overrides=tuple(overrides),
     )
+
+
+def _parent_told(options: argparse.Namespace) -> list[str]:
+    """The two options as the overrides that they are, so that ranks and `config.json` know of them."""
+    place = None if options.parent is None else Path(options.parent)
+    told = [] if place is None else [f"parent={str(place.resolve() if place.exists() else place)!r}"]
+    return told + (["with_optimiser=True"] if options.with_optimiser else [])
 
 
 @contextmanager

@@ -46,8 +46,12 @@ def text_rotations(config: TransformerConfig, num_text: int, like_IP2: Tensor) -
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def image_rotations(config: TransformerConfig, height: int, width: int, device: torch.device) -> Tensor:
-    """(height * width, P, 2) of image tokens in row-major order."""
+    """(height * width, P, 2) of image tokens in row-major order.
+
+    An ordinary tensor also when a preview asks first: training keeps the table for its backward pass.
+    """
     row_I, column_I = (
         axis.reshape(-1).double() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     )

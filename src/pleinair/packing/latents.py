@@ -21,9 +21,11 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from pleinair.config import config_digest
 from pleinair.model.autoencoder import LatentCodec
+from pleinair.model.digest import part_digest
 from pleinair.model.pixels import to_signed_unit
 from pleinair.model.text_encoder import FeatureProjection, TextEncoder
 from pleinair.packing.arrangement import Arrangement, Listed, checked, shuffled
@@ -95,15 +97,18 @@ def write_latents(
     autoencoder_sha256: str,
     text_encoder: TextEncoder,
     config: PackConfig,
+    projection: FeatureProjection | None = None,
     on_progress: Progress = quiet,
 ) -> PackManifest:
     """Write a pack of latents and text features and return its manifest; `directory` appears whole, by rename.
 
-    Raises PackError for a picture that is gone, of another size than listed, or without its captions.
+    Text features go through `projection`, for a model that was trained on it; None fits one to the captions. Raises
+    PackError for a picture that is gone, of another size than listed, or without its captions.
     """
     latent_space = codec.describe().identity
     encoders = [autoencoder_sha256, latent_space, text_encoder.name, text_encoder.layers, text_encoder.digest]
-    made_of = [arrangement.digest, config, *encoders]
+    given = [] if projection is None else [part_digest(projection)]
+    made_of = [arrangement.digest, config, *encoders, *given]
     manifest = PackManifest(
         plan=config_digest(made_of),
         dtype=config.dtype,
@@ -118,7 +123,7 @@ def write_latents(
         left_out=arrangement.left_out,
     )
     writer = PackWriter(directory, manifest, config.shard_bytes)
-    captions = _caption_encoder(writer.staging, arrangement, read, text_encoder, config, on_progress)
+    captions = _caption_encoder(writer.staging, arrangement, read, text_encoder, config, projection, on_progress)
 
     def encode(pictures: Sequence[PackPicture]) -> list[bytes]:
         pixels_BHWC = np.stack([picture.pixels_HWC for picture in pictures])
@@ -252,9 +257,10 @@ def _caption_encoder(
     read: Read,
     text_encoder: TextEncoder,
     config: PackConfig,
+    given: FeatureProjection | None,
     on_progress: Progress,
 ) -> CaptionEncoder:
-    """With the projection of the writer that was killed, or a new one fitted to the first captions of the pack."""
+    """With the projection given, that of the writer that was killed, or a new one fitted to the pack's first captions."""
     path = staging / "feature_projection.safetensors"
     projection = FeatureProjection(len(text_encoder.layers), text_encoder.width, config.text_dim)
     if path.exists():
@@ -266,7 +272,12 @@ def _caption_encoder(
     for caption, raw_TLD in raw_features(captions, text_encoder):
         raw[caption] = raw_TLD
         on_progress("captions encoded", len(raw), len(captions))
-    kept = projection.fit(torch.cat([raw[caption] for caption in captions]).float())
+    rows_NLD = torch.cat([raw[caption] for caption in captions]).float()
+    if given is None:
+        kept = projection.fit(rows_NLD)
+    else:
+        projection.load_state_dict(given.state_dict())
+        kept = variance_kept(projection, rows_NLD)
     hidden = path.with_name(f".{path.name}")
     save_tensors(projection.state_dict(), hidden, {"variance_kept": repr(kept)})
     hidden.rename(path)
@@ -274,6 +285,16 @@ def _caption_encoder(
     for caption, raw_TLD in raw.items():
         encoder.add(caption, raw_TLD)
     return encoder
+
+
+@torch.inference_mode()
+def variance_kept(projection: FeatureProjection, rows_NLD: Tensor) -> float:
+    """Share of the standardised rows' variance along the projection's directions, mean over layers."""
+    standard_NLD = ((rows_NLD - projection.mean_LD) / projection.std_LD).clamp(-8, 8)
+    directions_LDK = F.normalize(projection.basis_LDK, dim=1)
+    along_NLK = torch.einsum("nld,ldk->nlk", standard_NLD, directions_LDK)
+    shares_L = along_NLK.square().sum((0, 2)) / standard_NLD.square().sum((0, 2))
+    return float(shares_L.mean())
 
 
 def first_captions(arrangement: Arrangement, read: Read, most: int) -> list[str]:
@@ -298,9 +319,10 @@ def write_pack(
     text_encoder: TextEncoder,
     text_dim: int,
     seed: int = 0,
+    projection: FeatureProjection | None = None,
     on_progress: Progress = quiet,
 ) -> PackManifest:
-    """Write a pack of square pictures in memory, at every resolution they have.
+    """Write a pack of square pictures in memory, at every resolution they have; `projection` as for `write_latents`.
 
     Raises PackError when there are no rows, or when their captions or resolutions differ in number.
     """
@@ -323,6 +345,7 @@ def write_pack(
         autoencoder_sha256=autoencoder_sha256,
         text_encoder=text_encoder,
         config=PackConfig(text_dim=text_dim),
+        projection=projection,
         on_progress=on_progress,
     )
 

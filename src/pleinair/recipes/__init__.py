@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 
 from pleinair.recipes.drawings import demo, drawings_64
-from pleinair.recipes.recipe import EvaluationConfig, PhaseConfig, Recipe
+from pleinair.recipes.later_stages import DOMAINS, drawings_lora, drawings_midtrain, drawings_sft
+from pleinair.recipes.progressive import progressive
+from pleinair.recipes.recipe import EvaluationConfig, FinetuneConfig, PhaseConfig, Recipe
 from pleinair.records.errors import ConfigError
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "drawings-64": drawings_64}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "drawings-64": drawings_64,
+    "drawings-midtrain": drawings_midtrain,
+    **{f"drawings-sft-{domain}": partial(drawings_sft, domain) for domain in DOMAINS},
+    "drawings-lora": drawings_lora,
+    "progressive": progressive,
+}
 
-__all__ = ["RECIPES", "EvaluationConfig", "PhaseConfig", "Recipe", "find_recipe"]
+__all__ = ["RECIPES", "EvaluationConfig", "FinetuneConfig", "PhaseConfig", "Recipe", "find_recipe"]
 
 
 def find_recipe(name: str) -> Recipe:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
+from pleinair.model.lora import LoraConfig
 from pleinair.model.parallelize import ParallelConfig
 from pleinair.model.tensor_parallel import check_tensor_parallel
 from pleinair.model.transformer import TransformerConfig
@@ -13,6 +15,7 @@ from pleinair.sampling import SamplingConfig
 from pleinair.training.engine import EngineConfig
 from pleinair.training.hooks.watching import WatchConfig
 from pleinair.training.stages.pretrain import PretrainConfig
+from pleinair.training.stages.repa import RepaConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """A LoRA on the frozen weights of the parent, in place of training all of them."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Where it is attached and how large it is."""
+    base_bits: Literal[8, 32] = 32
+    """How the frozen blocks' matrices are stored: int8 with a scale per row, or float32."""
+    offload: bool = False
+    """Leave the frozen blocks in the CPU's memory and bring them one at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A run from a source of pictures to a page."""
 
@@ -57,6 +72,10 @@ class Recipe:
     """What is ingested."""
     concepts: tuple[str, ...]
     """Labels that are trained on; the others only teach the autoencoder and the judge."""
+    styles: tuple[str, ...] = ()
+    """Author sets that are trained on; empty for all ten."""
+    pack: str | None = None
+    """A pack made elsewhere, of a mix or by another run; None for the one that `pack` writes into the run."""
     transformer: TransformerConfig
     """The model."""
     text_dim: int = 192
@@ -71,6 +90,16 @@ class Recipe:
     """What is looked for while training; it may differ when a run resumes."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """Training timesteps."""
+    repa: RepaConfig | None = None
+    """iREPA in the first phases, with patch features beside the pack; None for none."""
+    repa_phases: int = 1
+    """Phases that have it, from the first on."""
+    parent: str | None = None
+    """Where training starts: a checkpoint or a run, weights in any layout, a packaged model or the name of a shipped one."""
+    with_optimiser: bool = False
+    """Go on with the parent's moments, to continue or to anneal; else they start from zero."""
+    finetune: FinetuneConfig | None = None
+    """Train a LoRA on the parent alone; None trains all weights."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Caption choice; its batch size is set by the phase."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -86,6 +115,31 @@ class Recipe:
         if list(self.resolutions) != sorted(self.resolutions):
             raise ConfigError(f"phases of {self.name} go {self.resolutions} px: order them from low to high resolution")
         check_tensor_parallel(self.transformer, self.parallel.mesh.tensor)
+        self._check_repa()
+        self._check_parent()
+
+    def _check_repa(self) -> None:
+        if self.repa is None:
+            return
+        if self.repa.depth > self.transformer.num_layers:
+            raise ConfigError(
+                f"repa.depth is {self.repa.depth} and the transformer has {self.transformer.num_layers} blocks: give fewer"
+            )
+        if not 1 <= self.repa_phases <= len(self.phases):
+            raise ConfigError(
+                f"repa_phases is {self.repa_phases} of {len(self.phases)} phases: give at least 1 of them"
+            )
+        if self.finetune is not None:
+            raise ConfigError("repa aligns a whole model, and finetune trains a LoRA: leave one")
+
+    def _check_parent(self) -> None:
+        if self.parent is None and (self.with_optimiser or self.finetune is not None):
+            what = "with_optimiser" if self.with_optimiser else "finetune"
+            raise ConfigError(f"{what} needs the weights it goes on from: give parent, or --parent")
+        if self.with_optimiser and self.finetune is not None:
+            raise ConfigError(
+                "with_optimiser goes on with moments of all weights, and finetune trains a LoRA: leave one"
+            )
 
     def loader_of(self, phase: PhaseConfig) -> LoaderConfig:
         """The loader's settings for a phase."""
@@ -93,7 +147,12 @@ class Recipe:
 
     def training_part(self) -> tuple[object, ...]:
         """The settings that training depends on; a run resumes only while they stay."""
-        return (self.transformer, self.phases, self.engine, self.pretrain, self.loader)
+        settings: tuple[object, ...] = (self.transformer, self.phases, self.engine, self.pretrain, self.loader)
+        if self.repa is not None:
+            settings += (self.repa, self.repa_phases)
+        if self.parent is not None:
+            settings += (self.with_optimiser, self.finetune)
+        return settings
 
     @property
     def resolutions(self) -> tuple[int, ...]:

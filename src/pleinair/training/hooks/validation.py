@@ -42,7 +42,7 @@ class ValidationConfig:
     """How often, where, on how much."""
 
     every: int = 500
-    """Steps between measurements; the last step is always measured."""
+    """Steps between measurements; the last step is always measured. 0 for none at all."""
     timesteps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """The grid."""
     num_batches: int = 4
@@ -51,8 +51,11 @@ class ValidationConfig:
     """Seed of the noise."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.num_batches < 1:
-            raise ConfigError(f"every is {self.every} and num_batches {self.num_batches}: give at least 1")
+        if self.every < 0 or self.num_batches < 1:
+            raise ConfigError(
+                f"every is {self.every} and num_batches {self.num_batches}: give a number of steps, or 0 for never, and at "
+                "least 1 batch"
+            )
         if not self.timesteps or not all(0 < t <= 1 for t in self.timesteps):
             raise ConfigError(f"timesteps is {self.timesteps}: give some in (0, 1]")
 

@@ -28,11 +28,13 @@ class WatchConfig:
     pace: PaceConfig = field(default_factory=PaceConfig)
     """Slow and stalled steps."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """Where held-out rows are given."""
+    """Where there are held-out rows: a recipe's run packs those of its pairs that are never trained on."""
     average_decay: float | None = None
     """Decay of a moving average of the weights, for comparison; None keeps none."""
     preview_every: int = 0
-    """Steps between drawings of fixed prompts; 0 for none."""
+    """Steps between drawings of `preview_prompts`; 0 for none."""
+    preview_prompts: tuple[str, ...] = ()
+    """What is drawn, always from the same noise."""
     peak_flops_per_second: float | None = None
     """What MFU is a share of; None leaves MFU out."""
     tracker: Literal["none", "trackio", "wandb"] = "none"
@@ -47,6 +49,8 @@ class WatchConfig:
     def __post_init__(self) -> None:
         if self.preview_every < 0:
             raise ConfigError(f"preview_every is {self.preview_every}: give a number of steps, or 0 for none")
+        if self.preview_every and not self.preview_prompts:
+            raise ConfigError(f"preview_every is {self.preview_every} but preview_prompts is empty: say what to draw")
 
 
 def watching(
@@ -64,7 +68,7 @@ def watching(
         hooks.append(average)
     if flops_of is not None:
         hooks.append(Throughput(flops_of, config.peak_flops_per_second))
-    if held_out is not None:
+    if held_out is not None and config.validation.every:
         hooks.append(Validation(held_out, config.validation, average))
     if draw is not None and config.preview_every:
         hooks.append(Previews(draw, config.preview_every))

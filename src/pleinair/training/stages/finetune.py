@@ -56,3 +56,7 @@ class Finetune:
     def loss(self, batch: LatentBatch, random: RowRandom) -> LossOutput:
         """As for pretraining."""
         return self.pretrain.loss(batch, random)
+
+    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
+        """As for pretraining."""
+        return self.pretrain.velocity_errors(batch, timestep_B, random)

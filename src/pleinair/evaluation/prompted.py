@@ -1,0 +1,60 @@
+"""Drawings of given prompts and what the judge makes of them: enough for a table of small runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pleinair.evaluation.judge import PICTURE_SIZE, Judge, JudgeScores, judge_pictures
+from pleinair.sampling import Sampler, SamplingConfig
+
+Prompted = tuple[str, str, str]
+"""Prompt, and the names of the style and the concept it asks for."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pictures and the shares of them whose style and concept the judge names."""
+
+    pixels_NHWC: npt.NDArray[np.uint8]
+    scores: JudgeScores
+    style_accuracy: float
+    concept_accuracy: float
+
+
+def draw_and_judge(sampler: Sampler, judge: Judge, prompts: Sequence[Prompted], config: SamplingConfig) -> Judged:
+    """One picture of each prompt, its noise by its place; prompts the judge has no names for are left out of its shares."""
+    pixels = sampler.sample([prompt for prompt, _, _ in prompts], range(len(prompts)), config)
+    scores = judge_pictures(judge, at_judges_size(pixels))
+    styles, concepts = judge.config.style_names, judge.config.concept_names
+    named_styles = [styles[place] for place in scores.style_logits.argmax(1)]
+    named_concepts = [concepts[place] for place in scores.concept_logits.argmax(1)]
+    return Judged(
+        pixels,
+        scores,
+        _share([named == style for named, (_, style, _) in zip(named_styles, prompts, strict=True) if style in styles]),
+        _share(
+            [
+                named == concept
+                for named, (_, _, concept) in zip(named_concepts, prompts, strict=True)
+                if concept in concepts
+            ]
+        ),
+    )
+
+
+def _share(right: Sequence[bool]) -> float:
+    return sum(right) / len(right) if right else float("nan")
+
+
+def at_judges_size(pixels_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pictures at the side that the judge knows."""
+    if pixels_NHWC.shape[1] == PICTURE_SIZE:
+        return pixels_NHWC
+    size = (PICTURE_SIZE, PICTURE_SIZE)
+    resized = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.LANCZOS)) for one in pixels_NHWC]
+    return np.stack(resized)
