@@ -19,6 +19,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.curation.figures import Aim
@@ -58,12 +59,22 @@ AIMS = (
     Aim(what="the same, compiled, text packed to a budget", name="step_padded_vs_diffusers_packed"),
     Aim(what="a training step's share of the matrix product's peak, width 384", name="peak_share_384", of="ratio", least=0.55),
     Aim(what="the same, width 1024", name="peak_share_1024", of="ratio", least=0.55),
+    Aim(what="where the time of such a step goes", name="step_time_*", note="no aim"),
 )  # fmt: skip
+KINDS = {
+    "softmax": ("softmax", "scaled_dot_product"),
+    "attention_products": ("bmm",),
+    "products": ("mm", "linear"),
+    "copies": ("copy_", "clone", "aten::cat"),
+}
+"""Operators by words in their names."""
 Call = Callable[[], Tensor]
 
 
-def make_models(config: TransformerConfig = MODEL) -> tuple[Transformer, nn.Module]:
-    """Ours and diffusers', every parameter random and equal, in float32."""
+def make_models(config: TransformerConfig = MODEL, dtype: torch.dtype = torch.float32) -> tuple[Transformer, nn.Module]:
+    """Ours and diffusers', every parameter random and equal. diffusers' norms stay in float32, as its loading keeps them:
+    with weights in bfloat16 they would leave the fused kernel.
+    """
     torch.manual_seed(0)
     ours = Transformer(config)
     with torch.no_grad():
@@ -73,7 +84,11 @@ def make_models(config: TransformerConfig = MODEL) -> tuple[Transformer, nn.Modu
     settings = {key: value for key, value in diffusers_config(config).items() if not key.startswith("_")}
     theirs = diffusers.Krea2Transformer2DModel(**settings)
     theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+    norms = theirs._keep_in_fp32_modules
+    for name, parameter in theirs.named_parameters():
+        if not set(norms) & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return ours.to(dtype), theirs
 
 
 def mixed_lengths(batch: int, slots: int, seed: int = 0) -> Tensor:
@@ -116,13 +131,13 @@ def seconds(call: Call, backward: bool) -> float:
     return time.process_time() - start
 
 
-def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run in every round, the order turned around each time; the first round only warms up."""
+def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1) -> dict[str, list[float]]:
+    """Seconds of every run in every round, the order turned around each time; the first ones only warm up."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_ups):
         for name in sorted(runs, reverse=number % 2 == 0):
             value = runs[name]()
-            if number:
+            if number >= warm_ups:
                 taken[name].append(value)
     return taken
 
@@ -134,12 +149,12 @@ def against(row: str, taken: Mapping[str, list[float]], mine: str, other: str, p
     return result(row, ours, "ms CPU", f"{peer}: {theirs:.1f} ms", ratio)
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, dynamic: bool | None = None) -> None:
     """The repeated blocks, one by one; the rest stays eager."""
     blocks = model.get_submodule("transformer_blocks")
     assert isinstance(blocks, nn.ModuleList)
     for block in blocks:
-        block.compile()
+        block.compile(dynamic=dynamic)
 
 
 @torch.no_grad()
@@ -174,7 +189,7 @@ def _steps(
     row: str, rounds: int, batch: int, mask: Tensor | None, num_text: int, mine: tuple[str, ...]
 ) -> Iterator[Result]:
     for way in ("eager", "compiled"):
-        ours, theirs = (model.bfloat16() for model in make_models())
+        ours, theirs = make_models(dtype=torch.bfloat16)
         if way == "compiled":
             compile_blocks(ours)
             compile_blocks(theirs)
@@ -193,8 +208,7 @@ def peak_share(rounds: int) -> Iterator[Result]:
         sizes: dict[str, Any] = {"width": width, "num_heads": width // 64, "num_kv_heads": width // 192 or 1}
         if width == 1024:
             sizes |= {"num_kv_heads": 4, "mlp_width": None}
-        ours, _ = make_models(replace(MODEL, num_layers=layers, **sizes))
-        ours = ours.bfloat16()
+        ours, _ = make_models(replace(MODEL, num_layers=layers, **sizes), torch.bfloat16)
         call = make_calls(ours, nn.Identity(), 2, None, 64)["ours"]
         with FlopCounterMode(display=False) as counter:
             seconds(call, True)
@@ -205,6 +219,23 @@ def peak_share(rounds: int) -> Iterator[Result]:
         reached = counter.get_total_flops() / statistics.median(taken["step"])
         shown = f"matmul {MATMUL_SIDE}^3: {peak / 1e9:.0f} GFLOP/s"
         yield result(f"peak_share_{width}", reached / 1e9, "GFLOP/s", shown, reached / peak)
+        for kind, share in time_by_kind(call).items():
+            yield result(f"step_time_{width}_{kind}", 100 * share, "% of the compiled step's time")
+
+
+def time_by_kind(call: Call, passes: int = 3) -> dict[str, float]:
+    """Shares of the time of a forward and backward pass, by what the operators' names say; the first of KINDS that fits.
+
+    What inductor fused (norms, rotations, gates, SwiGLU, their gradients) has no operator of its own and is `fused`.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(passes):
+            seconds(call, True)
+    spent = dict.fromkeys([*KINDS, "fused_and_other"], 0.0)
+    for event in recorded.key_averages():
+        fits = (kind for kind, words in KINDS.items() if any(word in event.key for word in words))
+        spent[next(fits, "fused_and_other")] += event.self_cpu_time_total
+    return {kind: seconds / sum(spent.values()) for kind, seconds in spent.items()}
 
 
 def packed_attention(rounds: int) -> Iterator[Result]:
