@@ -163,6 +163,7 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     from pleinair.model.parallelize import parallelize
     from pleinair.packs.loader import LatentLoader, Prefetched
     from pleinair.packs.pack import Pack
+    from pleinair.records.run_events import EVENTS, failure_history
     from pleinair.training.engine import Phase, StepRecord, train
     from pleinair.training.hooks.progress import EachStep
     from pleinair.training.hooks.throughput import training_flops
@@ -199,6 +200,7 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
                 *([EachStep(show)] if mesh.rank == 0 else []),
                 *hooks,
             ],
+            failures=failure_history(work.run_dir / EVENTS),
             on_message=lambda said: print(f"  {said}"),
         )
 
