@@ -59,6 +59,7 @@ AIMS = (
     Aim(what="the same, compiled, text packed to a budget", name="step_padded_vs_diffusers_packed"),
     Aim(what="a training step's share of the matrix product's peak, width 384", name="peak_share_384", of="ratio", least=0.55),
     Aim(what="the same, width 1024", name="peak_share_1024", of="ratio", least=0.55),
+    Aim(what="the step's matrix products alone, at their own shapes", name="peak_bound_*", note="no aim: the bound of the above"),
     Aim(what="where the time of such a step goes", name="step_time_*", note="no aim"),
 )  # fmt: skip
 KINDS = {
@@ -121,8 +122,10 @@ def make_calls(ours: Transformer, theirs: nn.Module, batch: int, mask: Tensor | 
     return calls
 
 
-def seconds(call: Call, backward: bool) -> float:
-    """CPU time of one pass."""
+def seconds(call: Call, backward: bool, model: nn.Module | None = None) -> float:
+    """CPU time of one pass; the model's gradients are none at first, as after a step of training."""
+    if model is not None:
+        model.zero_grad(set_to_none=True)
     start = time.process_time()
     with torch.set_grad_enabled(backward):
         out = call()
@@ -195,7 +198,9 @@ def _steps(
             compile_blocks(theirs)
         calls = make_calls(ours, theirs, batch, mask, num_text)
         for passes, backward in (("_forward", False), ("", True)):
-            taken = interleaved({n: lambda c=c, b=backward: seconds(c, b) for n, c in calls.items()}, rounds)
+            model_of = {name: theirs if name == "diffusers" else ours for name in calls}
+            runs = {n: lambda c=c, b=backward, m=model_of[n]: seconds(c, b, m) for n, c in calls.items()}
+            taken = interleaved(runs, rounds)
             for name in mine:
                 kind = ("" if name == "ours" else f"_{name}") + ("" if way == "compiled" else "_eager")
                 yield against(f"{row}{passes}{kind}", taken, name, "diffusers")
@@ -212,25 +217,43 @@ def peak_share(rounds: int) -> Iterator[Result]:
         call = make_calls(ours, nn.Identity(), 2, None, 64)["ours"]
         with FlopCounterMode(display=False) as counter:
             seconds(call, True)
+        alone = products_alone(lambda c=call, m=ours: seconds(c, True, m))
         compile_blocks(ours)
         product = {"matmul": lambda: seconds(lambda: a @ b, False)}
-        taken = interleaved({"step": lambda c=call: seconds(c, True), **product}, 2 * rounds)
+        step = {"step": lambda c=call, m=ours: seconds(c, True, m)}
+        taken = interleaved({**step, **product}, 2 * rounds)
         peak = 2 * MATMUL_SIDE**3 / statistics.median(taken["matmul"])
         reached = counter.get_total_flops() / statistics.median(taken["step"])
         shown = f"matmul {MATMUL_SIDE}^3: {peak / 1e9:.0f} GFLOP/s"
         yield result(f"peak_share_{width}", reached / 1e9, "GFLOP/s", shown, reached / peak)
-        for kind, share in time_by_kind(call).items():
+        bound = f"matmul {MATMUL_SIDE}^3, and nothing but such products"
+        yield result(f"peak_bound_{width}", alone / 1e9, "GFLOP/s", bound, alone / peak)
+        for kind, share in time_by_kind(call, ours).items():
             yield result(f"step_time_{width}_{kind}", 100 * share, "% of the compiled step's time")
 
 
-def time_by_kind(call: Call, passes: int = 3) -> dict[str, float]:
+def products_alone(step: Callable[[], object], repeats: int = 7) -> float:
+    """FLOP/s of the step's matrix products, each shape timed by itself: what it could reach if all else took no time."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        step()
+    flops, spent = 0.0, 0.0
+    for event in recorded.key_averages(group_by_input_shape=True):
+        if event.key in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+            a, b = [torch.randn(shape).bfloat16() for shape in event.input_shapes if len(shape) >= 2][-2:]
+            took = statistics.median(seconds(lambda a=a, b=b: a @ b, False) for _ in range(repeats))
+            flops += event.count * 2 * a.numel() * b.shape[-1]
+            spent += event.count * took
+    return flops / spent
+
+
+def time_by_kind(call: Call, model: nn.Module, passes: int = 3) -> dict[str, float]:
     """Shares of the time of a forward and backward pass, by what the operators' names say; the first of KINDS that fits.
 
     What inductor fused (norms, rotations, gates, SwiGLU, their gradients) has no operator of its own and is `fused`.
     """
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(passes):
-            seconds(call, True)
+            seconds(call, True, model)
     spent = dict.fromkeys([*KINDS, "fused_and_other"], 0.0)
     for event in recorded.key_averages():
         fits = (kind for kind, words in KINDS.items() if any(word in event.key for word in words))

@@ -200,7 +200,7 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
                 *([EachStep(show)] if mesh.rank == 0 else []),
                 *hooks,
             ],
-            failures=failure_history(work.run_dir / EVENTS),
+            failures=failure_history(work.run_dir / EVENTS) if mesh.rank == 0 else None,
             on_message=lambda said: print(f"  {said}"),
         )
 
