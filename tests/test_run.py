@@ -34,6 +34,7 @@ TINY = (
     "transformer.num_layers=2",
     "phases=({'resolution': 32, 'num_steps': 60, 'batch_size': 8}, {'resolution': 64, 'num_steps': 60, 'batch_size': 8})",
     "engine.checkpoint_seconds=0.2",
+    "engine.checkpoint_by=time",
     "engine.num_threads=1",
     "sampling.num_steps=2",
     "evaluation.samples_per_heldout_pair=1",

@@ -1,10 +1,10 @@
 """`python -m benchmarks.training.cluster`: how long training stands still when a rank dies or hangs, and what larger runs
 would make of their time.
 
-The program that is trained is the drill of the tests: two ranks, gloo, a checkpoint every five steps. A pause lasts from
-the last heartbeat of the group before the fault to the first step after it, so it holds detection, the decision, the
-start of Python and torch, the meeting and the loading. The simulated table rests on the rates that docs/runs.md names;
-`--plot FILE.html` draws it.
+The program is `tests/training/killed_run.py`: our engine on two ranks, FSDP2 over gloo, a small transformer, checkpoints
+in the background. A repair lasts from the last heartbeat before the fault until the run is where it had been, and its
+parts come from the event log alone: detect, decide, start (Python, torch, the meeting), load, warm-up, recompute. The
+simulated table rests on the rates that docs/runs.md names; `--plot FILE.html` draws it.
 """
 
 from __future__ import annotations
@@ -16,28 +16,36 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.curation.figures import Aim
 from benchmarks.krablet.rounds import Result, ratio, result
+from pleinair.cluster.goodput import REPAIR_PARTS, Repair, measure_goodput
 from pleinair.cluster.launcher import LaunchConfig, launch
 from pleinair.cluster.simulator import RepairTimes, SimulatedRun, mean_goodput, no_failure_probability
 from pleinair.cluster.watchdog import WatchdogConfig
 from pleinair.pages.html import Html
 from pleinair.pages.page import Section, page, write_page
 from pleinair.pages.plot import Series, line_plot
-from pleinair.records.run_events import Event, Loaded, Step, read_events
+from pleinair.records.run_events import EVENTS, Event, Loaded, Step, read_events
+from tests.training.killed_run import command, environment
 
-DRILL = Path(__file__).parents[2] / "tests" / "cluster" / "drill.py"
+FAULTS = {"kill": "rank_kill_seconds", "stop": "rank_hang_seconds", "sleep": "rank_hang_asleep_seconds"}
+"""What a rank does to itself, and the row of its repair."""
 WATCHDOG_SECONDS = 5.0
 GPUS = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 
 AIMS = (
-    Aim(what="a rank is killed: seconds without training", name="rank_kill_seconds", most=15),
-    Aim(what=f"a rank hangs, watchdog {WATCHDOG_SECONDS:g} s", name="rank_hang_seconds", most=WATCHDOG_SECONDS + 15),
+    Aim(what="a rank is killed: seconds until the run is where it was", name="rank_kill_seconds", most=15),
+    Aim(what="the same, the worst try", name="rank_kill_seconds_worst", most=15),
+    Aim(what="the same, against torchrun", name="rank_kill_peer", note="no aim"),
+    Aim(what="a rank is stopped (SIGSTOP), watchdog 5 s", name="rank_hang_seconds", most=WATCHDOG_SECONDS + 15),
+    Aim(what="the same, the worst try", name="rank_hang_seconds_worst", most=WATCHDOG_SECONDS + 15),
+    Aim(what="a rank sleeps while the other waits in a collective", name="rank_hang_asleep_seconds", most=WATCHDOG_SECONDS + 15),
+    Aim(what="the same, the worst try", name="rank_hang_asleep_seconds_worst", most=WATCHDOG_SECONDS + 15),
     Aim(what="simulated goodput, %", name="simulated_goodput*", note="no aim; docs/runs.md has the assumptions"),
-)
+)  # fmt: skip
 
 BLOCKING = {"stall_seconds": 30.0, "write_seconds": 30.0, "slowdown_seconds": 0.0}
 """A checkpoint of 30 s, as in the Krea 2 report, that training waits for."""
@@ -61,43 +69,59 @@ SCENARIOS: dict[str, Callable[[int], SimulatedRun]] = {
 
 
 def measure(rounds: int) -> list[Result]:
-    """The pauses, measured in turn, and the simulated shares."""
-    ours: dict[str, list[float]] = {"kill": [], "stop": []}
-    torchrun = []
+    """The repairs, measured in turn, and the simulated shares."""
+    repairs: dict[str, list[Repair]] = {fault: [] for fault in FAULTS}
+    peer: list[float] = []
     for number in range(rounds):
-        for fault, found in ours.items():
-            found.append(pause_seconds(fault, 12 + number, launch_ours))
-        torchrun.append(pause_seconds("kill", 12 + number, launch_torchrun))
-    kill, hang, peer = (statistics.median(found) for found in (ours["kill"], ours["stop"], torchrun))
-    return [
-        result("rank_kill_seconds", kill, "s", f"torchrun, same program: {peer:.1f} s", ratio(ours["kill"], torchrun)),
-        result("rank_hang_seconds", hang, "s", f"of which the watchdog waits {WATCHDOG_SECONDS:g} s"),
-        *simulated(),
-    ]
+        for fault, found in repairs.items():
+            found.append(measure_goodput(events_of(fault, 12 + number, launch_ours)).repairs[0])
+            print(f"  round {number + 1}, {FAULTS[fault]}: {told(found[-1])}", flush=True)
+        peer.append(pause(events_of("kill", 12 + number, launch_torchrun)))
+        print(f"  round {number + 1}, killed under torchrun: {peer[-1]:.1f} s", flush=True)
+    rows = [row for fault, found in repairs.items() for row in of_fault(fault, found)]
+    kills = [repair.seconds for repair in repairs["kill"]]
+    shown = f"torchrun, same program, not counting steps done again: {statistics.median(peer):.1f} s"
+    return [*rows, result("rank_kill_peer", statistics.median(kills), "s", shown, ratio(kills, peer)), *simulated()]
 
 
-def pause_seconds(fault: str, step: int, launcher: Callable[[Path, list[str]], None]) -> float:
-    """How long two ranks did not train because of a fault of one of them."""
+def of_fault(fault: str, repairs: Sequence[Repair]) -> Iterator[Result]:
+    """The median and the worst, each with the parts of such a repair."""
+    ordered = sorted(repairs, key=lambda repair: repair.seconds)
+    shown = {"": ordered[(len(ordered) - 1) // 2], "_worst": ordered[-1]}
+    for suffix, repair in shown.items():
+        yield result(f"{FAULTS[fault]}{suffix}", repair.seconds, f"s of {len(repairs)} tries", f"parts: {told(repair)}")
+
+
+def told(repair: Repair) -> str:
+    """The parts of a repair in seconds."""
+    return ", ".join(f"{name} {repair.part(name):.1f}" for name in REPAIR_PARTS)
+
+
+def events_of(fault: str, step: int, launcher: Callable[[Path, list[str]], None]) -> list[Event]:
+    """What happens to two ranks of which one meets a fault in its first attempt."""
     with tempfile.TemporaryDirectory(prefix="pleinair-bench-") as folder:
-        words = [str(DRILL), folder, str(step + 10), "--fault", f"{fault}:1:{step}:1"]
-        launcher(Path(folder), words)
-        return pause(read_events(Path(folder) / "events.jsonl"))
+        launcher(Path(folder), command(Path(folder), step + 10, [f"{fault}:1:{step}:1"], save_seconds=0.1))
+        return read_events(Path(folder) / EVENTS)
 
 
 def launch_ours(run_dir: Path, words: list[str]) -> None:
-    """Run the drill under our launcher."""
+    """Run it under our launcher."""
     watchdog = WatchdogConfig(training_floor_seconds=WATCHDOG_SECONDS)
-    config = LaunchConfig(run_dir=run_dir, nproc=2, heartbeat_seconds=0.0, watchdog=watchdog, show_rank=None)
-    outcome = launch([sys.executable, *words], config, on_message=lambda said: None)
+    config = LaunchConfig(
+        run_dir=run_dir, nproc=2, heartbeat_seconds=0.0, watchdog=watchdog, show_rank=None, environment=environment()
+    )
+    outcome = launch(words, config, on_message=lambda said: None)
     assert (outcome.outcome, outcome.attempts) == ("done", 2), outcome
 
 
 def launch_torchrun(run_dir: Path, words: list[str]) -> None:
-    """Run the drill under torch's launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    environment = {**os.environ, "PLEINAIR_HEARTBEAT_SECONDS": "0", "OMP_NUM_THREADS": "1"}
+    """Run it under torch's launcher."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     with (run_dir / "log").open("wb") as log:
-        subprocess.run([*command, *words], env=environment, stdout=log, stderr=log, check=True, timeout=300)
+        subprocess.run(
+            [*torchrun, *words[1:]], env={**os.environ, **environment(), "PLEINAIR_HEARTBEAT_SECONDS": "0"},
+            stdout=log, stderr=log, check=True, timeout=300,
+        )  # fmt: skip
 
 
 def pause(events: list[Event]) -> float:

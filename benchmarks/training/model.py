@@ -19,6 +19,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.curation.figures import Aim
@@ -58,12 +59,23 @@ AIMS = (
     Aim(what="the same, compiled, text packed to a budget", name="step_padded_vs_diffusers_packed"),
     Aim(what="a training step's share of the matrix product's peak, width 384", name="peak_share_384", of="ratio", least=0.55),
     Aim(what="the same, width 1024", name="peak_share_1024", of="ratio", least=0.55),
+    Aim(what="the step's matrix products alone, at their own shapes", name="peak_bound_*", note="no aim: the bound of the above"),
+    Aim(what="where the time of such a step goes", name="step_time_*", note="no aim"),
 )  # fmt: skip
+KINDS = {
+    "softmax": ("softmax", "scaled_dot_product"),
+    "attention_products": ("bmm",),
+    "products": ("mm", "linear"),
+    "copies": ("copy_", "clone", "aten::cat"),
+}
+"""Operators by words in their names."""
 Call = Callable[[], Tensor]
 
 
-def make_models(config: TransformerConfig = MODEL) -> tuple[Transformer, nn.Module]:
-    """Ours and diffusers', every parameter random and equal, in float32."""
+def make_models(config: TransformerConfig = MODEL, dtype: torch.dtype = torch.float32) -> tuple[Transformer, nn.Module]:
+    """Ours and diffusers', every parameter random and equal. diffusers' norms stay in float32, as its loading keeps them:
+    with weights in bfloat16 they would leave the fused kernel.
+    """
     torch.manual_seed(0)
     ours = Transformer(config)
     with torch.no_grad():
@@ -73,7 +85,11 @@ def make_models(config: TransformerConfig = MODEL) -> tuple[Transformer, nn.Modu
     settings = {key: value for key, value in diffusers_config(config).items() if not key.startswith("_")}
     theirs = diffusers.Krea2Transformer2DModel(**settings)
     theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+    norms = theirs._keep_in_fp32_modules
+    for name, parameter in theirs.named_parameters():
+        if not set(norms) & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return ours.to(dtype), theirs
 
 
 def mixed_lengths(batch: int, slots: int, seed: int = 0) -> Tensor:
@@ -106,8 +122,10 @@ def make_calls(ours: Transformer, theirs: nn.Module, batch: int, mask: Tensor | 
     return calls
 
 
-def seconds(call: Call, backward: bool) -> float:
-    """CPU time of one pass."""
+def seconds(call: Call, backward: bool, model: nn.Module | None = None) -> float:
+    """CPU time of one pass; the model's gradients are none at first, as after a step of training."""
+    if model is not None:
+        model.zero_grad(set_to_none=True)
     start = time.process_time()
     with torch.set_grad_enabled(backward):
         out = call()
@@ -116,13 +134,13 @@ def seconds(call: Call, backward: bool) -> float:
     return time.process_time() - start
 
 
-def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run in every round, the order turned around each time; the first round only warms up."""
+def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1) -> dict[str, list[float]]:
+    """Seconds of every run in every round, the order turned around each time; the first ones only warm up."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_ups):
         for name in sorted(runs, reverse=number % 2 == 0):
             value = runs[name]()
-            if number:
+            if number >= warm_ups:
                 taken[name].append(value)
     return taken
 
@@ -134,12 +152,12 @@ def against(row: str, taken: Mapping[str, list[float]], mine: str, other: str, p
     return result(row, ours, "ms CPU", f"{peer}: {theirs:.1f} ms", ratio)
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, dynamic: bool | None = None) -> None:
     """The repeated blocks, one by one; the rest stays eager."""
     blocks = model.get_submodule("transformer_blocks")
     assert isinstance(blocks, nn.ModuleList)
     for block in blocks:
-        block.compile()
+        block.compile(dynamic=dynamic)
 
 
 @torch.no_grad()
@@ -174,13 +192,15 @@ def _steps(
     row: str, rounds: int, batch: int, mask: Tensor | None, num_text: int, mine: tuple[str, ...]
 ) -> Iterator[Result]:
     for way in ("eager", "compiled"):
-        ours, theirs = (model.bfloat16() for model in make_models())
+        ours, theirs = make_models(dtype=torch.bfloat16)
         if way == "compiled":
             compile_blocks(ours)
             compile_blocks(theirs)
         calls = make_calls(ours, theirs, batch, mask, num_text)
         for passes, backward in (("_forward", False), ("", True)):
-            taken = interleaved({n: lambda c=c, b=backward: seconds(c, b) for n, c in calls.items()}, rounds)
+            model_of = {name: theirs if name == "diffusers" else ours for name in calls}
+            runs = {n: lambda c=c, b=backward, m=model_of[n]: seconds(c, b, m) for n, c in calls.items()}
+            taken = interleaved(runs, rounds)
             for name in mine:
                 kind = ("" if name == "ours" else f"_{name}") + ("" if way == "compiled" else "_eager")
                 yield against(f"{row}{passes}{kind}", taken, name, "diffusers")
@@ -193,18 +213,52 @@ def peak_share(rounds: int) -> Iterator[Result]:
         sizes: dict[str, Any] = {"width": width, "num_heads": width // 64, "num_kv_heads": width // 192 or 1}
         if width == 1024:
             sizes |= {"num_kv_heads": 4, "mlp_width": None}
-        ours, _ = make_models(replace(MODEL, num_layers=layers, **sizes))
-        ours = ours.bfloat16()
+        ours, _ = make_models(replace(MODEL, num_layers=layers, **sizes), torch.bfloat16)
         call = make_calls(ours, nn.Identity(), 2, None, 64)["ours"]
         with FlopCounterMode(display=False) as counter:
             seconds(call, True)
+        alone = products_alone(lambda c=call, m=ours: seconds(c, True, m))
         compile_blocks(ours)
         product = {"matmul": lambda: seconds(lambda: a @ b, False)}
-        taken = interleaved({"step": lambda c=call: seconds(c, True), **product}, 2 * rounds)
+        step = {"step": lambda c=call, m=ours: seconds(c, True, m)}
+        taken = interleaved({**step, **product}, 2 * rounds)
         peak = 2 * MATMUL_SIDE**3 / statistics.median(taken["matmul"])
         reached = counter.get_total_flops() / statistics.median(taken["step"])
         shown = f"matmul {MATMUL_SIDE}^3: {peak / 1e9:.0f} GFLOP/s"
         yield result(f"peak_share_{width}", reached / 1e9, "GFLOP/s", shown, reached / peak)
+        bound = f"matmul {MATMUL_SIDE}^3, and nothing but such products"
+        yield result(f"peak_bound_{width}", alone / 1e9, "GFLOP/s", bound, alone / peak)
+        for kind, share in time_by_kind(call, ours).items():
+            yield result(f"step_time_{width}_{kind}", 100 * share, "% of the compiled step's time")
+
+
+def products_alone(step: Callable[[], object], repeats: int = 7) -> float:
+    """FLOP/s of the step's matrix products, each shape timed by itself: what it could reach if all else took no time."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        step()
+    flops, spent = 0.0, 0.0
+    for event in recorded.key_averages(group_by_input_shape=True):
+        if event.key in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+            a, b = [torch.randn(shape).bfloat16() for shape in event.input_shapes if len(shape) >= 2][-2:]
+            took = statistics.median(seconds(lambda a=a, b=b: a @ b, False) for _ in range(repeats))
+            flops += event.count * 2 * a.numel() * b.shape[-1]
+            spent += event.count * took
+    return flops / spent
+
+
+def time_by_kind(call: Call, model: nn.Module, passes: int = 3) -> dict[str, float]:
+    """Shares of the time of a forward and backward pass, by what the operators' names say; the first of KINDS that fits.
+
+    What inductor fused (norms, rotations, gates, SwiGLU, their gradients) has no operator of its own and is `fused`.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(passes):
+            seconds(call, True, model)
+    spent = dict.fromkeys([*KINDS, "fused_and_other"], 0.0)
+    for event in recorded.key_averages():
+        fits = (kind for kind, words in KINDS.items() if any(word in event.key for word in words))
+        spent[next(fits, "fused_and_other")] += event.self_cpu_time_total
+    return {kind: seconds / sum(spent.values()) for kind, seconds in spent.items()}
 
 
 def packed_attention(rounds: int) -> Iterator[Result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from pleinair.checkpoint.interval import (
     StepTime,
     daly_interval,
     goodput,
+    measured_cost,
     next_interval,
     seconds_between_failures,
     slowdown,
@@ -88,15 +90,28 @@ def test_llama_3s_published_scale_needs_twenty_seconds_and_five_minutes_for_nine
     assert most(60, 300) == pytest.approx(0.868, abs=0.002)
 
 
-def test_by_time_it_is_thirty_seconds_where_two_percent_pay_for_it() -> None:
+def test_it_is_thirty_seconds_where_two_percent_pay_for_it_and_dalys_where_they_do_not() -> None:
     cheap, dear = (
-        CheckpointCost(stall_seconds=0.1, slowed_seconds=0.2),
+        CheckpointCost(stall_seconds=0.1, slowed_seconds=0.5),
         CheckpointCost(stall_seconds=1, slowed_seconds=3),
     )
     assert next_interval(IntervalConfig(), None) == 30
     assert next_interval(IntervalConfig(), cheap) == 30
-    assert next_interval(IntervalConfig(), dear) == pytest.approx(200)
-    assert next_interval(IntervalConfig(budget=0.1), dear) == pytest.approx(40)
+    assert next_interval(IntervalConfig(), dear) == pytest.approx(daly_interval(86_400, 4) + 4)
+    rough = next_interval(IntervalConfig(), dear, num_failures=23, observed_seconds=86_400)
+    assert rough == pytest.approx(daly_interval(7200, 4) + 4)
+    assert next_interval(IntervalConfig(budget=0.2), dear) == 30
+    assert next_interval(IntervalConfig(by="time"), dear) == 30
+
+
+def test_the_cost_is_the_median_of_all_saves_but_the_first() -> None:
+    saves = [replace(saved(10.0 * n, 2.0 + n), stall_seconds=9.0 - n, slowed_seconds=float(n)) for n in range(4)]
+    assert measured_cost([]) is None
+    assert measured_cost(saves[:1]) is None
+    assert measured_cost(saves) == CheckpointCost(stall_seconds=7.0, slowed_seconds=2.0, write_seconds=4.0)
+    assert measured_cost([saves[0], replace(saves[1], slowed_seconds=None)]) == CheckpointCost(
+        stall_seconds=8.0, slowed_seconds=0.0, write_seconds=3.0
+    )
 
 
 def test_no_checkpoint_is_due_before_the_last_one_is_written() -> None:

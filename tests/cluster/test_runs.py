@@ -10,13 +10,14 @@ import pytest
 
 from pleinair.cli.main import main
 from pleinair.cluster.exporter import run_metrics
-from pleinair.cluster.post_mortem import examine
+from pleinair.cluster.post_mortem import examine, saving_cost
 from pleinair.krablet.watching.prometheus import metrics_served
 from pleinair.records.run_events import (
     CheckpointSaved,
     Crash,
     Decided,
     Event,
+    FailureHistory,
     Finished,
     Hang,
     Loaded,
@@ -26,6 +27,7 @@ from pleinair.records.run_events import (
     Step,
     Straggler,
     append,
+    failure_history,
 )
 
 START = 1_796_000_000.0
@@ -34,7 +36,7 @@ STORY: list[Event] = [
     Rendezvous(at=START + 4, rank=0),
     Loaded(at=START + 6, rank=0, step=0),
     Step(at=START + 8, rank=0, step=10, num_steps=10),
-    CheckpointSaved(at=START + 9, rank=0, step=10, stall_seconds=0.5, write_seconds=1.0),
+    CheckpointSaved(at=START + 9, rank=0, step=10, stall_seconds=0.5, write_seconds=1.0, slowed_seconds=0.25),
     Step(at=START + 10, rank=0, step=12, num_steps=2),
     Step(at=START + 10, rank=1, step=12, num_steps=2),
     Straggler(at=START + 10, rank=1, slowdown=1.4, step=12),
@@ -78,6 +80,7 @@ def test_the_screen_tells_who_was_missing_what_was_lost_and_what_was_done(
         f"{run_dir}: stopped after 2 attempts, 2 ranks on node-1",
         "command: pleinair train demo",
         "step 12, last checkpoint at 10, 42.0 s old at the last event",
+        "checkpoints: 1, each 0.50 s of waiting and 0.25 s in slower steps, written in 1.0 s: 75.0% of the time",
         "2 failures, 2 steps lost; MTBF 25.5 s",
         "attempt 1, hang after step 12: silent for 30 s in training: rank 1 did not arrive",
         "the others waited in gloo:all_reduce number 13 of group 0, 2 ranks",
@@ -114,6 +117,28 @@ def test_a_run_whose_launcher_is_gone_still_counts_as_running(run_dir: Path) -> 
 def test_a_run_that_was_launched_again_is_running(run_dir: Path) -> None:
     append(run_dir / "events.jsonl", Started(at=START + 60, attempt=3, world_size=2))
     assert (examine(run_dir).state, examine(run_dir).attempts) == ("running", 3)
+
+
+def test_the_failures_of_all_launches_and_the_time_under_them_are_counted(run_dir: Path, tmp_path: Path) -> None:
+    log = run_dir / "events.jsonl"
+    assert failure_history(log) == FailureHistory(num_failures=2, observed_seconds=51.0)
+    append(log, Started(at=START + 1000, attempt=3, world_size=2))
+    append(log, Step(at=START + 1010, rank=0, step=20))
+    assert failure_history(log) == FailureHistory(num_failures=2, observed_seconds=61.0)
+    assert failure_history(tmp_path / "none.jsonl") == FailureHistory()
+
+
+def test_the_cost_of_saving_is_the_lowest_ranks() -> None:
+    saved = [
+        CheckpointSaved(at=10.0 * n, rank=rank, step=n, stall_seconds=0.1 * n + rank, write_seconds=2.0)
+        for n in range(1, 4)
+        for rank in (1, 2)
+    ]
+    cost = saving_cost(saved)
+    assert cost is not None
+    assert (cost.num_saves, cost.slowed_seconds, cost.write_seconds) == (3, None, 2.0)
+    assert cost.stall_seconds == pytest.approx(1.2)
+    assert cost.share == pytest.approx((1.1 + 1.2 + 1.3) / 22.0)
 
 
 def test_a_folder_without_events_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,10 @@ from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.packs.loader import LatentBatch
 from pleinair.training.engine import EngineConfig, LossOutput, Phase, train
+from pleinair.training.mesh import Mesh
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.random import RowRandom
+from pleinair.training.rows import part
 from pleinair.training.stages.pretrain import Pretrain, PretrainConfig
 from tests.small_transformers import tiny_config
 
@@ -82,6 +84,21 @@ class Latents:
         return [f"s{self.first + step}r{row}" for row in range(self.rows)]
 
 
+class Share:
+    """A rank's rows of every batch of latents."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh, self.whole = mesh, Latents()
+
+    def batch(self, step: int) -> LatentBatch:
+        rows = self.whole.rows // self.mesh.num_data_ranks
+        shared: LatentBatch = part(self.whole.batch(step), self.mesh.data_rank * rows, (self.mesh.data_rank + 1) * rows)
+        return shared
+
+    def keys(self, step: int) -> list[str]:
+        return self.batch(step).keys
+
+
 def pretrain_stage(seed: int = 0, config: TransformerConfig = TINY) -> Pretrain:
     torch.manual_seed(seed)
     return Pretrain(Transformer(config), FeatureProjection(2, 24, 16), PretrainConfig(shift_tokens=16))
@@ -90,7 +107,14 @@ def pretrain_stage(seed: int = 0, config: TransformerConfig = TINY) -> Pretrain:
 def settings(learning_rate: float = 1e-2, decay_share: float = 0.0, **changes: Any) -> EngineConfig:
     optimiser = OptimiserConfig(learning_rate=learning_rate, warmup_steps=2, decay_share=decay_share)
     return EngineConfig(
-        **{"num_threads": 1, "precision": "fp32", "checkpoint_seconds": 1e9, "optimiser": optimiser, **changes}
+        **{
+            "num_threads": 1,
+            "precision": "fp32",
+            "checkpoint_seconds": 1e9,
+            "checkpoint_by": "time",
+            "optimiser": optimiser,
+            **changes,
+        }
     )
 
 
@@ -106,6 +130,5 @@ def run_line(
         directory,
         config_digest="d",
         hooks=hooks,
-        on_message=lambda _: None,
-        **changes,
+        **{"on_message": lambda _: None, **changes},
     )

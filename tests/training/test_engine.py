@@ -44,7 +44,9 @@ def run(
     stage = Autoencode(Autoencoder(TINY), AutoencodeConfig())
     phase = Phase("pixels", steps, 8, PictureLoader(pictures(), 8, seed=1, half_every=0))
     optimiser = OptimiserConfig(rule=rule, warmup_steps=2, learning_rate=1e-2)  # type: ignore[arg-type]
-    config = EngineConfig(checkpoint_seconds=checkpoint_seconds, num_threads=1, optimiser=optimiser)
+    config = EngineConfig(
+        checkpoint_seconds=checkpoint_seconds, checkpoint_by="time", num_threads=1, optimiser=optimiser
+    )
     return train(
         stage, [phase], config, directory, config_digest=digest, on_message=([] if said is None else said).append
     )

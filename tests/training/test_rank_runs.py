@@ -16,14 +16,12 @@ from pleinair.checkpoint.pieces import INDEX
 from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_tensors
 from pleinair.cli.main import main
 from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
-from pleinair.packs.loader import LatentBatch
 from pleinair.training.engine import Phase, read_records, train
 from pleinair.training.hooks.progress import EachStep
 from pleinair.training.mesh import Mesh, open_mesh
 from pleinair.training.optimisers import OptimiserConfig
-from pleinair.training.rows import part
 from tests.training.ranks import run_ranks
-from tests.training.small_stages import Latents, pretrain_stage, settings
+from tests.training.small_stages import Share, pretrain_stage, settings
 
 NUM_STEPS, STOP_AFTER = 10, 6
 CONFIG = settings(
@@ -32,21 +30,6 @@ CONFIG = settings(
     num_micro_batches=2,
     optimiser=OptimiserConfig(rule="muon", learning_rate=1e-2, warmup_steps=2, decay_share=0.0),
 )
-
-
-class Share:
-    """A rank's rows of every batch."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh, self.whole = mesh, Latents()
-
-    def batch(self, step: int) -> LatentBatch:
-        rows = self.whole.rows // self.mesh.num_data_ranks
-        shared: LatentBatch = part(self.whole.batch(step), self.mesh.data_rank * rows, (self.mesh.data_rank + 1) * rows)
-        return shared
-
-    def keys(self, step: int) -> list[str]:
-        return self.batch(step).keys
 
 
 def run(directory: Path, mesh: Mesh, stop_after: int = NUM_STEPS) -> None:

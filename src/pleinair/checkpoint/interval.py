@@ -17,6 +17,8 @@ from typing import Literal
 
 from pleinair.records.checkpoint import Saved
 
+IntervalRule = Literal["affordable", "failures", "time"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointCost:
@@ -39,14 +41,15 @@ class CheckpointCost:
 class IntervalConfig:
     """How the time between checkpoints is chosen."""
 
-    by: Literal["time", "failures"] = "time"
-    """`time`: as often as `seconds` where that is affordable. `failures`: where the least time is lost (Daly)."""
+    by: IntervalRule = "affordable"
+    """`affordable`: every `seconds` where the budget pays for that, else as `failures`. `failures`: where the least time
+    is lost (Daly). `time`: every `seconds`, whatever it costs."""
     seconds: float = 30.0
-    """Time between checkpoints, if the budget allows; never shorter."""
+    """Time between checkpoints, never shorter."""
     budget: float = 0.02
-    """Largest share of the time that checkpoints may cost, stall and slowed steps together."""
+    """Share of the time that checkpoints may cost, stall and slowed steps together, for `seconds` to be affordable."""
     longest_seconds: float = 3600.0
-    """Never longer than this when chosen by failures."""
+    """Never longer than this when chosen by failures, but for a write that takes longer."""
     expected_seconds_between_failures: float = 24 * 3600.0
     """What is believed before the run has been observed; weighs as one failure."""
 
@@ -66,18 +69,28 @@ def next_interval(
     `cost` is what the last ones were measured to cost, None before the first; `num_failures` and `observed_seconds` are of
     the whole run, restarts included. Never so short that two would be written at once.
     """
-    if cost is None:
+    if cost is None or config.by == "time":
         return config.seconds
-    if config.by == "time":
-        return max(config.seconds, affordable_interval(cost.seconds, config.budget), cost.write_seconds)
+    shortest = max(config.seconds, cost.write_seconds)
+    if config.by == "affordable" and cost.seconds <= config.budget * shortest:
+        return shortest
     mean = seconds_between_failures(num_failures, observed_seconds, config.expected_seconds_between_failures)
     best = daly_interval(mean, cost.seconds) + cost.seconds
-    return max(config.seconds, min(best, config.longest_seconds), cost.write_seconds)
+    return max(shortest, min(best, config.longest_seconds))
 
 
-def affordable_interval(cost_seconds: float, budget: float) -> float:
-    """The shortest interval in which a checkpoint's cost is at most the share `budget`."""
-    return cost_seconds / budget
+def measured_cost(saves: Sequence[Saved]) -> CheckpointCost | None:
+    """What a checkpoint of this run costs: medians over the saves, the oldest first and left out, as it pays for memory
+    that was never touched before; None where no other is there.
+    """
+    later = saves[1:]
+    if not later:
+        return None
+    return CheckpointCost(
+        stall_seconds=statistics.median(saved.stall_seconds for saved in later),
+        slowed_seconds=statistics.median(saved.slowed_seconds or 0.0 for saved in later),
+        write_seconds=statistics.median(saved.write_seconds for saved in later),
+    )
 
 
 def seconds_between_failures(num_failures: int, observed_seconds: float, expected: float) -> float:

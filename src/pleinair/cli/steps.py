@@ -175,6 +175,7 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     from pleinair.cli.parents import parent_of, parent_words, read_projection, require_same_projection
     from pleinair.cli.stages import hooks_of, phases_of, stage_of
     from pleinair.packs.pack import Pack
+    from pleinair.records.run_events import EVENTS, failure_history
     from pleinair.training.engine import Parent, train
     from pleinair.training.reductions import from_rank_zero
 
@@ -196,6 +197,7 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
             mesh=mesh,
             hooks=hooks_of(work, stage, mesh, hooks),
             parent=Parent(checkpoint=parent, with_optimiser=recipe.with_optimiser) if parent and whole else None,
+            failures=failure_history(work.run_dir / EVENTS) if mesh.rank == 0 else None,
             on_message=lambda said: print(f"  {said}"),
         )
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pleinair.cluster.goodput import REPAIR_PARTS, Goodput, measure_goodput
-from pleinair.cluster.rank import EVENTS
 from pleinair.krablet.watching.prometheus import Sample, family
 from pleinair.records.run_events import (
+    EVENTS,
     LAUNCHER,
     CheckpointSaved,
     Crash,

@@ -31,6 +31,7 @@ from pleinair.cluster.restarts import RestartConfig, Restarts
 from pleinair.cluster.stragglers import StragglerConfig, Stragglers
 from pleinair.cluster.watchdog import Silence, Watchdog, WatchdogConfig
 from pleinair.records.run_events import (
+    EVENTS,
     CheckpointSaved,
     Crash,
     Decided,
@@ -88,7 +89,7 @@ class LaunchConfig:
     @property
     def events(self) -> Path:
         """The run's event log."""
-        return self.run_dir / rank_side.EVENTS
+        return self.run_dir / EVENTS
 
 
 @dataclass(frozen=True, kw_only=True)

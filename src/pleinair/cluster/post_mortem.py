@@ -7,7 +7,9 @@ what was lost ................ what the repairs cost ........... what the launch
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pleinair.cluster.goodput import Goodput, as_text, format_seconds, measure_goodput
-from pleinair.cluster.rank import EVENTS
 from pleinair.records.errors import ConfigError
 from pleinair.records.run_events import (
+    EVENTS,
     CheckpointSaved,
     Crash,
     Decided,
@@ -60,6 +62,21 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SavingCost:
+    """What the checkpoints of a run cost it, as its lowest rank saw them."""
+
+    num_saves: int
+    stall_seconds: float
+    """Median wait of training for one."""
+    slowed_seconds: float | None
+    """Median of what the steps beside one took longer; None where nobody compared them."""
+    write_seconds: float
+    """Median from the beginning of one until it was durable."""
+    share: float
+    """Of the time between the first and the last, stalls and slowed steps together."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PostMortem:
     """What happened to a run."""
 
@@ -75,6 +92,8 @@ class PostMortem:
     """Since the last durable checkpoint, at the last event."""
     silent_seconds: float
     """Since the last event."""
+    saving: SavingCost | None
+    """None before the first checkpoint."""
     goodput: Goodput
     failures: tuple[Failure, ...]
     stragglers: tuple[str, ...]
@@ -103,6 +122,7 @@ def examine(run_dir: Path) -> PostMortem:
         durable_step=max((event.step for event in events if isinstance(event, CheckpointSaved | Loaded)), default=0),
         durable_age_seconds=events[-1].at - (saved[-1].at if saved else events[0].at),
         silent_seconds=max(0.0, time.time() - events[-1].at),
+        saving=saving_cost(saved),
         goodput=measure_goodput(events),
         failures=failures,
         stragglers=tuple(
@@ -111,6 +131,23 @@ def examine(run_dir: Path) -> PostMortem:
             if isinstance(event, Straggler)
         ),
         log_tail=_tail(Path(failures[-1].log)) if failures and failures[-1].log else (),
+    )
+
+
+def saving_cost(saved: Sequence[CheckpointSaved]) -> SavingCost | None:
+    """From the events of one rank, since every rank tells of every checkpoint; None without any."""
+    own = [event for event in saved if event.rank == min(one.rank for one in saved)]
+    if not own:
+        return None
+    slowed = [event.slowed_seconds for event in own if event.slowed_seconds is not None]
+    lost = math.fsum([*slowed, *(event.stall_seconds for event in own)])
+    span = own[-1].at - own[0].at + own[0].write_seconds
+    return SavingCost(
+        num_saves=len(own),
+        stall_seconds=statistics.median(event.stall_seconds for event in own),
+        slowed_seconds=statistics.median(slowed) if slowed else None,
+        write_seconds=statistics.median(event.write_seconds for event in own),
+        share=lost / span if span > 0 else 0.0,
     )
 
 
@@ -180,6 +217,8 @@ def _lines(found: PostMortem) -> Iterator[str]:
         f"step {found.goodput.steps}, last checkpoint at {found.durable_step}, "
         f"{format_seconds(found.durable_age_seconds)} old at the last event"
     )
+    if found.saving is not None:
+        yield _told_of_saving(found.saving)
     yield as_text(found.goodput)
     for failure in found.failures[-3:]:
         yield ""
@@ -196,6 +235,14 @@ def _lines(found: PostMortem) -> Iterator[str]:
         yield ""
         yield f"last lines of {found.failures[-1].log}:"
         yield from (f"  {line}" for line in found.log_tail)
+
+
+def _told_of_saving(saving: SavingCost) -> str:
+    slower = "" if saving.slowed_seconds is None else f" and {saving.slowed_seconds:.2f} s in slower steps"
+    return (
+        f"checkpoints: {saving.num_saves}, each {saving.stall_seconds:.2f} s of waiting{slower}, written in "
+        f"{format_seconds(saving.write_seconds)}: {saving.share:.1%} of the time"
+    )
 
 
 def as_json(found: PostMortem) -> str:

@@ -25,14 +25,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pleinair.records.run_events import Heartbeat, RankFailed
+from pleinair.records.run_events import EVENTS, Heartbeat, RankFailed
 
 ATTEMPT_DIR = "PLEINAIR_ATTEMPT_DIR"
 """Environment variable: the folder of the attempt's logs; the launcher sets it."""
 INIT_TIMEOUT = "PLEINAIR_INIT_TIMEOUT_SECONDS"
 COLLECTIVE_TIMEOUT = "PLEINAIR_COLLECTIVE_TIMEOUT_SECONDS"
 HEARTBEAT_EVERY = "PLEINAIR_HEARTBEAT_SECONDS"
-EVENTS = "events.jsonl"
 ASKED = "asked"
 GIVE_UP = 93
 """Exit code of a rank that must not be started again: the cause would be the same (as in NVIDIA's ft_launcher)."""

@@ -53,6 +53,8 @@ class Saved:
     """From the call to `save` until it was durable. A failure before that falls back to the checkpoint before."""
     began: float
     """`time.monotonic()` at the call, to be laid beside the times of the steps."""
+    slowed_seconds: float | None = None
+    """What the steps beside the write took longer, all together; None where nobody compared them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+EVENTS = "events.jsonl"
+"""The log's name in a run's folder."""
 LAUNCHER = -1
 """The rank of the launcher's own events."""
 
@@ -105,6 +107,8 @@ class CheckpointSaved(Event):
     """How long training stood still for it."""
     write_seconds: float = 0.0
     """From its beginning until it was durable."""
+    slowed_seconds: float | None = None
+    """What the steps beside the write took longer, all together; None where nobody compared them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +201,27 @@ def read_events(path: Path) -> list[Event]:
     return EventTail(path).read()
 
 
+@dataclass(frozen=True, kw_only=True)
+class FailureHistory:
+    """How often a run has failed so far, restarts included."""
+
+    num_failures: int = 0
+    observed_seconds: float = 0.0
+    """Under a launcher, from its start to its last event."""
+
+
+def failure_history(path: Path) -> FailureHistory:
+    """Of the run whose event log this is; none without a log."""
+    failures, observed, began, last = 0, 0.0, None, 0.0
+    for event in read_events(path):
+        if isinstance(event, Started):
+            observed += 0.0 if began is None else last - began
+            began = last = event.at
+        failures += isinstance(event, Crash | Hang)
+        last = max(last, event.at)
+    return FailureHistory(num_failures=failures, observed_seconds=observed + (last - began if began else 0.0))
+
+
 class EventTail:
     """Reads what was appended since the last look."""
 
@@ -272,10 +297,20 @@ class Heartbeat:
         self.flush()
         self.tell(Entered(phase=phase, rank=self._rank))
 
-    def saved(self, step: int, *, stall_seconds: float, write_seconds: float) -> None:
+    def saved(
+        self, step: int, *, stall_seconds: float, write_seconds: float, slowed_seconds: float | None = None
+    ) -> None:
         """A checkpoint is durable."""
         self.flush()
-        self.tell(CheckpointSaved(step=step, stall_seconds=stall_seconds, write_seconds=write_seconds, rank=self._rank))
+        self.tell(
+            CheckpointSaved(
+                step=step,
+                stall_seconds=stall_seconds,
+                write_seconds=write_seconds,
+                slowed_seconds=slowed_seconds,
+                rank=self._rank,
+            )
+        )
 
     def close(self) -> None:
         """The rank is through; what is left is the end of its process."""

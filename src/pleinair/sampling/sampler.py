@@ -9,7 +9,7 @@ Guidance follows K2: v = cond + g (cond - uncond), so g = 0 is off and costs one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,10 @@ from pleinair.flow import euler, guide, timestep_schedule
 from pleinair.model.autoencoder import LatentCodec
 from pleinair.model.pixels import to_bytes
 from pleinair.model.text_encoder import FeatureProjection, TextEncoder
-from pleinair.model.transformer import Transformer
+from pleinair.model.transformer import TextTokens, Transformer
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(latents_BCHW, timestep_B) -> velocity, float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +89,33 @@ class Sampler:
         noise_BCHW = seeded_noise(seeds, self.codec, config.resolution)
         schedule = timestep_schedule(config.num_steps, config.shift_mu)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            latents_BCHW = euler(self._guided_velocity(prompts, config.guidance), noise_BCHW, schedule)
+            latents_BCHW = euler(self._velocity(prompts, config.guidance), noise_BCHW, schedule)
         return to_bytes(self.codec.decode(latents_BCHW))
 
-    def _guided_velocity(self, prompts: Sequence[str], guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """Velocity of the prompts; with guidance, the empty prompt rides in the same forward pass."""
-        together = [*prompts, *[""] * len(prompts)] if guidance > 0 else list(prompts)
-        encoded = self.text_encoder.encode(together)
-        text = self.transformer.encode_text(self.projection(encoded.features_BTLD), encoded.mask_BT)
+    def _velocity(self, prompts: Sequence[str], guidance: float) -> Velocity:
+        text = self._encode(prompts)
+        return guided_velocity(self.transformer, text, self._encode([""]) if guidance > 0 else None, guidance)
 
-        def velocity(latents_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
-            if guidance == 0:
-                return self.transformer.denoise(latents_BCHW, timestep_B, text).float()
-            both = self.transformer.denoise(latents_BCHW.repeat(2, 1, 1, 1), timestep_B.repeat(2), text).float()
-            cond_BCHW, uncond_BCHW = both.chunk(2)
-            return guide(cond_BCHW, uncond_BCHW, guidance)
+    def _encode(self, prompts: Sequence[str]) -> TextTokens:
+        encoded = self.text_encoder.encode(prompts)
+        return self.transformer.encode_text(self.projection(encoded.features_BTLD), encoded.mask_BT)
 
-        return velocity
+
+def guided_velocity(transformer: Transformer, text: TextTokens, empty: TextTokens | None, guidance: float) -> Velocity:
+    """Velocity of prompts that were encoded once, `empty` being the empty prompt's tokens, (1, T, D); None is for g = 0.
+
+    Two passes a step, because the empty prompt has few tokens: beside the prompts in one batch it would be padded to
+    theirs, which costs 1.1 times as much at 105 tokens and 256 px (`benchmarks/training/sampling.py`).
+    """
+    if empty is None or guidance == 0:
+        return lambda latents_BCHW, timestep_B: transformer.denoise(latents_BCHW, timestep_B, text).float()
+    every = replace(empty, tokens_BTD=empty.tokens_BTD.expand(len(text.tokens_BTD), -1, -1))
+
+    def velocity(latents_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
+        cond_BCHW, uncond_BCHW = (transformer.denoise(latents_BCHW, timestep_B, one).float() for one in (text, every))
+        return guide(cond_BCHW, uncond_BCHW, guidance)
+
+    return velocity
 
 
 def seeded_noise(seeds: Sequence[int], codec: LatentCodec, resolution: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The training engine: one loop for every training stage.
 
     loader.batch(step) -> rows -> stage.loss(micro-batch, random) -> backward -> clip -> optimiser -> hooks -> record
-                                                                                                -> checkpoint (by time)
+                                                                                                -> checkpoint (`save_clock`)
 
 A stage owns only "batch -> LossOutput"; the engine owns the rest, and hooks watch. All randomness is a function of (seed,
 step, row of the global batch): the loader's order, the noise, the timesteps. So the state of a run is the model, the
@@ -22,9 +22,11 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pleinair.checkpoint.interval import IntervalConfig, IntervalRule
 from pleinair.checkpoint.writer import CheckpointWriter
 from pleinair.records.checkpoint import Refused, Saved
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.records.run_events import FailureHistory
 from pleinair.training.mesh import Mesh
 from pleinair.training.optimisers import OptimiserConfig, ScheduledOptimiser
 from pleinair.training.random import RowRandom
@@ -38,6 +40,7 @@ from pleinair.training.reductions import (
     mean_metrics,
 )
 from pleinair.training.rows import num_rows, on_device, part
+from pleinair.training.save_clock import SaveClock
 from pleinair.training.saving import Parent, restore_hooks, resume, save_run, start_from
 
 __all__ = [
@@ -151,7 +154,12 @@ class EngineConfig:
     num_micro_batches: int = 1
     """Equal slices that each rank's rows of a step are computed in: memory of one slice, gradient of all."""
     checkpoint_seconds: float = 30.0
-    """Time between checkpoints."""
+    """Time between checkpoints where it is affordable; never shorter."""
+    checkpoint_budget: float = 0.02
+    """Share of the time that they may cost then, stall and slowed steps together."""
+    checkpoint_by: IntervalRule = "affordable"
+    """`affordable`: by time within the budget, else by failures. `failures`: where the least time is lost, from the run's
+    own failures and costs. `time`: whatever it costs."""
     keep_checkpoints: int = 2
     """Checkpoints kept."""
     keep_every: int = 0
@@ -167,6 +175,13 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be positive")
         if self.keep_every < 0:
             raise ConfigError(f"keep_every is {self.keep_every}: give a number of steps, or 0 for none")
+        if not 0 < self.checkpoint_budget < 1:
+            raise ConfigError(f"checkpoint_budget is {self.checkpoint_budget}: give a share between 0 and 1")
+
+    @property
+    def checkpoint_interval(self) -> IntervalConfig:
+        """How the time between checkpoints is chosen."""
+        return IntervalConfig(by=self.checkpoint_by, seconds=self.checkpoint_seconds, budget=self.checkpoint_budget)
 
 
 class Hook(Protocol):
@@ -233,6 +248,7 @@ class Run(Generic[Batch]):
         mesh: Mesh,
         hooks: Sequence[Hook],
         on_message: Callable[[str], None],
+        failures: FailureHistory,
     ) -> None:
         self.main_stage, self.phases, self.config, self.run_dir = stage, phases, config, run_dir
         self.config_digest, self.mesh, self.hooks, self._on_message = config_digest, mesh, hooks, on_message
@@ -240,6 +256,7 @@ class Run(Generic[Batch]):
         self.optimiser = ScheduledOptimiser(
             stage.model, config.optimiser, self.total_steps, decay_steps(phases, config)
         )
+        self.saves = SaveClock(config.checkpoint_interval, failures)
         self.step, self.learning_rate = 0, config.optimiser.learning_rate
         self.lineage: list[dict[str, Any]] = []
         self.batch: Batch | None = None
@@ -253,6 +270,8 @@ class Run(Generic[Batch]):
         """Be at a step: its phase, stage and head. A head whose phase is over is forgotten, moments included."""
         self.step = step
         self.phase, self.phase_step = phase_at(self.phases, step)
+        if self.phase_step == 0:
+            self.saves.forget_steps()
         self.stage: Stage[Batch] = (self.phase.stage if self.phase else None) or self.main_stage
         head = self.stage.head if isinstance(self.stage, HasHead) else None
         if head is not self.head:
@@ -309,16 +328,20 @@ def train(
     mesh: Mesh | None = None,
     hooks: Sequence[Hook] = (),
     parent: Parent | None = None,
+    failures: FailureHistory | None = None,
     on_message: Callable[[str], None] = print,
 ) -> Path:
     """Train to the end of the last phase, resuming from `run_dir`; returns the final checkpoint's directory.
 
     A fresh run starts from `parent` when given. With a `mesh` every rank calls this, with its part of one parallelised model
-    and with loaders of its rows. Raises CheckpointError when the run there was made with other settings, and
-    FloatingPointError, with the keys of the batch, when a loss is not finite.
+    and with loaders of its rows. `failures`, those of the run so far, have a part in how often it is saved.
+
+    Raises CheckpointError when the run there was made with other settings, and FloatingPointError, with the keys of the
+    batch, when a loss is not finite.
     """
     torch.set_num_threads(config.num_threads)
-    run = Run(stage, phases, config, run_dir, config_digest, mesh or Mesh(), hooks, on_message)
+    so_far = failures or FailureHistory()
+    run = Run(stage, phases, config, run_dir, config_digest, mesh or Mesh(), hooks, on_message, so_far)
     if not run.total_steps:
         raise CheckpointError(f"the run in {run_dir} has no steps to do: give it at least one")
     resumed = resume(run)
@@ -326,19 +349,19 @@ def train(
         start_from(run, parent)
     final = resumed
     with _hooks_open(run, resumed), _writer_open(run) as writer:
-        saved_at = time.monotonic()
+        run.saves.training_began()
         with RecordLog(run_dir / "steps.jsonl", run.step, writes=run.mesh.rank == 0) as log:
             while run.step < run.total_steps:
-                record = _train_step(run, writer)
+                record = _train_step(run, writer).with_metrics(run.saves.take_report())
                 for hook in hooks:
                     record = record.with_metrics(hook.after_step(run, record))
                 log.append(record)
                 run.go_to(run.step + 1)
                 final = _tell_of_saves(run, writer) or final
-                if _checkpoint_is_due(run, saved_at):
+                if _checkpoint_is_due(run):
                     log.sync()
+                    run.saves.save_began()
                     save_run(run, writer)
-                    saved_at = time.monotonic()
         writer.wait()
         final = _tell_of_saves(run, writer) or final
     assert final is not None
@@ -381,7 +404,7 @@ def _hooks_open(run: Run[Any], resumed: Path | None) -> Iterator[None]:
 def _train_step(run: Run[Any], writer: CheckpointWriter) -> StepRecord:
     """One step: the rate, the rows, the gradient, whether it may be used, the update."""
     assert run.phase is not None
-    started, phase, config = time.perf_counter(), run.phase, run.config
+    started, phase, config = time.monotonic(), run.phase, run.config
     run.learning_rate = run.optimiser.set_step(run.step)
     run.batch = on_device(phase.loader.batch(phase.first_batch + run.phase_step), run.mesh.device)
     loss, metrics = _accumulate_gradient(run)
@@ -390,13 +413,15 @@ def _train_step(run: Run[Any], writer: CheckpointWriter) -> StepRecord:
     _refuse_what_is_not_finite(run, loss, grad_norm)
     guards = [hook for hook in run.hooks if isinstance(hook, Guard)]
     verdicts = [guard.allows_update(run, loss, grad_norm) for guard in guards]
-    writer.wait_until_staged()
+    waited = writer.wait_until_staged()
     if all(verdicts):
         run.optimiser.step()
     else:
         metrics["skipped"] = 1.0
     run.optimiser.zero_grad()
-    rate = phase.batch_size / (time.perf_counter() - started)
+    ended = time.monotonic()
+    run.saves.step_done(started + waited, ended)
+    rate = phase.batch_size / (ended - started)
     return StepRecord(run.step, phase.name, loss, grad_norm, run.learning_rate, rate, metrics)
 
 
@@ -435,22 +460,26 @@ def _refuse_what_is_not_finite(run: Run[Any], loss: float, grad_norm: float) -> 
     raise FloatingPointError(f"{what} at step {run.step}: look at the pictures {keys} ..., or lower the learning rate")
 
 
-def _checkpoint_is_due(run: Run[Any], saved_at: float) -> bool:
+def _checkpoint_is_due(run: Run[Any]) -> bool:
+    """One answer for all ranks, of rank 0's clock and costs."""
     at_fixed_step = bool(run.config.keep_every) and run.step % run.config.keep_every == 0
     if at_fixed_step or run.step == run.total_steps:
         return True
-    return any_rank(time.monotonic() - saved_at >= run.config.checkpoint_seconds, run.mesh)
+    return any_rank(run.mesh.rank == 0 and run.saves.is_due(), run.mesh)
 
 
 def _tell_of_saves(run: Run[Any], writer: CheckpointWriter) -> Path | None:
     """Tell hooks how saves ended; the newest that is whole. Training goes on after a refusal, but the last save must succeed."""
     newest, store = None, run.run_dir / "checkpoints"
-    for outcome in writer.finished():
+    for ended in writer.finished():
+        outcome = run.saves.save_ended(ended) if isinstance(ended, Saved) else ended
         for hook in run.hooks:
             if isinstance(hook, SeesSaves):
                 hook.save_ended(outcome)
         if isinstance(outcome, Saved):
             newest = store / outcome.directory
+            if news := run.saves.news():
+                run.say(news)
         elif outcome.step == run.total_steps:
             raise CheckpointError(f"the final checkpoint is not there: {outcome.reason}; then run again")
         else:

@@ -32,7 +32,9 @@ class Heart(Protocol):
         """Training goes on after so many steps."""
         ...
 
-    def saved(self, step: int, *, stall_seconds: float, write_seconds: float) -> None:
+    def saved(
+        self, step: int, *, stall_seconds: float, write_seconds: float, slowed_seconds: float | None = None
+    ) -> None:
         """A checkpoint is durable."""
         ...
 
@@ -55,4 +57,9 @@ class Beats:
     def save_ended(self, outcome: Any) -> None:
         """A checkpoint is there, or was refused."""
         if getattr(outcome, "reason", None) is None:
-            self.heart.saved(outcome.step, stall_seconds=outcome.stall_seconds, write_seconds=outcome.write_seconds)
+            self.heart.saved(
+                outcome.step,
+                stall_seconds=outcome.stall_seconds,
+                write_seconds=outcome.write_seconds,
+                slowed_seconds=outcome.slowed_seconds,
+            )
