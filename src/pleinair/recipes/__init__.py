@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from pleinair.recipes.ablations import ablations
 from pleinair.recipes.drawings import demo, drawings_64
 from pleinair.recipes.recipe import EvaluationConfig, PhaseConfig, Recipe
 from pleinair.records.errors import ConfigError
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "drawings-64": drawings_64}
+RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "drawings-64": drawings_64, "ablations": ablations}
 
 __all__ = ["RECIPES", "EvaluationConfig", "PhaseConfig", "Recipe", "find_recipe"]
 
