@@ -24,7 +24,18 @@ SIZES = (
     "engine.optimiser.warmup_steps=2",
     "engine.asynchronous_checkpoints=False",
 )
-SHORT = ("--short", "16", "--long", "32", "--config", "merge_last=2", "--config", "merge_every=4")
+SHORT = (
+    "--short",
+    "16",
+    "--long",
+    "32",
+    "--config",
+    "merge_last=2",
+    "--config",
+    "merge_every=4",
+    "--config",
+    "cost_rounds=2",
+)
 
 
 def drawn(concept: int, style: int) -> CuratedPicture:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pleinair.cli.ablate import open_matrix, with_costs
+from pleinair.cli.ablation_costs import measure_costs
 from pleinair.cli.ablation_matrix import Matrix, run_jobs
 from pleinair.cli.ablation_run import read_result, train_job
 from pleinair.cli.main import build_parser, main
 from pleinair.cli.workspace import open_workspace
+from pleinair.model.image_encoder import Picture
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
+from pleinair.training.engine import read_records
+from pleinair.training.patch_features import Grid, write_patch_features
+from pleinair.training.stages.repa import RepaConfig
 from tests.evaluation.small_ablation import arguments, make_runs
 
 TOLD = ("--switch", "gate", "--switch", "averages", "--seeds", "2")
@@ -114,6 +121,34 @@ def test_a_training_that_is_interrupted_ends_with_its_process_and_goes_on_to_the
     assert read_result(directory) == train_job(job, tmp_path / "undisturbed")
 
 
+class Means:
+    """A patch encoder that gives the mean colour of each cell."""
+
+    name, width = "means", 3
+
+    def patches(self, pictures: Sequence[Picture], grid: Grid) -> np.ndarray:
+        cells = np.stack(pictures).reshape(len(pictures), grid[0], 16 // grid[0], grid[1], 16 // grid[1], 3)
+        return np.ascontiguousarray(cells.mean((2, 4)).transpose(0, 3, 1, 2)).astype(np.float16)
+
+
+def test_irepa_is_on_for_the_first_steps_and_gone_after_them(runs: Path, tmp_path: Path) -> None:
+    matrix = with_costs(opened(runs))
+    keys = [f"c{concept}s{style}" for concept in range(10) for style in range(6)]
+    pictures = [np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8) for number in range(60)]
+    patches = write_patch_features(tmp_path / "patches", Means(), [((4, 4), keys, pictures)])
+    plain = replace(matrix.judged(matrix.baseline, 16, 0), merge_last=0)
+    job = replace(plain, repa=RepaConfig(depth=1), repa_steps=8, patches=patches)
+    with_repa, without = (train_job(one, tmp_path / one.digest[:8]) for one in (job, plain))
+    records = read_records(tmp_path / job.digest[:8] / "steady-short" / "steps.jsonl")
+    assert [record.phase for record in records] == ["irepa"] * 8 + ["steady-short"] * 4
+    assert ["repa_cosine" in record.metrics for record in records] == [True] * 8 + [False] * 4
+    assert with_repa.validation != without.validation
+    plainly, aligned = measure_costs({"plain": plain, "irepa": job}, 2, tmp_path, lambda done, total: None).values()
+    assert aligned.flops_per_step == plainly.flops_per_step
+    convolution = 3 * 2 * 8 * 16 * 9 * 32 * 3
+    assert 0.6 * convolution < aligned.extra_flops_per_step < 1.4 * convolution
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -125,6 +160,8 @@ def test_a_training_that_is_interrupted_ends_with_its_process_and_goes_on_to_the
             "unknown configuration key 'transformer.depth'",
         ),
         (["--seeds", "1"], "seeds is 1: an interval needs at least 2"),
+        (["--config", "repa_share=0.7"], "iREPA must end well before the decay"),
+        (["--switch", "depth=transformer.num_layers=2,engine.seed=0"], "both sides of the switch depth are the same"),
         (["--long", "16"], "short is 16 and long 16: give two horizons"),
         (["--set", "phases=({'resolution': 32, 'num_steps': 1, 'batch_size': 8},)"], "has no pictures at 32 px"),
     ],

@@ -8,6 +8,8 @@ The command may be stopped anywhere; the same one goes on. `--page-only` makes t
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pleinair.cli.workspace import Workspace, add_run_options
-from pleinair.records.errors import PackError
+from pleinair.records.errors import ConfigError, PackError
 
 if TYPE_CHECKING:
     from pleinair.cli.ablation_matrix import Matrix, Places
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from pleinair.evaluation.ablation_findings import SwitchRuns
     from pleinair.evaluation.ablation_page import SweptRates
     from pleinair.recipes.ablations import Side, Switch
-
-COST_ROUNDS = 12
 
 
 def register(verbs: Any) -> None:
@@ -74,7 +74,7 @@ def ablate(options: argparse.Namespace) -> int:
     work = open_workspace(options)
     matrix = open_matrix(work, options)
     if options.page_only:
-        print(f"page: {write(with_costs(with_costs(matrix).with_rates()), options)}")
+        print(f"page: {write(with_costs(matrix).with_rates(), options)}")
         return 0
     with only_one(matrix.places.directory):
         prepare(work, matrix)
@@ -90,10 +90,10 @@ def train_all(matrix: Matrix, options: argparse.Namespace) -> None:
     sweeps = [job for switch, side in matrix.sides() for job in matrix.sweep(switch, side).values()]
     try:
         run(matrix, sweeps, options.jobs, "learning rates")
-        matrix = with_costs(matrix.with_rates())
+        matrix = matrix.with_rates()
         run(matrix, matrix.jobs(), options.jobs, "trainings")
     finally:
-        print(f"page: {write(with_costs(matrix.with_rates()), options)}", flush=True)
+        print(f"page: {write(matrix.with_rates(), options)}", flush=True)
 
 
 def run(matrix: Matrix, jobs: Sequence[Job], num_processes: int, label: str) -> None:
@@ -101,11 +101,11 @@ def run(matrix: Matrix, jobs: Sequence[Job], num_processes: int, label: str) -> 
     from pleinair.cli.ablation_matrix import run_jobs, total_steps
     from pleinair.cli.progress import ProgressLine
 
-    line, key = ProgressLine(label), matrix.baseline.key
-    work = {job.digest: total_steps(job) * matrix.costs[key, job.resolution].flops_per_step for job in jobs}
+    line, base = ProgressLine(f"{label}, GFLOP"), matrix.baseline
+    work = {job.digest: total_steps(job) * matrix.cost(base, job.resolution).flops_per_step for job in jobs}
 
     def show(done: float, whole: float, note: str) -> None:
-        line.update(round(1000 * done / whole), 1000, note)
+        line.update(round(done / 1e9), round(whole / 1e9), note)
 
     try:
         run_jobs(jobs, matrix.places, work, num_processes, show)
@@ -134,7 +134,11 @@ def open_matrix(work: Workspace, options: argparse.Namespace) -> Matrix:
         )
     data = config_digest([manifest.plan, config.unseen_share])[:12]
     matrix = Matrix(work.recipe, config, _places(work, data), switches)
-    matrix.arms()  # refuses overrides that the recipe does not take
+    for switch in matrix.switches:
+        if switch.trains and matrix.arm(switch, switch.first).key == matrix.arm(switch, switch.second).key:
+            raise ConfigError(
+                f"both sides of the switch {switch.name} are the same for recipe {work.recipe.name}: remove it"
+            )
     return matrix
 
 
@@ -197,12 +201,12 @@ def with_costs(matrix: Matrix) -> Matrix:
 
     costs, config = dict(matrix.costs), matrix.config
     for resolution in matrix.resolutions:
-        arms = {arm.key: arm for arm in matrix.arms()}
+        arms = {arm.cost_key: arm for arm in matrix.arms()}
         if all((key, resolution) in costs for key in arms):
             continue
         line = ProgressLine(f"cost of a step at {resolution} px")
         jobs = {key: matrix.job(arm, resolution, 0, config.short, None) for key, arm in arms.items()}
-        measured = measure_costs(jobs, COST_ROUNDS, matrix.places.directory, line.update)
+        measured = measure_costs(jobs, config.cost_rounds, matrix.places.directory, line.update)
         line.close()
         costs.update({(key, resolution): cost for key, cost in measured.items()})
     return replace(matrix, costs=costs)
@@ -221,14 +225,14 @@ def plan_text(matrix: Matrix, num_processes: int) -> str:
     )
     for arm in matrix.arms():
         for resolution in matrix.resolutions:
-            cost = matrix.costs[arm.key, resolution]
+            cost = matrix.cost(arm, resolution)
             job, step = matrix.judged(arm, resolution, 0), float(np.median(cost.cpu_seconds))
             seconds += matrix.config.seeds * total_steps(job) * step
             lines.append(
                 f"{arm.name:34} {resolution:4} {cost.parameters:10,} {cost.flops_per_step / 1e6:10,.0f} {1000 * step:7.1f} "
                 f"{cost.peak_bytes / 1e6:6.1f} {job.short:5}/{job.long}"
             )
-    base = matrix.costs[matrix.baseline.key, matrix.resolutions[0]]
+    base = matrix.cost(matrix.baseline, matrix.resolutions[0])
     sweeps = [job for switch, side in matrix.sides() for job in matrix.sweep(switch, side).values()]
     seconds += sum(total_steps(job) for job in sweeps) * float(np.median(base.cpu_seconds))
     count = len(matrix.jobs()) + len(sweeps)
@@ -236,6 +240,8 @@ def plan_text(matrix: Matrix, num_processes: int) -> str:
     lines.append(
         f"{count} trainings, {duration(seconds)} of CPU time, about {wall} with {max(1, num_processes)} side by side on idle cores"
     )
+    if sweeps:
+        lines.append("a side whose best learning rate is not the recipe's adds its trainings")
     return "\n".join(lines)
 
 
@@ -273,7 +279,7 @@ def switch_runs(matrix: Matrix, switch: Switch) -> SwitchRuns:
         matrix.results(arm) if _is_ready(matrix, switch, side) else [] for arm, side in zip(arms, sides, strict=True)
     ]
     costs = {
-        resolution: (matrix.costs[arms[0].key, resolution], matrix.costs[arms[1].key, resolution])
+        resolution: (matrix.cost(arms[0], resolution), matrix.cost(arms[1], resolution))
         for resolution in matrix.resolutions
         if trains
     }
@@ -322,6 +328,8 @@ def swept_rates(matrix: Matrix, switch: Switch, side: Side) -> SweptRates:
 
 def _settings(matrix: Matrix) -> dict[str, str]:
     """The page's list of how it was done."""
+    import torch
+
     from pleinair.packs.pack import read_pack_manifest
     from pleinair.training.hooks.validation import ValidationConfig
 
@@ -333,7 +341,7 @@ def _settings(matrix: Matrix) -> dict[str, str]:
         )
         for name, pack in (("trained", places.trained), ("unseen", places.unseen))
     }
-    costs = matrix.costs[matrix.baseline.key, matrix.resolutions[0]]
+    costs = matrix.cost(matrix.baseline, matrix.resolutions[0])
     grid = ", ".join(f"{t:g}" for t in ValidationConfig().timesteps)
     if config.equal == "flops":
         compute = "equal FLOPs: a side whose step costs more does fewer steps; counted over real steps, update included"
@@ -350,6 +358,7 @@ def _settings(matrix: Matrix) -> dict[str, str]:
         "error": f"velocity error on {config.validation_batches} batches of unseen pairs at t = {grid}, the same noise each time",
         "averages": f"PMA: mean of {config.merge_last} checkpoints, {config.merge_every} steps apart; EMA: decay "
         f"{config.ema_decay}; both of the baseline's steady phase, before the decay",
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}; costs with one thread",
         "optimiser": f"{recipe.engine.optimiser.rule}, learning rate {recipe.engine.optimiser.learning_rate:g}, where no switch "
         f"says otherwise; {recipe.engine.precision}, batches of {recipe.phases[0].batch_size}",
     }

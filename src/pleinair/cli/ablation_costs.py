@@ -96,7 +96,7 @@ def measure_costs(arms: Mapping[str, Job], rounds: int, directory: Path, on_prog
     if path.exists():
         return {name: from_document(ArmCost, one) for name, one in json.loads(path.read_text()).items()}
     torch.set_num_threads(1)
-    benches = {name: Bench(job, aligned=False) for name, job in arms.items()}
+    benches = {name: Bench(job, aligned=job.repa is not None) for name, job in arms.items()}
     costs = {name: _counted(bench) for name, bench in benches.items()}
     seconds: dict[str, list[float]] = {name: [] for name in benches}
     for number in range(rounds):
@@ -111,14 +111,14 @@ def measure_costs(arms: Mapping[str, Job], rounds: int, directory: Path, on_prog
 
 
 def _counted(bench: Bench) -> ArmCost:
-    flops, extra = bench.flops_per_step(), 0.0
+    flops, plain = bench.flops_per_step(), 0.0
     if bench.job.repa is not None:
-        extra = Bench(bench.job, aligned=True).flops_per_step() - flops
+        plain = Bench(bench.job, aligned=False).flops_per_step()
     return ArmCost(
         parameters=sum(parameter.numel() for parameter in bench.model.parameters()),
         modules=sum(1 for _ in bench.model.modules()),
-        flops_per_step=flops,
-        extra_flops_per_step=extra,
+        flops_per_step=plain or flops,
+        extra_flops_per_step=flops - plain if plain else 0.0,
         peak_bytes=bench.peak_bytes(),
     )
 

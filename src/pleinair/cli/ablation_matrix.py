@@ -49,6 +49,12 @@ class Arm:
         """Equal for arms with equal settings."""
         return config_digest([self.recipe.training_part(), self.repa])
 
+    @property
+    def cost_key(self) -> str:
+        """Equal for arms whose steps cost the same: all but the learning rate."""
+        recipe = override(self.recipe, ["engine.optimiser.learning_rate=1.0"])
+        return config_digest([recipe.training_part(), self.repa])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -70,7 +76,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Matrix:
-    """All that is compared. `costs` are per arm key and resolution; `rates` per arm key of a side whose rate is swept."""
+    """All that is compared. `costs` are by cost key and resolution; `rates` by the key of an arm whose rate is swept."""
 
     recipe: Recipe
     config: AblationConfig
@@ -111,11 +117,15 @@ class Matrix:
             arms.setdefault(arm.key, arm)
         return list(arms.values())
 
+    def cost(self, arm: Arm, resolution: int) -> ArmCost:
+        """What a step of an arm costs."""
+        return self.costs[arm.cost_key, resolution]
+
     def steps(self, arm: Arm, resolution: int, horizon: int) -> int:
         """Steps that cost an arm what `horizon` steps cost the baseline, or as many."""
         if self.config.equal == "steps":
             return horizon
-        base, own = (self.costs[one.key, resolution] for one in (self.baseline, arm))
+        base, own = (self.cost(one, resolution) for one in (self.baseline, arm))
         extra = own.extra_flops_per_step * min(self.repa_steps, horizon)
         return round((horizon * base.flops_per_step - extra) / own.flops_per_step)
 

@@ -63,7 +63,7 @@ class ArmCost:
     extra_flops_per_step: float = 0.0
     """What a step costs more while iREPA is on."""
     cpu_seconds: tuple[float, ...] = ()
-    """CPU time per step in each round, all arms interleaved, one thread."""
+    """CPU time per step in each round, all arms interleaved, one thread; of iREPA while it is on."""
     peak_bytes: int = 0
     """Weights, moments and the most that a step holds beside them."""
 

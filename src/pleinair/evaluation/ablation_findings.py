@@ -166,7 +166,8 @@ def _relative(runs: SwitchRuns) -> str:
     """FLOPs and memory of the second side over the first, at each resolution."""
     told = []
     for resolution, (first, second) in sorted(runs.costs.items()):
-        flops = second.flops_per_step / first.flops_per_step - 1
+        steps = [one.flops_per_step + one.extra_flops_per_step for one in (first, second)]
+        flops = steps[1] / steps[0] - 1
         memory = second.peak_bytes / first.peak_bytes - 1
         told.append(f"{resolution} px: FLOPs {100 * flops:+.1f}%, memory {100 * memory:+.1f}%")
     return "; ".join(told)

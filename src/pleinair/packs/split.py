@@ -30,11 +30,12 @@ def split_pack(pack: Pack, takes: Takes, name: str, *, kept: Path, taken: Path) 
 
     `name` says what was chosen: packs split alike have equal plans. Raises PackError when one side would be empty.
     """
-    for directory, wanted in ((kept, False), (taken, True)):
+    for directory, wanted in ((taken, True), (kept, False)):
         plan = config_digest([pack.manifest.plan, name, wanted])
         writer = PackWriter(directory, replace(pack.manifest, plan=plan, shards=(), files={}))
         _write_side(pack, takes if wanted else lambda row: not takes(row), writer)
         if not writer.done:
+            shutil.rmtree(writer.staging)
             raise PackError(f"{name} leaves no picture of {pack.directory} for {directory.name}: choose another share")
         files = [shutil.copyfile(pack.directory / other, writer.staging / other) for other in pack.manifest.files]
         writer.finish(files, pack.manifest.text_variance_kept)

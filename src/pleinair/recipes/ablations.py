@@ -204,6 +204,8 @@ class AblationConfig:
     """Share of the pack's (concept, style) pairs that no arm trains on."""
     validation_batches: int = 6
     """Batches of unseen pairs that a model is judged on, each at every timestep of the grid."""
+    cost_rounds: int = 12
+    """Rounds in which the cost of a step is measured, all arms in each."""
     margin: float = 0.01
     """Relative difference that counts as none."""
 
@@ -212,6 +214,13 @@ class AblationConfig:
             raise ConfigError(f"seeds is {self.seeds}: an interval needs at least 2, give 3 or more")
         if not 8 <= self.short < self.long:
             raise ConfigError(f"short is {self.short} and long {self.long}: give two horizons, the short one first")
+        if self.repa_share > 0.8 * (1 - self.decay_share):
+            raise ConfigError(
+                f"repa_share is {self.repa_share} and decay_share {self.decay_share}: iREPA must end well before the decay, "
+                f"give at most {0.8 * (1 - self.decay_share):.2f}"
+            )
+        if self.cost_rounds < 2:
+            raise ConfigError(f"cost_rounds is {self.cost_rounds}: an interval needs at least 2")
         for name in ("decay_share", "repa_share", "unseen_share", "margin", "ema_decay"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it is a share, give one between 0 and 1")
