@@ -35,6 +35,8 @@ SHORT = (
     "merge_every=4",
     "--config",
     "cost_rounds=2",
+    "--config",
+    "rate_multiples=()",
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pleinair.cli.ablate import open_matrix, with_costs
 from pleinair.cli.ablation_costs import measure_costs
-from pleinair.cli.ablation_matrix import Matrix, run_jobs
+from pleinair.cli.ablation_matrix import SWEEP_SEED, Matrix, run_jobs, short_loss
 from pleinair.cli.ablation_run import read_result, train_job
 from pleinair.cli.main import build_parser, main
 from pleinair.cli.workspace import open_workspace
@@ -22,6 +22,7 @@ from pleinair.model.image_encoder import Picture
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
+from pleinair.recipes.ablations import Side, Switch
 from pleinair.training.engine import read_records
 from pleinair.training.patch_features import Grid, write_patch_features
 from pleinair.training.stages.repa import RepaConfig
@@ -121,6 +122,25 @@ def test_a_training_that_is_interrupted_ends_with_its_process_and_goes_on_to_the
     assert read_result(directory) == train_job(job, tmp_path / "undisturbed")
 
 
+def test_each_side_gets_its_best_rate_and_is_tried_at_larger_ones(runs: Path) -> None:
+    muon = Side(name="Muon", overrides=("engine.optimiser.rule=muon",), rates=(1e-5, 1e-2))
+    rule = Switch(name="rule", first=Side(name="AdamW", rates=(1e-5, 1e-2)), second=muon)
+    matrix = replace(with_costs(opened(runs, "--config", "rate_multiples=(1.0, 1e9)")), switches=[rule])
+    jobs = [job for side in (rule.first, rule.second) for job in matrix.sweep(rule, side).values()]
+    assert {(job.seed, job.resolution, job.long) for job in jobs} == {(SWEEP_SEED, 8, None)}
+    assert matrix.with_rates().rates == {}
+    assert matrix.largest_multiple(matrix.baseline) is None
+    jobs += matrix.probe(matrix.baseline).values()
+    run_jobs(jobs, matrix.places, {job.digest: 1.0 for job in jobs}, 0, lambda done, whole, note: None)
+    chosen = matrix.with_rates()
+    for side in (rule.first, rule.second):
+        losses = {rate: short_loss(matrix.result(job)) for rate, job in matrix.sweep(rule, side).items()}  # type: ignore[arg-type]
+        best = chosen.arm(rule, side).recipe.engine.optimiser.learning_rate
+        assert losses[best] == min(losses.values()) < max(losses.values())
+    assert chosen.baseline == matrix.baseline
+    assert chosen.largest_multiple(matrix.baseline) == 1.0
+
+
 class Means:
     """A patch encoder that gives the mean colour of each cell."""
 
@@ -160,6 +180,7 @@ def test_irepa_is_on_for_the_first_steps_and_gone_after_them(runs: Path, tmp_pat
             "unknown configuration key 'transformer.depth'",
         ),
         (["--seeds", "1"], "seeds is 1: an interval needs at least 2"),
+        (["--config", "rate_multiples=(4.0, 16.0)"], "begin with 1"),
         (["--config", "repa_share=0.7"], "iREPA must end well before the decay"),
         (["--switch", "depth=transformer.num_layers=2,engine.seed=0"], "both sides of the switch depth are the same"),
         (["--long", "16"], "short is 16 and long 16: give two horizons"),

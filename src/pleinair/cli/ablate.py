@@ -92,6 +92,8 @@ def train_all(matrix: Matrix, options: argparse.Namespace) -> None:
         run(matrix, sweeps, options.jobs, "learning rates")
         matrix = matrix.with_rates()
         run(matrix, matrix.jobs(), options.jobs, "trainings")
+        probes = [job for arm in matrix.arms() for job in matrix.probe(arm).values()]
+        run(matrix, probes, options.jobs, "larger learning rates")
     finally:
         print(f"page: {write(matrix.with_rates(), options)}", flush=True)
 
@@ -234,6 +236,7 @@ def plan_text(matrix: Matrix, num_processes: int) -> str:
             )
     base = matrix.cost(matrix.baseline, matrix.resolutions[0])
     sweeps = [job for switch, side in matrix.sides() for job in matrix.sweep(switch, side).values()]
+    sweeps += [job for arm in matrix.arms() for job in matrix.probe(arm).values()]
     seconds += sum(total_steps(job) for job in sweeps) * float(np.median(base.cpu_seconds))
     count = len(matrix.jobs()) + len(sweeps)
     wall = duration(seconds / max(1, num_processes))
@@ -254,7 +257,8 @@ def write(matrix: Matrix, options: argparse.Namespace) -> Path:
     cells = [(resolution, horizon) for resolution in matrix.resolutions for horizon in HORIZONS]
     jobs = matrix.jobs()
     swept = [job for switch, side in matrix.sides() for job in matrix.sweep(switch, side).values()]
-    planned = {job.digest: job for job in (*jobs, *swept)}
+    probes = [job for arm in matrix.arms() for job in matrix.probe(arm).values()]
+    planned = {job.digest: job for job in (*jobs, *swept, *probes)}
     bench = Bench(
         title=f"{matrix.recipe.title}: what each choice is worth",
         command=_command(options),
@@ -295,6 +299,7 @@ def switch_runs(matrix: Matrix, switch: Switch) -> SwitchRuns:
         simpler=switch.simpler,
         why_simpler=switch.why_simpler,
         averages=None if trains else ("pma", "ema"),
+        largest_multiples=(matrix.largest_multiple(arms[0]), matrix.largest_multiple(arms[1])),
     )
 
 
@@ -330,6 +335,7 @@ def _settings(matrix: Matrix) -> dict[str, str]:
     """The page's list of how it was done."""
     import torch
 
+    from pleinair.cli.ablation_matrix import STILL_TRAINS
     from pleinair.packs.pack import read_pack_manifest
     from pleinair.training.hooks.validation import ValidationConfig
 
@@ -356,6 +362,8 @@ def _settings(matrix: Matrix) -> dict[str, str]:
         "compute": compute,
         "pairs": f"seeds 0 to {config.seeds - 1}: equal data order, noise and timesteps on both sides; 95% t intervals over seeds",
         "error": f"velocity error on {config.validation_batches} batches of unseen pairs at t = {grid}, the same noise each time",
+        "larger rates": f"each arm also at {', '.join(f'{one:g}' for one in config.rate_multiples)} times its learning rate, at "
+        f"{matrix.resolutions[0]} px to the short horizon; it trains where its error is at most {STILL_TRAINS} times that at 1",
         "averages": f"PMA: mean of {config.merge_last} checkpoints, {config.merge_every} steps apart; EMA: decay "
         f"{config.ema_decay}; both of the baseline's steady phase, before the decay",
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}; costs with one thread",

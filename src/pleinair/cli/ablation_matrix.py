@@ -32,6 +32,7 @@ from pleinair.training.stages.repa import RepaConfig
 BASELINE = "baseline"
 SWEEP_SEED = 1000
 """A seed that no judged training has, so that choosing a rate does not favour a side."""
+STILL_TRAINS = 1.1
 _POLL_SECONDS = 0.5
 Progress = Callable[[float, float, str], None]
 
@@ -182,6 +183,24 @@ class Matrix:
             rate: self.job(arm, self.resolutions[0], SWEEP_SEED, self.config.short, None) for rate, arm in arms.items()
         }
 
+    def probe(self, arm: Arm) -> dict[float, Job]:
+        """The trainings that tell how large a learning rate an arm bears, as multiples of its own."""
+        return {
+            multiple: self.job(_faster(arm, multiple), self.resolutions[0], SWEEP_SEED, self.config.short, None)
+            for multiple in self.config.rate_multiples
+        }
+
+    def largest_multiple(self, arm: Arm) -> float | None:
+        """The largest multiple of its learning rate at which an arm still trains; None while that is not known.
+
+        It trains where its error is finite and no more than `STILL_TRAINS` times that at its own rate.
+        """
+        results = {multiple: self.result(job) for multiple, job in self.probe(arm).items()}
+        losses = {multiple: short_loss(result) for multiple, result in results.items() if result is not None}
+        if not losses or len(losses) < len(results):
+            return None
+        return max(multiple for multiple, loss in losses.items() if loss <= STILL_TRAINS * losses[1.0] or multiple == 1)
+
     def with_rates(self) -> Matrix:
         """The matrix with the best rate of every side whose sweep is done."""
         rates = dict(self.rates)
@@ -203,6 +222,11 @@ class Matrix:
             self.judged(arm, resolution, seed) for resolution in self.resolutions for seed in range(self.config.seeds)
         )
         return [result for job in jobs if (result := self.result(job)) is not None]
+
+
+def _faster(arm: Arm, multiple: float) -> Arm:
+    rate = arm.recipe.engine.optimiser.learning_rate * multiple
+    return replace(arm, recipe=override(arm.recipe, [f"engine.optimiser.learning_rate={rate!r}"]))
 
 
 def short_loss(result: RunResult) -> float:

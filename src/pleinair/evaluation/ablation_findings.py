@@ -55,6 +55,8 @@ class SwitchRuns:
     """A judgement stated beforehand."""
     why_simpler: str = ""
     """Its reason."""
+    largest_multiples: tuple[float | None, float | None] = (None, None)
+    """The largest multiple of its learning rate at which each side still trains."""
     averages: tuple[str, str] | None = None
     """Sides that are averages of the first side's trainings (`pma`, `ema`)."""
 
@@ -134,7 +136,14 @@ def stability(runs: SwitchRuns) -> Verdict:
     steps = [sum(side[pair].num_steps for pair in whole) for side in (first, second)]
     told = " and ".join(f"{count} in {num:,} steps" for count, num in zip(spikes, steps, strict=True))
     spread = cost_verdict(ratio, STABILITY_MARGIN, runs.names, "spread of the gradient norm")
-    return Verdict(overall=spread.overall, words=f"{spread.words}; spikes: {told}")
+    return Verdict(overall=spread.overall, words=f"{spread.words}; spikes: {told}{_multiples(runs)}")
+
+
+def _multiples(runs: SwitchRuns) -> str:
+    first, second = runs.largest_multiples
+    if first is None or second is None:
+        return ""
+    return f"; trains at up to {first:g} and {second:g} times its learning rate, of those tried"
 
 
 def _costs(runs: SwitchRuns) -> dict[str, Verdict]:

@@ -204,6 +204,8 @@ class AblationConfig:
     """Share of the pack's (concept, style) pairs that no arm trains on."""
     validation_batches: int = 6
     """Batches of unseen pairs that a model is judged on, each at every timestep of the grid."""
+    rate_multiples: tuple[float, ...] = (1.0, 4.0, 16.0)
+    """Multiples of each arm's learning rate that it is tried at, at the lowest resolution and short horizon; may be empty."""
     cost_rounds: int = 12
     """Rounds in which the cost of a step is measured, all arms in each."""
     margin: float = 0.01
@@ -218,6 +220,12 @@ class AblationConfig:
             raise ConfigError(
                 f"repa_share is {self.repa_share} and decay_share {self.decay_share}: iREPA must end well before the decay, "
                 f"give at most {0.8 * (1 - self.decay_share):.2f}"
+            )
+        if self.rate_multiples and (
+            self.rate_multiples[0] != 1 or list(self.rate_multiples) != sorted(self.rate_multiples)
+        ):
+            raise ConfigError(
+                f"rate_multiples is {self.rate_multiples}: begin with 1, which the others are compared with, and rise"
             )
         if self.cost_rounds < 2:
             raise ConfigError(f"cost_rounds is {self.cost_rounds}: an interval needs at least 2")
