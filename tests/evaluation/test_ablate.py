@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pleinair.cli.ablate import open_matrix, with_costs
-from pleinair.cli.ablation_costs import measure_costs
+from pleinair.cli.ablation_costs import NUM_BATCHES, measure_costs
 from pleinair.cli.ablation_matrix import SWEEP_SEED, Matrix, run_jobs, short_loss
 from pleinair.cli.ablation_run import read_result, train_job
 from pleinair.cli.main import build_parser, main
@@ -24,6 +24,7 @@ from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
 from pleinair.recipes.ablations import Side, Switch
 from pleinair.training.engine import read_records
+from pleinair.training.hooks.throughput import training_flops
 from pleinair.training.patch_features import Grid, write_patch_features
 from pleinair.training.stages.repa import RepaConfig
 from tests.evaluation.small_ablation import arguments, make_runs
@@ -165,6 +166,9 @@ def test_irepa_is_on_for_the_first_steps_and_gone_after_them(runs: Path, tmp_pat
     assert with_repa.validation != without.validation
     plainly, aligned = measure_costs({"plain": plain, "irepa": job}, 2, tmp_path, lambda done, total: None).values()
     assert aligned.flops_per_step == plainly.flops_per_step
+    loader = LatentLoader(Pack(job.trained), 16, replace(job.loader, batch_size=8, seed=0))
+    computed = [training_flops(job.transformer, loader.batch(number)) for number in range(NUM_BATCHES)]
+    assert plainly.flops_per_step == pytest.approx(np.mean(computed), rel=0.05), "as from the configuration"
     convolution = 3 * 2 * 8 * 16 * 9 * 32 * 3
     assert 0.6 * convolution < aligned.extra_flops_per_step < 1.4 * convolution
 

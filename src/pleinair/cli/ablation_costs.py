@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from pleinair.cli.ablation_run import Job
 from pleinair.cli.steps import load_projection
@@ -36,6 +36,13 @@ from pleinair.training.stages.repa import Repa
 
 NUM_BATCHES = 4
 """Batches that costs are averaged over: their texts differ in length."""
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+"""Torch counts other devices' attention kernels, and not this one."""
 Told = Callable[[int, int], None]
 
 
@@ -74,7 +81,7 @@ class Bench:
 
     def flops_per_step(self) -> float:
         """Mean over the batches."""
-        with FlopCounterMode(display=False) as counted:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counted:
             for number in range(NUM_BATCHES):
                 self.step(number)
         return cast(int, counted.get_total_flops()) / NUM_BATCHES
@@ -84,7 +91,7 @@ class Bench:
         longest = max(range(NUM_BATCHES), key=lambda number: self.batches[number].text_mask_BT.shape[1])
         moments, _ = optimiser_tensors(self.optimiser)
         held = [*self.model.state_dict().values(), *moments.values()]
-        with AllocationCounter() as counter:  # type: ignore[no-untyped-call]
+        with AllocationCounter() as counter:
             self.step(longest)
         return int(counter.peak + sum(tensor.nbytes for tensor in held))
 
