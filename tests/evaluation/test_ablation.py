@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from pleinair.evaluation.ablation import (
     trend,
 )
 from pleinair.evaluation.ablation_findings import SwitchRuns, judge
+from pleinair.evaluation.ablation_page import Bench, SweptRates, write_bench
 
 CELLS = [(32, "short"), (32, "long"), (64, "short"), (64, "long")]
 NAMES = ("gated", "plain")
@@ -236,3 +239,48 @@ def test_findings_of_nothing_say_what_is_missing() -> None:
     found = judge(switch_runs([], []), CELLS, 0.01)
     assert {axis: one.overall for axis, one in found.verdicts.items()} == dict.fromkeys(found.verdicts, "missing")
     assert found.cells[32, "short"] is None
+
+
+def bench(runs: SwitchRuns, num_done: int) -> Bench:
+    rates = SweptRates(
+        switch="optimiser", side="Muon", losses={"0.001": 0.5, "0.003": math.inf, "0.01": None}, chosen=None
+    )
+    return Bench(
+        title="What each choice is worth",
+        command="pleinair ablate ablations",
+        findings=[judge(runs, CELLS, 0.01)],
+        rates=[rates],
+        num_done=num_done,
+        num_planned=12,
+        num_seeds=3,
+        margin=0.01,
+        settings={"model": "small"},
+    )
+
+
+def test_the_page_shows_verdicts_intervals_and_whether_the_report_found_the_same(tmp_path: Path) -> None:
+    page = write_bench(
+        tmp_path, bench(switch_runs(*sides(1.05), settings=("", "transformer.gate=False")), 12)
+    ).read_text()
+    assert page.count("<circle") == 4, "one interval for each resolution and horizon"
+    assert "<b>gated</b><br><small>reproduced</small>" in page
+    assert "+5.0% (+4.7 to +5.3)" in page
+    assert "gated or plain (the recipe as it is against transformer.gate=False)." in page
+    assert "<b>1 of 1</b>" in page
+    assert "all are there" in page
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    cell = numbers["switches"][0]["cells"][3]
+    assert (cell["resolution"], cell["horizon"], len(cell["errors"])) == (64, "long", 3)
+    assert cell["difference"]["mean"] == pytest.approx(math.log(1.05), abs=1e-4)
+
+
+def test_the_page_of_an_unfinished_bench_says_what_is_missing(tmp_path: Path) -> None:
+    first, second = sides(1.05)
+    page = write_bench(
+        tmp_path, bench(switch_runs(first, [one for one in second if one.resolution == 32]), 9)
+    ).read_text()
+    assert "<b>9 of 12</b>" in page
+    assert "3 are missing" in page
+    assert "no verdict: missing: 64 px short, 64 px long" in page
+    assert page.count("not trained") == 2
+    assert page.count("<circle") == 2

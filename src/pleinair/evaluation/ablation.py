@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -100,6 +101,7 @@ class Verdict:
     words: str
 
 
+@lru_cache
 def t_quantile(probability: float, degrees: int) -> float:
     """The quantile of Student's t, by bisection on its distribution.
 
