@@ -148,12 +148,11 @@ def _multiples(runs: SwitchRuns) -> str:
 
 def _costs(runs: SwitchRuns) -> dict[str, Verdict]:
     if runs.averages is not None:
-        size = f"{runs.why_simpler}"
         return {
             "efficiency": Verdict(
-                overall="first", words="an EMA holds every weight once more, in float32, and moves it every step"
+                overall="first", words="by construction: an EMA holds every weight once more and moves it every step"
             ),
-            "simplicity": Verdict(overall=runs.simpler or "equal", words=size),
+            "simplicity": Verdict(overall=runs.simpler or "equal", words=runs.why_simpler),
         }
     if not runs.costs:
         missing = Verdict(overall="missing", words="no verdict: costs were not measured")
