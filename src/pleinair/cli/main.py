@@ -27,6 +27,7 @@ TERMINATED = 143
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from pleinair.cli import (
+        ablate,
         caption,
         cluster,
         convert,
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    for noun in (run, train, sample, *curating, convert, export, merge, domains, fetch, krablet):
+    for noun in (run, train, ablate, sample, *curating, convert, export, merge, domains, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

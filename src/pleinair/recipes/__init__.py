@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
+from pleinair.recipes.ablations import ablations
 from pleinair.recipes.drawings import demo, drawings_64
 from pleinair.recipes.later_stages import DOMAINS, drawings_lora, drawings_midtrain, drawings_sft
 from pleinair.recipes.progressive import progressive
@@ -19,6 +20,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **{f"drawings-sft-{domain}": partial(drawings_sft, domain) for domain in DOMAINS},
     "drawings-lora": drawings_lora,
     "progressive": progressive,
+    "ablations": ablations,
 }
 
 __all__ = ["RECIPES", "EvaluationConfig", "FinetuneConfig", "PhaseConfig", "Recipe", "find_recipe"]
