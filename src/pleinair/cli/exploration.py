@@ -52,6 +52,14 @@ def register(verbs: Any) -> None:
     parser.add_argument("results", nargs="+", type=Path, metavar="METRICS", help="metrics.json of each stage, in order")
     parser.add_argument("-o", "--output", type=Path, help="page to write as well")
     parser.set_defaults(run=show_ledger)
+    parser = verbs.add_parser(
+        "orders",
+        help="whether subjects come out in the order that they must",
+        description="Compare untrained, a model, reconstruction and real, measure by measure, with the expected orders.",
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="METRICS", help="metrics.json of each subject")
+    parser.add_argument("-o", "--output", type=Path, help="page to write as well")
+    parser.set_defaults(run=show_orders)
 
 
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
@@ -496,6 +504,32 @@ def show_ledger(options: argparse.Namespace) -> int:
         write_page(options.output, ledger_page(rows))
         print(f"page: {options.output}")
     return 0
+
+
+def show_orders(options: argparse.Namespace) -> int:
+    """Print each expected order, and whether it holds; 1 when one does not."""
+    from pleinair.evaluation.exploration.orders import SUBJECTS, check_orders, orders_page
+    from pleinair.evaluation.exploration.suite import from_document
+    from pleinair.pages import write_page
+
+    found = [from_document(_read(path)) for path in options.results]
+    models = [one.subject for one in found if one.subject not in REFERENCES or one.subject == "shipped"]
+    if len(models) != 1 or len(found) < 2:
+        raise ConfigError(
+            f"orders are of one model and its references, not of {len(models)} models: give one, and real"
+        )
+    results = {"model" if one.subject == models[0] else one.subject: one for one in found}
+    steps = check_orders(SUBJECTS, results)
+    for step in steps:
+        low, high = step.comparison.interval
+        change = f"{step.comparison.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+        order = f"{step.lower} {step.relation} {step.upper}"
+        print(f"{step.measure:26} {step.judge:7} {order:32} {change:26} {'holds' if step.holds else 'FAILS'}")
+    print(f"{sum(step.holds for step in steps)} of {len(steps)} hold")
+    if options.output is not None:
+        write_page(options.output, orders_page(models[0], results, steps))
+        print(f"page: {options.output}")
+    return 0 if all(step.holds for step in steps) else 1
 
 
 def _read(path: Path) -> dict[str, Any]:

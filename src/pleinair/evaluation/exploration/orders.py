@@ -15,6 +15,7 @@ from typing import Literal
 from pleinair.evaluation.exploration.measured import Comparison, compare
 from pleinair.evaluation.exploration.sheet import JUDGES
 from pleinair.evaluation.exploration.suite import NO_JUDGE, Result
+from pleinair.pages import Section, element, page, table
 
 Relation = Literal["<", "<="]
 
@@ -131,3 +132,49 @@ def moved(before: Result, after: Result) -> list[tuple[str, str, Comparison]]:
 def _agree(first: tuple[float, float], second: tuple[float, float]) -> bool:
     """Whether two intervals overlap."""
     return first[0] <= second[1] and second[0] <= first[1]
+
+
+def orders_page(model: str, results: Mapping[str, Result], steps: Sequence[Step]) -> str:
+    """Every measure of every subject, and every expected order with its outcome."""
+    names = [name for name in ("untrained", "model", "reconstruction", "real") if name in results]
+    rows = []
+    for measure, by_judge in results["model"].measures.items():
+        for judge in by_judge:
+            found = [results[name].measures.get(measure, {}).get(judge) for name in names]
+            cells = [f"{one.value:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]" if one else "" for one in found]
+            rows.append([measure, judge, *cells, f"{by_judge[judge].num_pictures}"])
+    outcomes = [
+        [
+            step.measure,
+            f"{step.lower} {step.relation} {step.upper}",
+            step.judge,
+            difference(step.comparison),
+            outcome(step),
+        ]
+        for step in sorted(steps, key=lambda one: one.holds)
+    ]
+    held = sum(step.holds for step in steps)
+    columns = ["measure", "judge", *names, "pictures"]
+    return page(
+        f"{model} between nothing and the real",
+        element("p", f"{held} of {len(steps)} expected orders hold. Values with 95% intervals over prompts."),
+        [
+            Section(heading="Measures", body=table(columns, rows, number_columns=columns[2:])),
+            Section(
+                heading="Expected orders",
+                lead="Differences of the same prompts, second minus first.",
+                body=table(["measure", "order", "judge", "difference", "outcome"], outcomes),
+            ),
+        ],
+    )
+
+
+def difference(comparison: Comparison) -> str:
+    """`+0.12 [+0.05, +0.19]`."""
+    low, high = comparison.interval
+    return f"{comparison.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def outcome(step: Step) -> str:
+    """`holds` or `FAILS`."""
+    return "holds" if step.holds else "FAILS"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pleinair.evaluation.exploration.measured import Comparison, Measured
-from pleinair.evaluation.exploration.orders import Step
+from pleinair.evaluation.exploration.measured import Measured
+from pleinair.evaluation.exploration.orders import Step, difference, outcome
 from pleinair.evaluation.exploration.requests import KINDS
 from pleinair.evaluation.exploration.sheet import JUDGES, Sheet
 from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result
@@ -162,9 +162,8 @@ def _measures(story: Story) -> Html:
     return table(columns, rows, number_columns=columns[4:])
 
 
-def _with_interval(one: Measured | Comparison) -> str:
-    value = one.value if isinstance(one, Measured) else one.difference
-    return f"{value:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]"
+def _with_interval(one: Measured) -> str:
+    return f"{one.value:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]"
 
 
 def _judges(reports: Sequence[JudgeReport]) -> Html:
@@ -192,9 +191,9 @@ def _steps(steps: Sequence[Step]) -> Html:
             step.measure,
             f"{step.lower} {step.relation} {step.upper}",
             step.judge,
-            _with_interval(step.comparison),
+            difference(step.comparison),
             f"{step.comparison.num_units}",
-            "holds" if step.holds else "FAILS",
+            outcome(step),
         ]
         for step in sorted(steps, key=lambda one: one.holds)
     ]
