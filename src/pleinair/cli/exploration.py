@@ -280,8 +280,10 @@ def ready_witnesses(work: Workspace, world: World) -> tuple[Witnesses, Known]:
             width=plain.shape[1],
         )
         both = np.concatenate([plain[seen], after[seen]])
-        labels = [np.tile(of[seen], 2) for of in (world.styles, world.concepts)]
-        save_second_judge(fit_second_judge(both, *labels, config, line.update), folder / "second-judge.safetensors")
+        styles, concepts = (np.tile(of[seen], 2) for of in (world.styles, world.concepts))
+        save_second_judge(
+            fit_second_judge(both, styles, concepts, config, line.update), folder / "second-judge.safetensors"
+        )
         line = ProgressLine("copy embedding")
         copies = fit_copies(plain[seen], after[seen], CopyConfig(width=plain.shape[1]), line.update)
         unseen = ~seen

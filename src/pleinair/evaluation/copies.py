@@ -54,6 +54,9 @@ class CopyConfig:
 class CopyEmbedding(nn.Module):
     """Features to unit vectors whose cosine says how much of a copy one picture is of another."""
 
+    mean_F: Tensor
+    std_F: Tensor
+
     def __init__(self, config: CopyConfig) -> None:
         super().__init__()
         self.config = config
@@ -107,7 +110,7 @@ def fit_copies(
         for rows in torch.randperm(len(before), generator=order).split(config.batch_size):
             loss = contrast(embedding(before[rows]), embedding(after[rows]), config)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
         on_progress(epoch + 1, config.epochs)

@@ -57,6 +57,9 @@ class SecondJudgeConfig:
 class SecondJudge(nn.Module):
     """The heads."""
 
+    mean_F: Tensor
+    std_F: Tensor
+
     def __init__(self, config: SecondJudgeConfig) -> None:
         super().__init__()
         self.config = config
@@ -117,7 +120,7 @@ def fit_second_judge(
                 concept_BC, concepts[rows], label_smoothing=0.1
             )
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
         on_progress(epoch + 1, config.epochs)

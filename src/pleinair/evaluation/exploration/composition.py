@@ -116,7 +116,7 @@ def passes(request: Request, found: Sequence[Piece], logits_PC: npt.NDArray[np.f
     if request.kind == "count":
         return len(found) == request.count and bool(first.all())
     second = is_thing(request.other)
-    pairs = [(a, b) for a in np.flatnonzero(first) for b in np.flatnonzero(second) if a != b]
+    pairs = [(a, b) for a in np.flatnonzero(first).tolist() for b in np.flatnonzero(second).tolist() if a != b]
     return len(found) == 2 and any(in_relation(found[a], found[b], request.relation) for a, b in pairs)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pleinair.evaluation.exploration.requests import Asked
-from pleinair.evaluation.exploration.subjects import Progress, Subject, _quiet, noise_pictures
+from pleinair.evaluation.exploration.subjects import Progress, Subject, noise_pictures, quiet
 from pleinair.evaluation.exploration.world import Pictures, World
 
 
@@ -27,7 +27,7 @@ class Damaged:
     ask: Callable[[Asked], Asked] = lambda one: one
     change: Callable[[Pictures], Pictures] = lambda pictures: pictures
 
-    def draw(self, asked: Sequence[Asked], on_progress: Progress = _quiet) -> Pictures:
+    def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """The subject's pictures, with the fault."""
         return self.change(self.subject.draw([self.ask(one) for one in asked], on_progress))
 
@@ -66,11 +66,12 @@ class TrainingCopies:
     world: World
     name: str = "training copies"
 
-    def draw(self, asked: Sequence[Asked], on_progress: Progress = _quiet) -> Pictures:
+    def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """One of the thing's trained pictures per row."""
         return np.stack([self._picture(one) for one in asked])
 
     def _picture(self, one: Asked) -> Pictures:
         rows = self.world.rows_of_concept[self.world.concept_of_label[one.request.label]]
         rows = rows[~self.world.held_out[rows]]
-        return self.world.pictures[int(np.random.default_rng(one.seed).choice(rows))]
+        picture: Pictures = self.world.pictures[int(np.random.default_rng(one.seed).choice(rows))]
+        return picture

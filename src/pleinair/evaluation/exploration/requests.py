@@ -125,13 +125,37 @@ class Plan:
 
 PLANS: Mapping[Size, Plan] = {
     "quick": Plan(
-        prompts={"default": 24, "specified": 120, "unseen": 60, "colour": 12, "any-colour": 3, "user": 12, "long": 12}
-        | {"language": 12, "count": 8, "position": 8, "pair": 8, "text": 5},
+        prompts={
+            "default": 24,
+            "specified": 120,
+            "unseen": 60,
+            "colour": 12,
+            "any-colour": 3,
+            "user": 12,
+            "long": 12,
+            "language": 12,
+            "count": 8,
+            "position": 8,
+            "pair": 8,
+            "text": 5,
+        },
         seeds={"default": 8, "any-colour": 8},
     ),
     "full": Plan(
-        prompts={"default": 60, "specified": 900, "unseen": 999, "colour": 99, "any-colour": 3, "user": 60, "long": 60}
-        | {"language": 99, "count": 32, "position": 40, "pair": 40, "text": 10},
+        prompts={
+            "default": 60,
+            "specified": 900,
+            "unseen": 999,
+            "colour": 99,
+            "any-colour": 3,
+            "user": 60,
+            "long": 60,
+            "language": 99,
+            "count": 32,
+            "position": 40,
+            "pair": 40,
+            "text": 10,
+        },
         seeds={
             "default": 24,
             "unseen": 2,
@@ -171,7 +195,8 @@ def build_requests(concepts: Mapping[str, str], style_words: Mapping[str, str]) 
 def _specified(concepts: Mapping[str, str], style_words: Mapping[str, str]) -> Iterator[Request]:
     for label, concept in concepts.items():
         for style, words in style_words.items():
-            thing, kind = with_article(label), "unseen" if held_out(concept, style) else "specified"
+            thing = with_article(label)
+            kind: Kind = "unseen" if held_out(concept, style) else "specified"
             truth: dict[str, Any] = {"label": label, "style": style}
             yield Request(kind=kind, prompt=f"{thing}, {words} style", **truth)
             yield Request(kind="user", prompt=f"{label} {words}", **truth)

@@ -47,10 +47,10 @@ class Sheet:
 
     def take(self, chosen: Flags) -> Sheet:
         """The chosen rows."""
-        rows = np.flatnonzero(chosen)
+        rows = np.flatnonzero(chosen).astype(np.int64)
         return Sheet(
             self.world,
-            [self.asked[row] for row in rows],
+            [self.asked[row] for row in rows.tolist()],
             self.pictures[rows],
             {name: scores.take(rows) for name, scores in self.scores.items()},
             self.features[rows],

@@ -29,14 +29,17 @@ Progress = Callable[[int, int], None]
 class Subject(Protocol):
     """Something that draws."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
 
     def draw(self, asked: Sequence[Asked], on_progress: Progress = ...) -> Pictures:
         """(N, 64, 64, 3) uint8 on white, one picture per entry."""
         ...
 
 
-def _quiet(done: int, total: int) -> None:
+def quiet(done: int, total: int) -> None:
     """No progress."""
 
 
@@ -48,7 +51,7 @@ class Drawn:
     sampler: Sampler
     config: SamplingConfig
 
-    def draw(self, asked: Sequence[Asked], on_progress: Progress = _quiet) -> Pictures:
+    def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """Prompts of like length together: what is padded is drawn for nothing."""
         order = sorted(range(len(asked)), key=lambda place: len(asked[place].request.prompt))
         prompts, seeds = [asked[i].request.prompt for i in order], [asked[i].seed for i in order]
@@ -65,7 +68,7 @@ class Real:
     world: World
     name: str = "real"
 
-    def draw(self, asked: Sequence[Asked], on_progress: Progress = _quiet) -> Pictures:
+    def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """A picture of the thing in the style asked for, or in one drawn from the styles that draw it."""
         return np.stack([self._picture(one.request, np.random.default_rng(one.seed)) for one in asked])
 
@@ -86,7 +89,8 @@ class Real:
         row = self.world.row(label, style) if style else None
         if row is None:
             row = int(rng.choice(self.world.rows_of_concept[self.world.concept_of_label[label]]))
-        return self.world.pictures[row]
+        picture: Pictures = self.world.pictures[row]
+        return picture
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Reconstructed:
     reconstruct: Callable[[Pictures], Pictures]
     name: str = "reconstruction"
 
-    def draw(self, asked: Sequence[Asked], on_progress: Progress = _quiet) -> Pictures:
+    def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """The subject's pictures, encoded and decoded."""
         return self.reconstruct(self.subject.draw(asked, on_progress))
 

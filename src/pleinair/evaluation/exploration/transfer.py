@@ -62,7 +62,7 @@ def classify(
     optimiser = torch.optim.AdamW([weights_FK], LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for _ in range(STEPS):
         optimiser.zero_grad()
-        F.cross_entropy(10 * x_NF @ weights_FK, y_N).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(10 * x_NF @ weights_FK, y_N).backward()
         optimiser.step()
     with torch.inference_mode():
         logits: npt.NDArray[np.float32] = (F.normalize(torch.from_numpy(test_MF), dim=1) @ weights_FK).numpy()
