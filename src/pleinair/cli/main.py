@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         duplicates,
         embed,
         entities,
+        exploration,
         export,
         fetch,
         filters,
@@ -64,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    for noun in (run, train, ablate, sample, *curating, convert, export, merge, domains, fetch, krablet):
+    training = (train, ablate, convert, export, merge, domains)
+    for noun in (run, *training, sample, exploration, *curating, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pleinair.cli.exploration import add_suite_options
 from pleinair.cli.workspace import add_run_options
 
 
@@ -14,11 +15,17 @@ def register(verbs: Any) -> None:
     for verb, function, told in (
         ("run", run, "a whole recipe: ingest, curate, pack, train, evaluate, report; goes on where it was stopped"),
         ("pack", pack, "write the pack of a recipe, or of a mix's folder"),
-        ("evaluate", evaluate, "draw with a recipe's model, judge the drawings, and write page and numbers"),
+        (
+            "evaluate",
+            evaluate,
+            "draw with a recipe's model, judge the drawings, write page and numbers; --suite: a checkpoint",
+        ),
         ("report", evaluate, "the same as evaluate; drawings that are there are not made again"),
     ):
         parser: argparse.ArgumentParser = verbs.add_parser(verb, help=told)
         add_run_options(parser)
+        if verb == "evaluate":
+            add_suite_options(parser)
         parser.set_defaults(run=function)
 
 
@@ -95,6 +102,10 @@ def evaluate(options: argparse.Namespace) -> int:
     from pleinair.cli.report import report_step
     from pleinair.cli.workspace import StepClock, only_one, open_workspace
 
+    if getattr(options, "suite", None) is not None:
+        from pleinair.cli.exploration import evaluate_suite, home_of
+
+        return evaluate_suite(home_of(options), options)
     work = open_workspace(options)
     with only_one(work.run_dir), steps.open_database(work) as db:
         clock = StepClock(work.run_dir)

@@ -100,7 +100,7 @@ class JudgeScores:
     concept_logits: Scores
     embedding: Scores
 
-    def take(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.integer[npt.NBitBase]]) -> JudgeScores:
+    def take(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> JudgeScores:
         """The chosen rows."""
         return JudgeScores(
             style_logits=self.style_logits[rows],

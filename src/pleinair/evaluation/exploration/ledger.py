@@ -1,0 +1,80 @@
+"""E9: what every stage of a lineage gained and lost, on four axes: can it, left alone, transfer, near copies.
+
+metrics.json of each stage, in order -> one row per stage, each beside its change from the first stage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pleinair.evaluation.exploration.measured import Comparison, Measured, compare
+from pleinair.evaluation.exploration.sheet import JUDGES
+from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result
+from pleinair.pages import Section, element, join, page, table
+from pleinair.records.errors import ConfigError
+
+AXES = ("can_both", "diversity", "default_styles", "transfer", "near_copies", "can_unseen")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One axis of one stage."""
+
+    measure: str
+    measured: Measured
+    since_first: Comparison | None
+    """The change since the first stage, by the first judge; None for the first stage."""
+    judges_agree: bool
+    """Whether the second judge sees no opposite change."""
+
+
+def ledger(stages: Sequence[Result]) -> list[tuple[str, list[Entry]]]:
+    """Rows of the ledger. Raises ConfigError for stages that were not asked the same."""
+    if not stages:
+        raise ConfigError("a ledger of no stages: give the metrics.json of one or more")
+    first = stages[0]
+    for stage in stages[1:]:
+        asked = [(one.prompts_sha256, one.size, one.seed) for one in (first, stage)]
+        if asked[0] != asked[1]:
+            raise ConfigError(
+                f"{first.subject} and {stage.subject} were asked different things ({asked[0]} and {asked[1]}): "
+                "evaluate both with the same size, seed and prompts"
+            )
+    return [
+        (stage.subject, [_entry(first, stage, axis) for axis in AXES if axis in stage.measures]) for stage in stages
+    ]
+
+
+def _entry(first: Result, stage: Result, axis: str) -> Entry:
+    if stage is first:
+        return Entry(axis, stage.measure(axis), None, True)
+    changes = [
+        compare(first.measure(axis, judge), stage.measure(axis, judge))
+        for judge in (JUDGES if NO_JUDGE not in stage.measures[axis] else JUDGES[:1])
+    ]
+    return Entry(axis, stage.measure(axis), changes[0], changes[0].sign * changes[-1].sign >= 0)
+
+
+def ledger_page(rows: Sequence[tuple[str, list[Entry]]]) -> str:
+    """The ledger as a page: a row per stage, a column per axis."""
+    axes = [entry.measure for entry in rows[0][1]]
+    cells = [[subject, *(_cell(entry) for entry in entries)] for subject, entries in rows]
+    says = [f"{axis}: {MEANINGS[axis].says} ({MEANINGS[axis].better} is better)." for axis in axes]
+    return page(
+        "Ledger",
+        element("p", "What each stage gained and lost; in brackets the change since the first, with its interval."),
+        [
+            Section(heading="Stages", body=table(["stage", *axes], cells, number_columns=axes)),
+            Section(heading="What they say", body=join(element("p", line) for line in says)),
+        ],
+    )
+
+
+def _cell(entry: Entry) -> str:
+    if entry.since_first is None:
+        return f"{entry.measured.value:.2f}"
+    change = entry.since_first
+    doubt = "" if entry.judges_agree else " judges disagree"
+    low, high = change.interval
+    return f"{entry.measured.value:.2f} ({change.difference:+.2f}, {low:+.2f} to {high:+.2f}){doubt}"

@@ -1,0 +1,180 @@
+"""What must come out in which order, if the measures measure anything.
+
+The same table serves the self test (damaged real pictures, free of any model) and the comparison of subjects. A chain
+`a < b <= c` of one measure holds where each step's paired difference has the sign; `<=` holds where it does not have the
+opposite one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from pleinair.evaluation.exploration.measured import Comparison, compare
+from pleinair.evaluation.exploration.sheet import JUDGES
+from pleinair.evaluation.exploration.suite import NO_JUDGE, Result
+from pleinair.pages import Section, element, page, table
+
+Relation = Literal["<", "<="]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Subjects of one measure, lowest first, and the relation between neighbours."""
+
+    measure: str
+    subjects: Sequence[str]
+    relations: Sequence[Relation]
+
+    @classmethod
+    def of(cls, measure: str, chain: str) -> Order:
+        """From text: `noise < copies < real`."""
+        words = chain.replace("<=", "\0").replace("<", "\1")
+        relations: list[Relation] = ["<=" if sign == "\0" else "<" for sign in words if sign in "\0\1"]
+        return cls(measure, [name.strip() for name in words.replace("\0", "\1").split("\1")], relations)
+
+
+SELF_TEST: Sequence[Order] = (
+    Order.of("default_styles", "style collapse < real"),
+    Order.of("default_style_distance", "real < style collapse"),
+    Order.of("default_styles_per_prompt", "copies < real"),
+    Order.of("can_style", "noise < style collapse < real"),
+    Order.of("can_concept", "concept collapse < real"),
+    Order.of("can_both", "wrong prompts < real"),
+    Order.of("can_colour", "noise < real"),
+    Order.of("default_colours_per_prompt", "copies < real"),
+    Order.of("diversity", "noise < copies < real"),
+    Order.of("diversity", "wrong prompts < real"),
+    Order.of("transfer", "noise < real"),
+    Order.of("transfer", "wrong prompts < real"),
+    Order.of("transfer", "concept collapse < real"),
+    Order.of("can_unseen", "wrong prompts < real"),
+    Order.of("near_copies", "noise < training copies"),
+    Order.of("nearer_to_trained", "real < training copies"),
+    Order.of("can_user", "wrong prompts < real"),
+    Order.of("can_long", "wrong prompts < real"),
+    Order.of("can_language", "wrong prompts < real"),
+    Order.of("can_count", "noise <= wrong prompts < real"),
+    Order.of("can_pair", "noise <= wrong prompts < real"),
+    Order.of("can_position", "noise <= wrong prompts < real"),
+    Order.of("text_error", "real < noise"),
+)
+"""Damage that every measure must see."""
+
+UNMOVED: Sequence[str] = ("reordered", "other seed")
+"""Changes that no measure may see."""
+
+SUBJECTS: Sequence[Order] = (
+    Order.of("can_style", "untrained < model < reconstruction <= real"),
+    Order.of("can_concept", "untrained < model < reconstruction <= real"),
+    Order.of("can_both", "untrained < model < reconstruction <= real"),
+    Order.of("can_unseen", "untrained < model < reconstruction <= real"),
+    Order.of("transfer", "untrained < model <= reconstruction <= real"),
+    Order.of("diversity", "untrained < model < reconstruction <= real"),
+    Order.of("can_colour", "untrained < model <= reconstruction <= real"),
+    Order.of("near_copies", "untrained <= model < reconstruction <= real"),
+    Order.of("can_user", "untrained <= model < reconstruction <= real"),
+    Order.of("can_long", "untrained <= model < reconstruction <= real"),
+    Order.of("can_language", "untrained <= model < reconstruction <= real"),
+    Order.of("can_count", "untrained <= model < reconstruction <= real"),
+    Order.of("can_pair", "untrained <= model < reconstruction <= real"),
+    Order.of("can_position", "untrained <= model < reconstruction <= real"),
+    Order.of("text_error", "real <= reconstruction < model <= untrained"),
+)
+"""What a model, the autoencoder's reconstructions and real pictures must give."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One neighbouring pair of an order, by one judge."""
+
+    measure: str
+    judge: str
+    lower: str
+    upper: str
+    relation: Relation
+    comparison: Comparison
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pictures bear it out."""
+        return self.comparison.sign > 0 if self.relation == "<" else self.comparison.sign >= 0
+
+
+def check_orders(orders: Sequence[Order], results: Mapping[str, Result]) -> list[Step]:
+    """Every step of every order whose subjects and measure are there, by every judge."""
+    steps = []
+    for order in orders:
+        for (lower, upper), relation in zip(pairwise(order.subjects), order.relations, strict=True):
+            both = [results[name].measures.get(order.measure, {}) for name in (lower, upper) if name in results]
+            if len(both) < 2:
+                continue
+            for judge in (*JUDGES, NO_JUDGE):
+                if judge in both[0] and judge in both[1]:
+                    comparison = compare(both[0][judge], both[1][judge])
+                    steps.append(Step(order.measure, judge, lower, upper, relation, comparison))
+    return steps
+
+
+def moved(before: Result, after: Result) -> list[tuple[str, str, Comparison]]:
+    """Measures whose change from one run to another is larger than its interval allows: (measure, judge, change)."""
+    found = []
+    for name, by_judge in before.measures.items():
+        for judge, one in by_judge.items():
+            other = after.measures.get(name, {}).get(judge)
+            if other is not None and not _agree(one.interval, other.interval):
+                found.append((name, judge, compare(one, other)))
+    return found
+
+
+def _agree(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether two intervals overlap."""
+    return first[0] <= second[1] and second[0] <= first[1]
+
+
+def orders_page(model: str, results: Mapping[str, Result], steps: Sequence[Step]) -> str:
+    """Every measure of every subject, and every expected order with its outcome."""
+    names = [name for name in ("untrained", "model", "reconstruction", "real") if name in results]
+    rows = []
+    for measure, by_judge in results["model"].measures.items():
+        for judge in by_judge:
+            found = [results[name].measures.get(measure, {}).get(judge) for name in names]
+            cells = [f"{one.value:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]" if one else "" for one in found]
+            rows.append([measure, judge, *cells, f"{by_judge[judge].num_pictures}"])
+    outcomes = [
+        [
+            step.measure,
+            f"{step.lower} {step.relation} {step.upper}",
+            step.judge,
+            difference(step.comparison),
+            outcome(step),
+        ]
+        for step in sorted(steps, key=lambda one: one.holds)
+    ]
+    held = sum(step.holds for step in steps)
+    columns = ["measure", "judge", *names, "pictures"]
+    return page(
+        f"{model} between nothing and the real",
+        element("p", f"{held} of {len(steps)} expected orders hold. Values with 95% intervals over prompts."),
+        [
+            Section(heading="Measures", body=table(columns, rows, number_columns=columns[2:])),
+            Section(
+                heading="Expected orders",
+                lead="Differences of the same prompts, second minus first.",
+                body=table(["measure", "order", "judge", "difference", "outcome"], outcomes),
+            ),
+        ],
+    )
+
+
+def difference(comparison: Comparison) -> str:
+    """`+0.12 [+0.05, +0.19]`."""
+    low, high = comparison.interval
+    return f"{comparison.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def outcome(step: Step) -> str:
+    """`holds` or `FAILS`."""
+    return "holds" if step.holds else "FAILS"

@@ -1,0 +1,39 @@
+"""E8: can it write? The share of letters an OCR model reads wrong, beside the same on words set in a real font."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from pleinair.captioning.ocr import TextReader
+from pleinair.evaluation.exploration.measured import Measured, mean_by_unit, measured
+from pleinair.evaluation.exploration.sheet import Sheet
+
+READING_SIDE = 384
+"""OCR models read lines some 30 pixels high: small pictures are enlarged."""
+
+
+def text_error(sheet: Sheet, reader: TextReader) -> list[Measured]:
+    """`text_error` of the prompts that ask for a word: 0 all letters right, 1 none, or nothing written."""
+    asked = sheet.of_kind("text")
+    errors = []
+    for one, picture in zip(asked.asked, asked.pictures, strict=True):
+        large = Image.fromarray(picture).resize((READING_SIDE, READING_SIDE), Image.Resampling.BICUBIC)
+        errors.append(character_error(one.request.text, "".join(reader.read(np.asarray(large)).lines)))
+    return [measured("text_error", mean_by_unit(asked.units, np.array(errors)), len(asked))]
+
+
+def character_error(wanted: str, read: str) -> float:
+    """Edits from what was read to what was wanted, per letter wanted, at most 1; case and spaces do not count."""
+    wanted, read = ("".join(text.casefold().split()) for text in (wanted, read))
+    return min(edit_distance(wanted, read) / len(wanted), 1.0)
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Letters to insert, delete or replace (Levenshtein)."""
+    row = list(range(len(second) + 1))
+    for number, letter in enumerate(first, start=1):
+        corner, row[0] = row[0], number
+        for place, other in enumerate(second, start=1):
+            corner, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, corner + (letter != other))
+    return row[-1]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pleinair.curation.heldout import held_out
+from pleinair.evaluation.exploration.requests import (
+    COUNTED,
+    KINDS,
+    PLANS,
+    Request,
+    build_requests,
+    digest_requests,
+    plan_requests,
+    read_requests,
+)
+from pleinair.records.errors import ConfigError
+
+CONCEPTS = {label: label.replace(" ", "-") for label in (*COUNTED, "fox", "house")}
+WORDS = {"noto": "noto", "fluent-flat": "fluent flat", "blob": "blob"}
+REQUESTS = build_requests(CONCEPTS, WORDS)
+
+
+def test_every_kind_is_asked_and_no_prompt_twice_within_one() -> None:
+    assert {one.kind for one in REQUESTS} == set(KINDS)
+    assert max(Counter(one.unit for one in REQUESTS).values()) == 1
+
+
+def test_prompts_read_as_people_write_them() -> None:
+    prompts = {one.prompt for one in REQUESTS}
+    assert {
+        "a fox",
+        "a fox, fluent flat style",
+        "fox fluent flat",
+        "three strawberries",
+        "a blue heart",
+        'the word "STOP"',
+        "ein Fuchs, Stil noto",
+    } <= prompts
+
+
+def test_a_pair_is_told_or_unseen_by_the_rule_that_training_keeps() -> None:
+    pairs = {(one.label, one.style): one.kind for one in REQUESTS if one.kind in ("specified", "unseen")}
+    assert len(pairs) == len(CONCEPTS) * len(WORDS)
+    for (label, style), kind in pairs.items():
+        assert (kind == "unseen") == held_out(CONCEPTS[label], style)
+
+
+def test_the_digest_is_that_of_the_content_and_not_of_its_order() -> None:
+    assert digest_requests(REQUESTS[::-1]) == digest_requests(REQUESTS)
+    assert digest_requests(REQUESTS[1:]) != digest_requests(REQUESTS)
+
+
+def test_another_seed_asks_the_same_prompts_for_other_pictures() -> None:
+    first, second = (plan_requests(REQUESTS, PLANS["quick"], seed=seed) for seed in (0, 1))
+    assert [one.request for one in first] == [one.request for one in second]
+    assert not {one.seed for one in first} & {one.seed for one in second}
+
+
+def test_seeds_of_one_plan_differ() -> None:
+    for size in ("quick", "full"):
+        seeds = [one.seed for one in plan_requests(REQUESTS, PLANS[size])]  # type: ignore[index]
+        assert len(set(seeds)) == len(seeds)
+
+
+def test_own_prompts_are_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"kind": "default", "prompt": "a fox", "label": "fox"}\n\n')
+    assert read_requests(path) == [Request(kind="default", prompt="a fox", label="fox")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no prompts"),
+        ("a fox", "line 1"),
+        (json.dumps({"kind": "default", "prompt": " "}), "empty prompt"),
+        (json.dumps({"kind": "joke", "prompt": "a fox"}), "no known kind"),
+        (json.dumps({"kind": "default", "prompt": "a fox", "colours": "red"}), "unknown field 'colours'"),
+    ],
+)
+def test_prompts_that_are_none_are_refused_with_an_example(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_requests(path)
