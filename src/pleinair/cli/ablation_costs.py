@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from pleinair.cli.ablation_run import Job
-from pleinair.cli.steps import load_projection
+from pleinair.cli.parents import read_projection
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.evaluation.ablation import ArmCost
 from pleinair.model.allocations import AllocationCounter
@@ -52,7 +52,7 @@ class Bench:
     def __init__(self, job: Job, *, aligned: bool) -> None:
         self.job = job
         torch.manual_seed(job.seed)
-        pretrain = Pretrain(Transformer(job.transformer), load_projection(job.trained), job.pretrain)
+        pretrain = Pretrain(Transformer(job.transformer), read_projection(job.trained), job.pretrain)
         self.model: nn.Module = pretrain.model
         config = replace(job.loader, batch_size=job.batch_size, seed=job.seed)
         loader: Any = LatentLoader(Pack(job.trained), job.resolution, config)

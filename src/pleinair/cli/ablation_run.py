@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pleinair.checkpoint.merge import merge_checkpoints
 from pleinair.checkpoint.store import list_checkpoints, read_manifest, read_tensors
-from pleinair.cli.steps import load_projection
+from pleinair.cli.parents import read_projection
 from pleinair.cli.workspace import only_one
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.evaluation.ablation import RunResult
@@ -163,7 +163,7 @@ class Leg:
         """The stage with the leg's last weights, and its last checkpoint."""
         job = self.job
         torch.manual_seed(job.seed)
-        stage = Pretrain(Transformer(job.transformer), load_projection(job.trained), job.pretrain)
+        stage = Pretrain(Transformer(job.transformer), read_projection(job.trained), job.pretrain)
         average = [MovingAverage(job.ema_decay)] if job.merge_last else []
         final = train(
             stage,
