@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pleinair.cli.ablate import open_matrix, with_costs
+from pleinair.cli.ablate import open_matrix, prepare, with_costs
 from pleinair.cli.ablation_costs import NUM_BATCHES, measure_costs
 from pleinair.cli.ablation_matrix import SWEEP_SEED, Matrix, run_jobs, short_loss
 from pleinair.cli.ablation_run import read_result, train_job
@@ -44,7 +44,10 @@ def numbers(runs: Path) -> dict[str, Any]:
 
 def opened(runs: Path, *more: str) -> Matrix:
     options = build_parser().parse_args(arguments(runs, *TOLD, *more))
-    return open_matrix(open_workspace(options), options)
+    work = open_workspace(options)
+    matrix = open_matrix(work, options)
+    prepare(work, matrix)
+    return matrix
 
 
 def test_two_arms_are_trained_in_pairs_and_judged_at_both_horizons_and_resolutions(runs: Path) -> None:
