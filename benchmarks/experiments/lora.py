@@ -155,13 +155,15 @@ def draw_in_diffusers(base: Path, shown: Sequence[CuratedPicture], lora: Path | 
         load_autoencoder(shipped("autoencoder")),
     )
     prompts = [picture.captions[-1] for picture in shown]
-    encoded, empty = encoder.encode(prompts), encoder.encode([""] * len(prompts))
+    together = encoder.encode([*prompts, *[""] * len(prompts)])  # one length: the pipeline places both by the prompt's
+    cond_BTLD, uncond_BTLD = projection(together.features_BTLD).chunk(2)
+    cond_BT, uncond_BT = together.mask_BT.chunk(2)
     noise_BCHW = seeded_noise(range(len(prompts)), autoencoder, SIDE)
     tokens_BIC = pipeline(
-        prompt_embeds=projection(encoded.features_BTLD),
-        prompt_embeds_mask=encoded.mask_BT,
-        negative_prompt_embeds=projection(empty.features_BTLD),
-        negative_prompt_embeds_mask=empty.mask_BT,
+        prompt_embeds=cond_BTLD,
+        prompt_embeds_mask=cond_BT,
+        negative_prompt_embeds=uncond_BTLD,
+        negative_prompt_embeds_mask=uncond_BT,
         latents=noise_BCHW.flatten(2).transpose(1, 2),
         height=SIDE,
         width=SIDE,
