@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training clean
+.PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training \
+	experiment-ablations experiment-lora experiment-progressive clean
 
 demo: $(VENV)/installed
 	$(BIN)/pleinair run demo
@@ -31,6 +32,16 @@ from-scratch: $(VENV)/installed
 
 bench-krablet bench-model bench-curation bench-training: bench-%: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$*
+
+# Experiments, each with a page in docs/results; all may be stopped and go on when started again.
+experiment-lora experiment-progressive: experiment-%: $(VENV)/installed
+	$(BIN)/python -m benchmarks.experiments $*
+
+experiment-ablations: $(VENV)/installed
+	$(BIN)/pleinair ingest drawings
+	$(BIN)/pleinair curate drawings
+	$(BIN)/pleinair pack ablations
+	$(BIN)/pleinair ablate ablations --short 300 --long 900 --out docs/results/ablations
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
