@@ -38,7 +38,7 @@ def test_prompts_read_as_people_write_them() -> None:
         "three strawberries",
         "a blue heart",
         'the word "STOP"',
-        "ein Fuchs, Stil noto",
+        "ein Fuchs im Look von noto",
     } <= prompts
 
 

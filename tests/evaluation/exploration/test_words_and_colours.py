@@ -35,7 +35,7 @@ def test_case_and_spaces_are_no_error_and_more_wrong_than_letters_is_one() -> No
     assert character_error("OPEN", "o pen") == 0
     assert character_error("OPEN", "") == 1
     assert character_error("NO", "completely different") == 1
-    assert character_error("OPEN", "OPEM") == 0.25
+    assert character_error("OPEN", "OPAN") == 0.25
 
 
 def test_words_set_in_a_font_are_read_and_noise_is_not() -> None:

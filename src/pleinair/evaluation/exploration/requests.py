@@ -50,7 +50,7 @@ PLURALS: Mapping[str, str] = {"strawberry": "strawberries", "fish": "fish", "cac
 WORDS = ("OPEN", "STOP", "HELLO", "SALE", "NEW", "CAFE", "EXIT", "YES", "2026", "ART")
 LANGUAGES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "de": (
-        "{thing}, Stil {style}",
+        "{thing} im Look von {style}",
         {
             "fox": "ein Fuchs",
             "banana": "eine Banane",
