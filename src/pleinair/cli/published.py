@@ -68,6 +68,7 @@ def evaluate_published(options: argparse.Namespace) -> int:
     out: Path = options.output or Path(options.suite) / plan.model
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
+        check_judge(options, benchmark, out / "judge")
         draw_items(options, items, plan, out.resolve())
         write_companions(benchmark, items, out.resolve())
         print(f"pictures: {out / 'pictures'}", flush=True)
@@ -158,6 +159,13 @@ def judge_items(
     }
     _write(out / "metrics.json", json.dumps({**to_document(score, benchmark), **facts}, indent=1) + "\n")
     return score
+
+
+def check_judge(options: argparse.Namespace, benchmark: Benchmark[Any], place: Path) -> None:
+    """Find a wrong address, key or name before hours of drawing; a model's folder is loaded when it is needed."""
+    if options.judge is not None and not Path(options.judge).is_dir():
+        with open_judge(options, benchmark, place):
+            pass
 
 
 @contextmanager
