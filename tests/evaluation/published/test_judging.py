@@ -90,11 +90,12 @@ def test_answers_are_kept_so_that_the_same_command_asks_nothing_twice(tmp_path: 
     items = drawn("dpg", files.dpg_file(tmp_path), tmp_path / "out", 1, lambda seed: seed % 1009 + 1)
     pictures = tmp_path / "out" / "pictures"
     with serve(lambda body: completion("yes")) as served:
-        with client(served, tmp_path / "judge", budget=Budget(requests=3)) as chat:
-            with pytest.raises(
-                EndpointError, match=r"2 of 5 answers of some-vlm could not be had, .*budget of 3 requests"
-            ):
-                ask(chat, BENCHMARKS["dpg"], items, 1, pictures, quiet)
+        told = r"2 of 5 answers of some-vlm could not be had, .*budget of 3 requests"
+        with (
+            client(served, tmp_path / "judge", budget=Budget(requests=3)) as chat,
+            pytest.raises(EndpointError, match=told),
+        ):
+            ask(chat, BENCHMARKS["dpg"], items, 1, pictures, quiet)
         with client(served, tmp_path / "judge") as chat:
             ask(chat, BENCHMARKS["dpg"], items, 1, pictures, quiet)
             first = len(served.bodies)
@@ -122,9 +123,12 @@ def test_soft_tifa_adds_up_the_chances_of_all_right_first_tokens(tmp_path: Path)
 
 def test_a_judge_without_probabilities_is_refused_by_what_is_made_of_them(tmp_path: Path) -> None:
     items = drawn("geneval2", files.geneval2_file(tmp_path), tmp_path / "out", 1, lambda seed: 9)
-    with serve(lambda body: completion("Yes")) as served, client(served, tmp_path / "judge") as chat:
-        with pytest.raises(EndpointError, match="told no probabilities, and GenEval 2 is made of them"):
-            ask(chat, BENCHMARKS["geneval2"], items, 1, tmp_path / "out" / "pictures", quiet)
+    with (
+        serve(lambda body: completion("Yes")) as served,
+        client(served, tmp_path / "judge") as chat,
+        pytest.raises(EndpointError, match="told no probabilities, and GenEval 2 is made of them"),
+    ):
+        ask(chat, BENCHMARKS["geneval2"], items, 1, tmp_path / "out" / "pictures", quiet)
 
 
 def test_a_reward_is_the_number_said_and_its_absence_ends_the_run(tmp_path: Path) -> None:
@@ -139,9 +143,12 @@ def test_a_reward_is_the_number_said_and_its_absence_ends_the_run(tmp_path: Path
     score = scored("hpsv3", BENCHMARKS["hpsv3"], judged, subject="ours", judge="MizzenAI/HPSv3", copies=1)
     assert score.measures["hpsv3"].value == pytest.approx(((-1.5 + 3) / 2 + (3 + 0.7) / 2) / 2)
     assert score.reasons == ()
-    with serve(lambda body: completion("lovely")) as served, client(served, tmp_path / "other") as chat:
-        with pytest.raises(EndpointError, match="'lovely', which holds no number"):
-            ask(chat, BENCHMARKS["hpsv3"], items, 1, pictures, quiet)
+    with (
+        serve(lambda body: completion("lovely")) as served,
+        client(served, tmp_path / "other") as chat,
+        pytest.raises(EndpointError, match="'lovely', which holds no number"),
+    ):
+        ask(chat, BENCHMARKS["hpsv3"], items, 1, pictures, quiet)
 
 
 def test_an_answer_of_no_use_counts_as_no_and_is_counted(tmp_path: Path) -> None:

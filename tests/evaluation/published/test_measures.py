@@ -121,9 +121,9 @@ def test_cvtg_takes_accuracy_and_closeness_over_words(tmp_path: Path) -> None:
             "word_accuracy": 1 / 6,
             "word_accuracy_CVTG": 1 / 3,
             "word_accuracy_CVTG-Style": 0.0,
-            "ned": sum(close + nothing) / 6,
-            "ned_CVTG": sum(close) / 3,
-            "ned_CVTG-Style": sum(nothing) / 3,
+            "normalised_edit_distance": sum(close + nothing) / 6,
+            "normalised_edit_distance_CVTG": sum(close) / 3,
+            "normalised_edit_distance_CVTG-Style": sum(nothing) / 3,
         }
     )
     assert closeness("hello", ["hallo", "help"]) == pytest.approx(1 - 1 / (5 + 1e-5))

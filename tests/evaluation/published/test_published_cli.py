@@ -63,6 +63,6 @@ def test_a_reader_of_text_is_no_judge_of_questions(tmp_path: Path, capsys: pytes
     class Options:
         suite, judge, judge_model, judge_set = "dpg", "rapidocr", "", []
 
-    with pytest.raises(ConfigError, match="rapidocr reads text and answers no questions of DPG-Bench"):
-        with open_judge(Options, BENCHMARKS["dpg"], tmp_path):  # type: ignore[arg-type]
-            pass
+    opened = open_judge(Options, BENCHMARKS["dpg"], tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="rapidocr reads text and answers no questions of DPG-Bench"), opened:
+        pass

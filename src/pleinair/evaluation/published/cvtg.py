@@ -7,7 +7,7 @@ b58a62f4a301370f35c5873bcb453bf7eea9f0e4 under benchmark_eval/cvtg-2k.
 - `CVTG/{2..5}.json` and `CVTG-Style/{2..5}.json` are `{"data_list": [{"index", "prompt", ...}]}`.
 - The picture of an entry is `CVTG/2/0.png`: set, number of pieces, index.
 - Wanted are the words between single quotes in the prompt, in lower case. Word accuracy is the share of them that is
-  among the words read; NED is the mean over wanted words of 1 - edit distance / longer length to the word read that is
+  among the words read; the normalised edit distance is the mean over wanted words of 1 - edit distance / longer length to the word read that is
   most like it. Both are means over all words.
 """
 
@@ -77,7 +77,7 @@ def _read_file(file: Path, of_set: str, pieces: int) -> list[Item[Words]]:
 
 
 def measure(judged: Sequence[Judged[Words]]) -> dict[str, Measure]:
-    """Word accuracy and NED, of all words and of each set, between 0 and 1."""
+    """Word accuracy and normalised edit distance, of all words and of each set, between 0 and 1."""
     right: dict[str, list[float]] = defaultdict(list)
     close: dict[str, list[float]] = defaultdict(list)
     for one in judged:
@@ -85,7 +85,7 @@ def measure(judged: Sequence[Judged[Words]]) -> dict[str, Measure]:
         for word in one.item.about.words:
             for name in ("", f"_{one.item.about.of_set}"):
                 right[f"word_accuracy{name}"].append(float(word in found))
-                close[f"ned{name}"].append(closeness(word, found))
+                close[f"normalised_edit_distance{name}"].append(closeness(word, found))
     return {name: mean(values, "words") for name, values in (right | close).items()}
 
 
