@@ -101,6 +101,8 @@ def evaluate_suite(work: Workspace, options: argparse.Namespace) -> int:
     """Draw, look, measure, write; prints the table. Goes on where it was stopped."""
     from pleinair.cli.workspace import only_one
 
+    if options.judge is not None:
+        raise ConfigError("--judge is for published benchmarks: the exploration suite has judges of its own")
     own = None
     if options.prompts is not None:
         from pleinair.evaluation.exploration.requests import read_requests

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,9 +176,9 @@ def open_judge(options: argparse.Namespace, benchmark: Benchmark[Any], place: Pa
 
     chosen: str = options.judge
     if "://" in chosen:
-        settings = [f"endpoint.url={chosen}", f"endpoint.model={options.judge_model}", *options.judge_set]
-        config = override(JudgingConfig(), settings)
-        with ChatClient(config.endpoint, stage=options.suite, place=place, budget=config.budget) as client:
+        config = override(JudgingConfig(), options.judge_set)
+        endpoint = replace(config.endpoint, url=chosen, model=options.judge_model)
+        with ChatClient(endpoint, stage=options.suite, place=place, budget=config.budget) as client:
             yield client
         return
     from pleinair.evaluation.published.judges import Kept, LocalModel, ReadingJudge
