@@ -80,9 +80,9 @@ def dpg_row(item: str, number: int, dependency: str, head: str, question: str) -
 DPG_ROWS = [
     dpg_row("lamp", 1, "0", "entity - whole", "Is there a lamp?"),
     dpg_row("lamp", 2, "1", "attribute - color", "Is the lamp green?"),
-    dpg_row("lamp", 3, "1, 2", "relation - spatial", "Does the green lamp stand on the pier?"),
+    dpg_row("lamp", 3, "2", "relation - spatial", "Does the green lamp stand on the pier?"),
     dpg_row("gull", 1, "0", "entity - whole", "Is there a gull?"),
-    dpg_row("gull", 2, "1", "entity - state", "Is the gull asleep?"),
+    dpg_row("gull", 2, "0, 1", "entity - state", "Is the gull asleep?"),
 ]
 
 

@@ -134,11 +134,11 @@ def test_dimcim_tells_what_is_shown_unasked_from_what_is_shown_when_asked(tmp_pa
         if "/dense/" in key:
             return Answer("", 0.8 if "red" in question else 0.4)
         return Answer(
-            "", {"red": [0.9, 0.6], "blue": [0.1, 0.4], "round": [0.2, 0.3]}[question.split()[-8][:-1]][picture]
+            "", {"red": [0.9, 0.4], "blue": [0.2, 0.5], "round": [0.2, 0.3]}[question.split()[-8][:-1]][picture]
         )
 
     found = measures("dimcim", files.dimcim_folder(tmp_path), 2, says)
-    share = 0.75  # red is 0.75 and blue 0.25 on average
+    share = 0.65  # red is 0.65 and blue 0.35 on average
     even = -(share * math.log(share) + (1 - share) * math.log(1 - share)) / math.log(2)
     assert found == pytest.approx({"can_it_share": 0.6, "does_it_coverage": 1 / 3, "does_it_evenness": even})
 
