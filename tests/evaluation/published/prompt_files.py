@@ -146,6 +146,6 @@ def dimcim_folder(folder: Path) -> Path:
 
 def hpsv3_folder(folder: Path) -> Path:
     (folder / "prompts").mkdir(parents=True)
-    (folder / "prompts" / "animals.txt").write_text("a fox\n\na crane by the water\n")
+    (folder / "prompts" / "animals.txt").write_text("a fox\n\na crane by the water\na snail\n")
     write_json(folder / "prompts" / "food.json", ["a bowl of rice", {"prompt": "a pear"}])
     return folder / "prompts"

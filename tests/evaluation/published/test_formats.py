@@ -123,6 +123,7 @@ def test_hpsv3_puts_each_picture_beside_its_prompt_in_the_folder_of_its_category
     assert [(one.prompt, one.files) for one in items] == [
         ("a fox", ("animals/00000_0.png",)),
         ("a crane by the water", ("animals/00001_0.png",)),
+        ("a snail", ("animals/00002_0.png",)),
         ("a bowl of rice", ("food/00000_0.png",)),
         ("a pear", ("food/00001_0.png",)),
     ]

@@ -141,7 +141,7 @@ def test_a_reward_is_the_number_said_and_its_absence_ends_the_run(tmp_path: Path
     with serve(rule) as served, client(served, tmp_path / "judge", "MizzenAI/HPSv3") as chat:
         judged = ask(chat, BENCHMARKS["hpsv3"], items, 1, pictures, quiet)
     score = scored("hpsv3", BENCHMARKS["hpsv3"], judged, subject="ours", judge="MizzenAI/HPSv3", copies=1)
-    assert score.measures["hpsv3"].value == pytest.approx(((-1.5 + 3) / 2 + (3 + 0.7) / 2) / 2)
+    assert score.measures["hpsv3"].value == pytest.approx(((-1.5 + 3 + 3) / 3 + (3 + 0.7) / 2) / 2)
     assert score.reasons == ()
     with (
         serve(lambda body: completion("lovely")) as served,

@@ -149,9 +149,9 @@ def test_evenness_runs_from_one_thing_always_to_all_alike(shares: list[float], t
 
 
 def test_hpsv3_averages_categories_not_pictures(tmp_path: Path) -> None:
-    scores = {"animals/00000": 3.0, "animals/00001": 5.0, "food/00000": -1.0, "food/00001": 2.0}
+    scores = {"animals/00000": 3.0, "animals/00001": 5.0, "animals/00002": 7.0, "food/00000": -1.0, "food/00001": 2.0}
     found = measures("hpsv3", files.hpsv3_folder(tmp_path), 1, lambda key, n, question: Answer("", scores[key]))
-    assert found == {"hpsv3": (4.0 + 0.5) / 2, "hpsv3_animals": 4.0, "hpsv3_food": 0.5}
+    assert found == {"hpsv3": (5.0 + 0.5) / 2, "hpsv3_animals": 5.0, "hpsv3_food": 0.5}
 
 
 @pytest.mark.parametrize(
