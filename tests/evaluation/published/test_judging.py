@@ -151,6 +151,16 @@ def test_a_reward_is_the_number_said_and_its_absence_ends_the_run(tmp_path: Path
         ask(chat, BENCHMARKS["hpsv3"], items, 1, pictures, quiet)
 
 
+def test_a_reward_that_was_refused_counts_as_no_number_at_all(tmp_path: Path) -> None:
+    items = drawn("hpsv3", files.hpsv3_folder(tmp_path), tmp_path / "out", 1, lambda seed: 1)
+    with (
+        serve(lambda body: completion(None, refusal="I will not say.")) as served,
+        client(served, tmp_path / "judge") as chat,
+        pytest.raises(EndpointError, match=r"5 of 5 answers of some-vlm could not be had, .*I will not say"),
+    ):
+        ask(chat, BENCHMARKS["hpsv3"], items, 1, tmp_path / "out" / "pictures", quiet)
+
+
 def test_an_answer_of_no_use_counts_as_no_and_is_counted(tmp_path: Path) -> None:
     items = drawn("dpg", files.dpg_file(tmp_path), tmp_path / "out", 1, lambda seed: 1)
 

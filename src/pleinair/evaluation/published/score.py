@@ -80,7 +80,7 @@ def heading(score: Score, benchmark: Benchmark[Any]) -> str:
 
 def as_text(score: Score, benchmark: Benchmark[Any]) -> str:
     """The table for a terminal."""
-    lines = [heading(score, benchmark), NOT_RUN, f"{score.num_prompts} prompts, {score.copies} pictures of each"]
+    lines = [heading(score, benchmark), NOT_RUN, f"prompts: {score.num_prompts}, pictures of each: {score.copies}"]
     if score.unusable:
         lines.append(f"{score.unusable} answers could not be used and count as no")
     lines += [f"{name:34} {one.value:9.4f}  n={one.num} {one.of}" for name, one in score.measures.items()]
