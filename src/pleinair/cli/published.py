@@ -204,5 +204,5 @@ def open_judge(options: argparse.Namespace, benchmark: Benchmark[Any], place: Pa
 
 def _write(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(text)
+    staging.write_text(text, encoding="utf-8")
     staging.replace(path)

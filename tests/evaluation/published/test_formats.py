@@ -130,6 +130,13 @@ def test_hpsv3_puts_each_picture_beside_its_prompt_in_the_folder_of_its_category
     assert BENCHMARKS["hpsv3"].companions(items, Path("/o/pictures"))["pictures/food/00001_0.txt"] == "a pear"
 
 
+def test_a_separator_that_only_looks_like_a_new_line_stays_inside_its_prompt(tmp_path: Path) -> None:
+    drums = files.write_json_lines(tmp_path / "x.jsonl", {**files.DRUMS, "prompt": "a drum\u2028and a fife"})
+    lamp = files.dpg_row("lamp", 1, "0", "entity - whole", "Is there a lamp?") | {"text": "a lamp\x85at night"}
+    assert read("geneval2", drums)[0].prompt == "a drum\u2028and a fife"
+    assert read("dpg", files.write_csv(tmp_path / "x.csv", [lamp]))[0].prompt == "a lamp\x85at night"
+
+
 def broken_geneval2(folder: Path) -> Path:
     return files.write_json_lines(folder / "x.jsonl", files.DRUMS, {**files.FOXES, "skills": ["count"]})
 

@@ -7,8 +7,8 @@ b58a62f4a301370f35c5873bcb453bf7eea9f0e4 under benchmark_eval/cvtg-2k.
 - `CVTG/{2..5}.json` and `CVTG-Style/{2..5}.json` are `{"data_list": [{"index", "prompt", ...}]}`.
 - The picture of an entry is `CVTG/2/0.png`: set, number of pieces, index.
 - Wanted are the words between single quotes in the prompt, in lower case. Word accuracy is the share of them that is
-  among the words read; the normalised edit distance is the mean over wanted words of 1 - edit distance / longer length to the word read that is
-  most like it. Both are means over all words.
+  among the words read; the normalised edit distance is the mean over wanted words of 1 - edit distance / longer length,
+  to the word read that is most like it. Both are means over all words.
 """
 
 from __future__ import annotations

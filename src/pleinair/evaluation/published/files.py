@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def read_json(path: Path) -> Any:
 def read_json_lines(path: Path) -> list[Record]:
     """One object per line; empty lines are passed over. Raises ConfigError."""
     records = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         where = f"line {number} of {path}"
         if line.strip():
             try:
@@ -113,7 +114,7 @@ def read_json_lines(path: Path) -> list[Record]:
 
 def read_csv(path: Path, needed: Iterable[str]) -> list[Record]:
     """The rows below a head line that names at least the needed columns. Raises ConfigError."""
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
         raise ConfigError(

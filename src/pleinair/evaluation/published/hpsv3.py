@@ -51,7 +51,7 @@ def read(path: Path, plan: Plan) -> list[Item[Category]]:
 
 def _prompts(file: Path) -> list[str]:
     if file.suffix != ".json":
-        return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+        return [line.strip() for line in read_text(file).split("\n") if line.strip()]
     listed = read_json(file)
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f'{file} is no list of prompts: write ["a fox", ...] or [{{"prompt": "a fox"}}, ...]')

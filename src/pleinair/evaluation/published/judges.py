@@ -66,6 +66,7 @@ class LocalModel:
 
     def __init__(self, folder: Path) -> None:
         """Load it, in the precision it is stored in. Raises ConfigError when the folder is no such model."""
+        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         if not (folder / "config.json").exists():
@@ -75,7 +76,7 @@ class LocalModel:
             self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", local_files_only=True)
         except (OSError, ValueError, ImportError, KeyError) as refused:
             raise ConfigError(f"transformers cannot load a vision-language model from {folder}: {refused}") from refused
-        self._model.eval()
+        self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.name = f"{folder.resolve().name} ({folder_digest(folder)[:12]})"
 
     def chat(self, requests: Sequence[ChatRequest]) -> list[Reply | EndpointError]:
