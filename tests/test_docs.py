@@ -15,7 +15,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def blocks(page: Path, language: str) -> list[str]:
     joined = page.read_text().replace("\\\n", " ")  # a command may go on in the next line
-    return re.findall(rf"^```{language}\n(.*?)^```", joined, re.MULTILINE | re.DOTALL)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", joined, re.MULTILINE | re.DOTALL)  # in pairs, whatever they hold
+    return [body for kind, body in fences if re.fullmatch(language, kind)]
 
 
 def commands() -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import math
 import signal
 import socket
 import threading
@@ -322,8 +325,28 @@ def test_all_that_can_change_an_answer_changes_the_digest() -> None:
         question("b", picture("red")), question("a", picture("blue")), question("a"),
         question("a", picture("red"), schema=COLOURS), question("a", picture("red"), max_tokens=17),
         question("a", picture("red"), temperature=0.5), question("a", picture("red"), seed=1),
+        question("a", picture("red"), top_logprobs=5),
         ChatRequest(messages=(Message("system", "a", (picture("red"),)),), max_tokens=16),
     ]  # fmt: skip
     digests = {request.digest("m") for request in (base, *others)} | {base.digest("other model")}
     assert len(digests) == len(others) + 2
     assert base.digest("m") == question("a", picture("red")).digest("m")
+
+
+def test_first_tokens_are_asked_for_only_where_they_are_wanted_and_kept_with_the_answer(tmp_path: Path) -> None:
+    body = json.loads(completion("\n").body)
+    told = [{"token": "Yes", "logprob": math.log(0.5)}, {"token": "\n", "logprob": math.log(0.25)},
+            {"token": "Yes", "logprob": math.log(0.125)}]  # fmt: skip
+    body["choices"][0]["logprobs"] = {"content": [{"token": "\n", "logprob": 0.0, "top_logprobs": told}]}
+    with serve(script(Answer(json.dumps(body)), completion("plain"))) as served, client(served.url, tmp_path) as chat:
+        first, again = (only(chat.chat([question(top_logprobs=3)])) for _ in range(2))
+        plain = only(chat.chat([question()]))
+    assert first.first_token == again.first_token == pytest.approx({"Yes": 0.625, "\n": 0.25})
+    assert (again.cached, plain.first_token) == (True, {})
+    assert [(sent.get("logprobs"), sent.get("top_logprobs")) for sent in served.bodies] == [(True, 3), (None, None)]
+
+
+def test_a_digest_without_first_tokens_is_what_it_was_before_there_were_any() -> None:
+    told = [["user", "a", []]]
+    whole = ["m", told, None, 16, 0.0, 0]
+    assert question("a").digest("m") == hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

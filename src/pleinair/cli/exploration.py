@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from pleinair.cli.progress import ProgressLine
+from pleinair.cli.published import SUITES, add_judge_options
 from pleinair.config import config_digest
 from pleinair.records.errors import ConfigError
 
@@ -66,16 +67,24 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate` that belong to suites."""
     parser.add_argument(
         "--suite",
-        choices=[EXPLORATION],
-        help="measure a checkpoint, a packaged file, a run's folder, or one of " + ", ".join(REFERENCES),
+        choices=[EXPLORATION, *SUITES],
+        help="measure a checkpoint, a packaged file, a run's folder, or one of "
+        + ", ".join(REFERENCES)
+        + "; all but exploration are published benchmarks, whose prompts and judge you bring",
     )
     parser.add_argument("--size", choices=["quick", "full"], default="quick", help="how much is drawn (default: quick)")
     parser.add_argument("--seed", type=int, default=0, help="other pictures of the same prompts (default: 0)")
     parser.add_argument(
         "--concepts", metavar="RECIPE", help="what it was trained on (default: the run's, or drawings-64)"
     )
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="prompts of your own, one JSON object per line")
-    parser.add_argument("-o", "--output", type=Path, help="folder to write (default: exploration/NAME)")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts of your own, one JSON object per line; of a published benchmark the file or folder it publishes",
+    )
+    parser.add_argument("-o", "--output", type=Path, help="folder to write (default: SUITE/NAME)")
+    add_judge_options(parser)
 
 
 def home_of(options: argparse.Namespace) -> Workspace:
@@ -100,6 +109,8 @@ def evaluate_suite(work: Workspace, options: argparse.Namespace) -> int:
     """Draw, look, measure, write; prints the table. Goes on where it was stopped."""
     from pleinair.cli.workspace import only_one
 
+    if options.judge is not None:
+        raise ConfigError("--judge is for published benchmarks: the exploration suite has judges of its own")
     own = None
     if options.prompts is not None:
         from pleinair.evaluation.exploration.requests import read_requests

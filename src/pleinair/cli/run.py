@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pleinair.cli.exploration import add_suite_options
+from pleinair.cli.exploration import EXPLORATION, add_suite_options
 from pleinair.cli.workspace import add_run_options
 
 
@@ -102,10 +102,15 @@ def evaluate(options: argparse.Namespace) -> int:
     from pleinair.cli.report import report_step
     from pleinair.cli.workspace import StepClock, only_one, open_workspace
 
-    if getattr(options, "suite", None) is not None:
+    suite = getattr(options, "suite", None)
+    if suite == EXPLORATION:
         from pleinair.cli.exploration import evaluate_suite, home_of
 
         return evaluate_suite(home_of(options), options)
+    if suite is not None:
+        from pleinair.cli.published import evaluate_published
+
+        return evaluate_published(options)
     work = open_workspace(options)
     with only_one(work.run_dir), steps.open_database(work) as db:
         clock = StepClock(work.run_dir)

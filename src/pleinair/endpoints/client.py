@@ -13,6 +13,7 @@ The face is synchronous, because a worker's function is; underneath, an event lo
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -169,6 +170,8 @@ class ChatClient:
             "temperature": request.temperature,
             "seed": request.seed,
         }
+        if request.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         if request.schema is not None and self.endpoint.structured == "json_schema":
             form = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
@@ -266,13 +269,14 @@ def read_reply(body: Any, model: str) -> Reply:
         usage: Mapping[str, Any] = body.get("usage") or {}
         prompt, completion = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
         finish = str(choice.get("finish_reason") or "stop")
+        first_token = read_first_token(choice)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise AnswerError(f"its answer is no chat completion ({type(error).__name__}: {error})") from error
     if refusal := message.get("refusal"):
         raise AnswerError(f"the model refused: {refusal}")
     if finish == "content_filter":
         raise AnswerError("the server's content filter stopped the answer")
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not (text.strip() or first_token):
         raise AnswerError("the answer is empty")
     return Reply(
         text=text,
@@ -280,7 +284,18 @@ def read_reply(body: Any, model: str) -> Reply:
         finish=finish,
         prompt_tokens=prompt,
         completion_tokens=completion,
+        first_token=first_token,
     )
+
+
+def read_first_token(choice: Mapping[str, Any]) -> dict[str, float]:
+    """Probabilities of the first token's alternatives; empty where the server tells none."""
+    told = (choice.get("logprobs") or {}).get("content") or []
+    chances: dict[str, float] = {}
+    for one in told[0]["top_logprobs"] if told else ():
+        # Tokens that are no whole characters are told alike.
+        chances[one["token"]] = chances.get(one["token"], 0.0) + math.exp(float(one["logprob"]))
+    return chances
 
 
 def _secret(endpoint: Endpoint) -> str:

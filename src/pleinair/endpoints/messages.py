@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from pleinair.records.errors import EndpointError
@@ -61,6 +61,8 @@ class ChatRequest:
     max_tokens: int = 512
     temperature: float = 0.0
     seed: int = 0
+    top_logprobs: int = 0
+    """Also tell how likely so many first tokens were; 0: none. Servers tell 20 at most."""
 
     def digest(self, model: str) -> str:
         """SHA-256 of all that can change the answer."""
@@ -69,6 +71,8 @@ class ChatRequest:
             for message in self.messages
         ]
         whole = [model, told, self.schema, self.max_tokens, self.temperature, self.seed]
+        if self.top_logprobs:  # appended, so that answers kept before there was such a thing are still found
+            whole.append(self.top_logprobs)
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def after(self, answer: str, objection: str) -> ChatRequest:
@@ -89,6 +93,8 @@ class Reply:
     """Why it ended: `stop`, or `length` when it was cut at max_tokens."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    first_token: Mapping[str, float] = field(default_factory=dict)
+    """Probability of the likeliest first tokens, where they were asked for and told."""
     cached: bool = False
 
 
