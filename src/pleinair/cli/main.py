@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         pick,
         run,
         sample,
+        sides,
         sql,
         tags,
         takedown,
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    for noun in (run, exploration, train, sample, *curating, convert, export, merge, fetch, krablet):
+    for noun in (run, exploration, sides, train, sample, *curating, convert, export, merge, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser
