@@ -120,6 +120,20 @@ def test_a_port_that_is_taken_is_said_and_a_stopped_server_is_gone(site: Plain) 
         Visitor(address).ask("state")
 
 
+def test_a_connection_a_browser_keeps_open_is_not_answered_once_the_server_has_ended(site: Plain) -> None:
+    with served(site, TOKEN, 0) as address:
+        port = Visitor(address).port
+        kept = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        where = {"Host": f"127.0.0.1:{port}", "Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json"}
+        kept.request("POST", f"/{TOKEN}/notes", "1", where)
+        assert kept.getresponse().read() == b'{"num": 1}'
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        kept.request("POST", f"/{TOKEN}/notes", "2", where)
+        kept.getresponse()
+    kept.close()
+    assert site.posted == [1]
+
+
 def test_a_token_is_made_once_and_read_by_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "new" / "key"
     token = kept_token(path)

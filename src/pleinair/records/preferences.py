@@ -14,7 +14,8 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -157,26 +158,21 @@ class PreferenceLog:
 
     def append(self, events: Sequence[PreferenceEvent]) -> None:
         """On the disk on return; an event that is there already is left as it is. Raises DatabaseError, ConfigError."""
-        with self._lock:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    self._catch_up(file)
-                    new = {one.event: one for one in events if one.event not in self._events}
-                    if new:
-                        _write_whole(file.fileno(), b"".join(map(to_line, new.values())))
-                        if not self._offset:
-                            _settle(self.path.parent)
-                    self._catch_up(file)
-            except OSError as refused:
-                raise DatabaseError(
-                    f"{self.path} cannot be written ({refused.strerror}): make room, or give another file with --log"
-                ) from refused
+        with self._lock, _said(self.path, "written"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self._catch_up(file)
+                new = {one.event: one for one in events if one.event not in self._events}
+                if new:
+                    _write_whole(file.fileno(), b"".join(map(to_line, new.values())))
+                    if not self._offset:
+                        _settle(self.path.parent)
+                self._catch_up(file)
 
     def events(self) -> list[PreferenceEvent]:
-        """All that is in the file as of the last call, or now if there was none."""
-        with self._lock:
+        """All that is in the file as of the last call, or now if there was none. Raises DatabaseError, ConfigError."""
+        with self._lock, _said(self.path, "read"):
             if not self._offset and self.path.exists():
                 with self.path.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_SH)
@@ -194,6 +190,16 @@ class PreferenceLog:
         self._offset += len(whole)
         if cut and len(new) > len(whole):
             file.truncate(self._offset)
+
+
+@contextmanager
+def _said(path: Path, done: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as refused:
+        raise DatabaseError(
+            f"{path} cannot be {done} ({refused.strerror}): make room, or give another file with --log"
+        ) from refused
 
 
 def _write_whole(handle: int, lines: bytes) -> None:

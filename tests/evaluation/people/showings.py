@@ -61,7 +61,9 @@ def write_result(folder: Path, subject: str, truth: Truth, *, seed: int = 1, req
     (folder / "pictures").mkdir(parents=True)
     pictures = drawn(truth, requests, seed)
     for start in range(0, len(pictures), PIECE):
-        write_drawings(folder / "pictures" / f"{start // PIECE:04}.npz", f"{subject} {seed} {start}", pictures[start:][:PIECE])
+        write_drawings(
+            folder / "pictures" / f"{start // PIECE:04}.npz", f"{subject} {seed} {start}", pictures[start:][:PIECE]
+        )
     digest = digest_requests(list({one.request.unit: one.request for one in requests}.values()))
     (folder / "metrics.json").write_text(json.dumps({"subject": subject, "prompts_sha256": digest}))
     (folder / "prompts.txt").write_text("".join(f"{one.seed}\t{one.request.unit}\n" for one in requests))
@@ -92,7 +94,10 @@ def look(pictures: Pictures) -> dict[str, JudgeScores]:
     return {"first judge": scores, "second judge": scores}
 
 
-SIDES = {name: ShownSide(subject=name, identity=name * 2, pictures=(ShownPicture(unit="default: a fox", seed=7),)) for name in "ABC"}
+SIDES = {
+    name: ShownSide(subject=name, identity=name * 2, pictures=(ShownPicture(unit="default: a fox", seed=7),))
+    for name in "ABC"
+}
 
 
 def event(**changes: Any) -> PreferenceEvent:

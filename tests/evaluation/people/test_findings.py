@@ -56,7 +56,9 @@ def sit(showing: Showing, log: PreferenceLog, name: str, person: Person, num: in
 
 
 def judge(showing: Showing, log: PreferenceLog) -> int:
-    return answer_as_judges(showing, comparisons(showing, STYLES), controls(showing, STYLES), log, look, list(STYLES), CONCEPTS)
+    return answer_as_judges(
+        showing, comparisons(showing, STYLES), controls(showing, STYLES), log, look, list(STYLES), CONCEPTS
+    )
 
 
 def test_without_a_person_the_page_says_so_whatever_judges_said(showing: Showing, log: PreferenceLog) -> None:
@@ -91,7 +93,9 @@ def test_judges_answer_what_they_see_once_and_pass_their_own_controls(showing: S
     assert by_name["shows_thing"].same[rich] == by_name["shows_thing"].num
 
 
-def test_people_who_prefer_one_subject_make_it_strong_and_agree_with_the_judges(showing: Showing, log: PreferenceLog) -> None:
+def test_people_who_prefer_one_subject_make_it_strong_and_agree_with_the_judges(
+    showing: Showing, log: PreferenceLog
+) -> None:
     for name in ("ada", "bo", "cy"):
         sit(showing, log, name, likes_rich)
     judge(showing, log)

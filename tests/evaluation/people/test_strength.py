@@ -25,8 +25,14 @@ PAIRS = [(0, 1), (0, 2), (1, 2)]
 def log_likelihood(theta: tuple[float, ...], tie: float, counts: Floats) -> float:
     total = 0.0
     for (i, j), (first, second, same) in zip(PAIRS, counts.tolist(), strict=True):
-        a, b, c = math.exp(theta[i]), math.exp(theta[j]), math.exp(tie) * math.sqrt(math.exp(theta[i]) * math.exp(theta[j]))
-        total += first * math.log(a / (a + b + c)) + second * math.log(b / (a + b + c)) + same * math.log(c / (a + b + c))
+        a, b, c = (
+            math.exp(theta[i]),
+            math.exp(theta[j]),
+            math.exp(tie) * math.sqrt(math.exp(theta[i]) * math.exp(theta[j])),
+        )
+        total += (
+            first * math.log(a / (a + b + c)) + second * math.log(b / (a + b + c)) + same * math.log(c / (a + b + c))
+        )
     return total
 
 
@@ -52,7 +58,9 @@ def test_two_subjects_are_fitted_to_the_very_shares_that_were_counted() -> None:
         assert math.exp(tie) == pytest.approx(same / math.sqrt(first * second))
 
 
-def answers(theta: Floats, tie: float, rng: np.random.Generator, *, persons: int = 6, comparisons: int = 20, own: float = 0.3):
+def answers(
+    theta: Floats, tie: float, rng: np.random.Generator, *, persons: int = 6, comparisons: int = 20, own: float = 0.3
+):
     """Persons with tastes of their own before comparisons with leanings of their own."""
     taste, leaning = rng.normal(0, own, (persons, len(theta))), rng.normal(0, own, (comparisons, len(theta)))
     rows = []

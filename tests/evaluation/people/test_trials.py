@@ -39,7 +39,9 @@ def test_pieces_left_by_a_longer_evaluation_are_not_read(tmp_path: Path) -> None
 def test_results_that_cannot_be_compared_are_refused_with_a_sentence(tmp_path: Path) -> None:
     first, second, real = write_three(tmp_path)
 
-    def refused(folders: list[Path], said: str, with_real: Path | None = real, labels: tuple[str, ...] = LABELS) -> None:
+    def refused(
+        folders: list[Path], said: str, with_real: Path | None = real, labels: tuple[str, ...] = LABELS
+    ) -> None:
         with pytest.raises(ConfigError, match=said):
             read_showing(folders, with_real, labels, STYLES, [])
 
@@ -51,7 +53,9 @@ def test_results_that_cannot_be_compared_are_refused_with_a_sentence(tmp_path: P
     refused([first, first], "of the same pictures")
     other = write_result(tmp_path / "fewer", "fewer", narrow, requests=asked()[:40])
     refused([first, other], "other prompts or seeds")
-    moved = write_result(tmp_path / "moved", "moved", rich, requests=[type(one)(one.request, one.seed + 1) for one in asked()])
+    moved = write_result(
+        tmp_path / "moved", "moved", rich, requests=[type(one)(one.request, one.seed + 1) for one in asked()]
+    )
     refused([first, moved], "other prompts or seeds")
     metrics = json.loads((second / "metrics.json").read_text())
     (second / "metrics.json").write_text(json.dumps({**metrics, "prompts_sha256": "0" * 64}))
@@ -134,7 +138,9 @@ def test_sides_are_mixed(showing: Showing) -> None:
 
 def test_prompts_without_enough_pictures_are_refused(tmp_path: Path) -> None:
     few = [one for one in asked() if one.request.kind == "default"][::4]
-    folders = [write_result(tmp_path / name, name, rich, seed=place, requests=few) for place, name in enumerate(("a", "real"))]
+    folders = [
+        write_result(tmp_path / name, name, rich, seed=place, requests=few) for place, name in enumerate(("a", "real"))
+    ]
     showing = read_showing(folders, None, LABELS, STYLES, [])
     with pytest.raises(ConfigError, match="4 pictures"):
         comparisons(showing, STYLES)

@@ -127,7 +127,8 @@ function paintProgress() {
 function paintSaved() {
   const waits = outbox.length;
   $("saved").className = refused || (waits && !sending) ? "away" : "";
-  $("saved").textContent = refused || (waits ? `${waits} not yet saved${sending ? "" : ": the server is away"}` : `saved, as ${known.person}`);
+  const waiting = waits ? `${waits} not yet saved${sending ? "" : ": the server is away"}` : "";
+  $("saved").textContent = [refused, waiting].filter(Boolean).join(" ") || `saved, as ${known.person}`;
 }
 
 // ---- answering
