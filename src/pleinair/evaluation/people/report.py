@@ -14,7 +14,7 @@ from pleinair.evaluation.people.findings import (
     judges_of,
 )
 from pleinair.evaluation.people.strength import Share
-from pleinair.pages import Html, Section, element, facts, folded, join, page, table
+from pleinair.pages import Html, Node, Section, element, facts, folded, join, page, table
 from pleinair.records.preferences import ATTRIBUTES, Attribute, PreferenceEvent
 
 NO_PERSON = "No person has judged these pictures. `pleinair sides` opens the blind page on which one can."
@@ -116,7 +116,7 @@ def _agreement(events: Sequence[PreferenceEvent]) -> Html:
     asked: list[Attribute] = [
         name for name in ATTRIBUTES if any(one.attribute == name and one.origin == "human" for one in events)
     ]
-    rows = [
+    rows: list[list[Node]] = [
         [ASKED[name], *(_agrees(events, judge, name, judges[judge]) for judge in judges),
          as_text(agreement_of_people(events, name))]
         for name in asked
