@@ -88,6 +88,8 @@ def test_one_that_always_wins_is_strong_and_finite() -> None:
     found = strengths(always, always + 1, always, always, np.arange(20), 2)
     assert found.beats_KK[0, 1] == pytest.approx((20 + PSEUDO) / (20 + 2 * PSEUDO))
     assert np.isfinite(found.interval_K2).all()
+    # Jeffreys' lower bound of 20 of 20 is .884: that all agreed does not make it certain.
+    assert found.beats_interval_KK2[0, 1, 0] == pytest.approx(0.884, abs=0.03)
     assert found.num_persons == 1
 
 

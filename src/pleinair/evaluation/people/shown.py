@@ -134,7 +134,7 @@ def _read_pieces(folder: Path, num: int) -> Iterator[tuple[Pictures, str]]:
     for path in sorted(folder.glob("[0-9]*.npz")):
         if num <= 0:
             break
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             pixels: Pictures = file["pixels"]
             if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
                 raise ValueError(f"{path.name} holds {pixels.dtype} {pixels.shape}")

@@ -58,7 +58,7 @@ def strengths(
     """Fit answers: subject, subject, 0 (the first), 1 (the second) or 2 (same), who answered, and what. N > 0."""
     weight_RN = np.concatenate([np.ones((1, len(first_N))), resampled(person_N, comparison_N, seed)])
     counts_RP3 = counted(first_N, second_N, outcome_N, weight_RN, num_subjects)
-    fitted = fit(counts_RP3 + PSEUDO, num_subjects)
+    fitted = fit(counts_RP3 + unseen(counts_RP3.shape, seed), num_subjects)
     theta_RK, tie_R = fitted[:, :-1], fitted[:, -1]
     beats_RKK = 1 / (1 + np.exp(theta_RK[:, None, :] - theta_RK[:, :, None]))
     return Strengths(
@@ -69,6 +69,17 @@ def strengths(
         beats_interval_KK2=interval(beats_RKK),
         num_persons=len(set(person_N.tolist())),
     )
+
+
+def unseen(shape: tuple[int, ...], seed: int) -> Floats:
+    """What is added to the counts: to the estimate's `PSEUDO`, to a resample's more, at random.
+
+    Resamples of answers that all agree all agree too; half an answer of each outcome, gamma distributed, gives them the
+    width of Jeffreys' interval (a Bayesian bootstrap with his prior), and `PSEUDO` at least keeps them finite.
+    """
+    added_RP3 = np.maximum(np.random.default_rng([seed, 1]).gamma(0.5, size=shape), PSEUDO)
+    added_RP3[0] = PSEUDO
+    return added_RP3
 
 
 def interval(values_R: Floats) -> Floats:
