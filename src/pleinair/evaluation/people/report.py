@@ -82,7 +82,7 @@ def _trust(found: Findings) -> Html:
 def _standing(subjects: Sequence[str], one: Standing) -> Html:
     fit = one.strengths
     order = sorted(range(len(subjects)), key=lambda place: -fit.theta_K[place])
-    rows = [
+    rows: list[list[Node]] = [
         [
             subjects[place],
             f"{fit.theta_K[place]:+.2f} [{fit.interval_K2[place, 0]:+.2f}, {fit.interval_K2[place, 1]:+.2f}]",
