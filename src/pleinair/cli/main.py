@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         pick,
         run,
         sample,
+        sides,
         sql,
         tags,
         takedown,
@@ -66,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
     training = (train, ablate, convert, export, merge, domains)
-    for noun in (run, *training, sample, exploration, *curating, fetch, krablet):
+    for noun in (run, *training, sample, exploration, sides, *curating, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import os
-import secrets
 import signal
 import sys
 import threading
@@ -64,6 +62,7 @@ def _serve(db: Database, images: Table, options: argparse.Namespace) -> int:
     from pleinair.curation.picks.board import Board
     from pleinair.curation.picks.candidates import candidates, pickable, read_names
     from pleinair.curation.picks.server import board_served
+    from pleinair.pages.loopback import kept_token
 
     where = options.where or pickable(images)
     names = read_names(options.from_list) if options.from_list else None
@@ -76,26 +75,11 @@ def _serve(db: Database, images: Table, options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with board_served(board, ObjectStore(options.home / "store"), _token(options.home), options.port) as address:
+    token = kept_token(options.home / "pick-token")
+    with board_served(board, ObjectStore(options.home / "store"), token, options.port) as address:
         print(f"{len(shown)} pictures for {', '.join(board.domains)}; Ctrl-C ends: {address}", flush=True)
         stop.wait()
     return 0
-
-
-def _token(home: Path) -> str:
-    """The key in the page's address: kept, so that a page left open goes on when the server is started again."""
-    path = home / "pick-token"
-    try:
-        if len(kept := path.read_text().strip()) >= 32:
-            return kept
-    except FileNotFoundError:
-        pass
-    token = secrets.token_urlsafe(24)
-    home.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(token)
-    return token
 
 
 def _export(db: Database, images: Table, domain: str, path: Path) -> int:
