@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pleinair.evaluation.exploration.world import Pictures, World
     from pleinair.evaluation.features import Features, PictureFeatures
     from pleinair.evaluation.judge import Judge
+    from pleinair.records.preferences import PreferenceEvent
     from pleinair.sampling import Sampler, SamplingConfig
 
 REFERENCES = ("real", "reconstruction", "untrained", "shipped")
@@ -409,6 +410,7 @@ def write_all(work: Workspace, out: Path, result: Result, sheet: Sheet, witnesse
     from pleinair.evaluation.exploration.page import Story, exploration_page
     from pleinair.evaluation.exploration.suite import to_document
     from pleinair.pages import write_page
+    from pleinair.records.preferences import PREFERENCES
 
     planted = self_test(work, sheet, witnesses, known)
     document = {**to_document(result), "commit": commit(), "machine": machine()}
@@ -420,9 +422,21 @@ def write_all(work: Workspace, out: Path, result: Result, sheet: Sheet, witnesse
         sheet=sheet,
         judges=judge_reports(sheet.world, witnesses),
         self_test=check_orders(SELF_TEST, planted),
+        preferences=answers_about(result, out.parent / PREFERENCES),
         facts={"commit": document["commit"], "machine": document["machine"], "origin of every judgement": "synthetic"},
     )
     write_page(out / "report.html", exploration_page(story))
+
+
+def answers_about(result: Result, log: Path) -> list[PreferenceEvent]:
+    """Answers of `pleinair sides` in which the subject was a side, of the same prompts."""
+    from pleinair.records.preferences import read_preferences
+
+    return [
+        event
+        for event in read_preferences(log)
+        if event.prompts_sha256 == result.prompts_sha256 and result.subject in (event.left.subject, event.right.subject)
+    ]
 
 
 def self_test(work: Workspace, sheet: Sheet, witnesses: Witnesses, known: Known) -> dict[str, Result]:

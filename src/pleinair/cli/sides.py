@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pleinair.cli.curate import add_warehouse_options
 from pleinair.records.errors import ConfigError
+from pleinair.records.preferences import PREFERENCES
 
 if TYPE_CHECKING:
     from pleinair.evaluation.people.judged import Look
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pleinair.records.preferences import PreferenceLog
 
 PORT = 8742
-LOG = "preferences.jsonl"
 
 
 def register(verbs: Any) -> None:
@@ -37,7 +37,9 @@ def register(verbs: Any) -> None:
     parser.add_argument(
         "--real", type=Path, metavar="RESULT", help="that of real pictures, for controls (default: the one among them)"
     )
-    parser.add_argument("--log", type=Path, metavar="FILE", help=f"events (default: {LOG} beside the first result)")
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help=f"events (default: {PREFERENCES} beside the first result)"
+    )
     parser.add_argument("--person", default=getpass.getuser(), help="who answers (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=40, help="questions, without controls (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another choice of questions (default: %(default)s)")
@@ -58,7 +60,7 @@ def sides(options: argparse.Namespace) -> int:
 
     if not options.results and not (options.report and options.log):
         raise ConfigError("no result is given: name two folders that `evaluate --suite exploration` wrote")
-    log = PreferenceLog(options.log or options.results[0].resolve().parent / LOG)
+    log = PreferenceLog(options.log or options.results[0].resolve().parent / PREFERENCES)
     if options.report:
         return report(log, options.output)
     from pleinair.curation.sources import STYLES

@@ -32,6 +32,10 @@ ORIGINS: tuple[Origin, ...] = get_args(Origin)
 VERSION = 1
 
 
+PREFERENCES = "preferences.jsonl"
+"""The log of events, beside the results they are about."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShownPicture:
     """What makes a picture of a subject again: the prompt with its kind (`default: a fox`), and the seed."""

@@ -16,6 +16,7 @@ from pleinair.evaluation.exploration.sheet import JUDGES, Sheet
 from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result
 from pleinair.evaluation.exploration.tail import recall_by_count
 from pleinair.evaluation.exploration.world import Pictures, Rows
+from pleinair.evaluation.people.report import people_section
 from pleinair.pages import (
     GridCell,
     Html,
@@ -33,6 +34,7 @@ from pleinair.pages import (
     strip,
     table,
 )
+from pleinair.records.preferences import PreferenceEvent
 
 NUM_SHOWN = 20
 COLUMNS_OF_SHEET = 24
@@ -62,6 +64,8 @@ class Story:
     sheet: Sheet
     judges: Sequence[JudgeReport]
     self_test: Sequence[Step]
+    preferences: Sequence[PreferenceEvent]
+    """Answers about this subject beside others, of the same prompts."""
     facts: Mapping[str, str]
 
 
@@ -94,11 +98,7 @@ def exploration_page(story: Story) -> str:
                 "nobody's taste did.",
                 body=_best_and_worst(story.sheet),
             ),
-            Section(
-                heading="People",
-                lead="No person has judged these pictures. `pleinair sides` opens the blind page on which one can.",
-                body=Html(""),
-            ),
+            people_section(story.preferences),
             Section(
                 heading="Every picture",
                 lead="In the order they were asked for; rows of prompts.txt. Nothing is left out.",
