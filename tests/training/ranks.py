@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import socket
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
 import torch.multiprocessing
 
+# Below those that the system gives to outgoing connections: a mesh that is opened minutes later still finds its port free.
+_PORTS = range(20_000, 32_000)
+
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def run_ranks(
