@@ -340,8 +340,14 @@ def plan(world: World, size: Size, seed: int, own: Sequence[Request] | None) -> 
         return [Asked(one, seed * 1_000_003 + place) for place, one in enumerate(own)]
     concepts = {label: world.concept_names[world.concept_of_label[label]] for label in world.trained_labels}
     requests = build_requests(concepts, {style: STYLES[style].words for style in world.style_names})
-    drawn = [one for one in requests if not one.style or world.row(one.label, one.style) is not None]
-    return plan_requests(drawn, PLANS[size], seed=seed)
+    return plan_requests([one for one in requests if is_real(one, world)], PLANS[size], seed=seed)
+
+
+def is_real(request: Request, world: World) -> bool:
+    """Whether a real picture shows what is asked, so that every subject has a real one beside it."""
+    if request.style:
+        return world.row(request.label, request.style) is not None
+    return request.kind != "colour" or request.label in world.concept_of_label
 
 
 def measure_subject(

@@ -84,6 +84,19 @@ def small_plan(world: World) -> list[Asked]:
     return plan_requests([one for one in coloured if one.kind != "any-colour" or one.label == "heart"], plan)
 
 
+def test_colours_that_no_picture_shows_are_not_asked_for(world: World) -> None:
+    asked = exploration.plan(world, "quick", 0, None)
+    assert {one.request.label for one in asked if one.request.kind == "colour"} <= set(LABELS)
+    assert {one.request.kind for one in asked} >= {"colour", "any-colour", "specified"}
+
+
+def test_a_thing_of_no_colours_is_drawn_as_it_is(world: World) -> None:
+    from pleinair.evaluation.exploration.requests import Request
+
+    picture = Real(world).draw([Asked(Request(kind="any-colour", prompt="a fox", label="fox"), 0)])[0]
+    assert any(np.array_equal(picture, shape(0, style)) for style in range(10))
+
+
 def test_features_are_kept_under_a_name_that_fixes_them(work: Any) -> None:
     features = PictureFeatures(work.cache / "efficientnet-lite0")
     assert features.name == NAME

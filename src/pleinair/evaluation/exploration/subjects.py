@@ -77,7 +77,7 @@ class Real:
             return written(request.text)
         if request.kind == "any-colour":
             colours = [label for label in self.world.concept_of_label if label.endswith(f" {request.label}")]
-            return self._of(str(rng.choice(colours)), "", rng)
+            return self._of(str(rng.choice(colours or [request.label])), "", rng)
         if request.kind == "count":
             return composed([self._of(request.label, "", rng)] * request.count, grid_places(request.count))
         if request.kind in ("pair", "position"):
