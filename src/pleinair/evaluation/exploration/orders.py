@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from pleinair.evaluation.exploration.measured import Comparison, compare
+from pleinair.evaluation.exploration.measured import Comparison, Measured, compare
 from pleinair.evaluation.exploration.sheet import JUDGES
 from pleinair.evaluation.exploration.suite import NO_JUDGE, Result
 from pleinair.pages import Section, element, page, table
@@ -108,15 +108,21 @@ def check_orders(orders: Sequence[Order], results: Mapping[str, Result]) -> list
     """Every step of every order whose subjects and measure are there, by every judge."""
     steps = []
     for order in orders:
-        for (lower, upper), relation in zip(pairwise(order.subjects), order.relations, strict=True):
-            both = [results[name].measures.get(order.measure, {}) for name in (lower, upper) if name in results]
-            if len(both) < 2:
-                continue
+        there = [place for place, name in enumerate(order.subjects) if order.measure in _measures(results, name)]
+        for start, stop in pairwise(there):
+            # Over subjects that are not there the chain goes on: one strict step makes the whole strict.
+            relation: Relation = "<" if "<" in order.relations[start:stop] else "<="
+            lower, upper = order.subjects[start], order.subjects[stop]
+            both = [_measures(results, name)[order.measure] for name in (lower, upper)]
             for judge in (*JUDGES, NO_JUDGE):
                 if judge in both[0] and judge in both[1]:
                     comparison = compare(both[0][judge], both[1][judge])
                     steps.append(Step(order.measure, judge, lower, upper, relation, comparison))
     return steps
+
+
+def _measures(results: Mapping[str, Result], subject: str) -> Mapping[str, Mapping[str, Measured]]:
+    return results[subject].measures if subject in results else {}
 
 
 def moved(before: Result, after: Result) -> list[tuple[str, str, Comparison]]:
