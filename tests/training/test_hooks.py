@@ -103,6 +103,7 @@ def test_a_new_phase_is_not_judged_by_the_losses_of_the_one_before(tmp_path: Pat
     dearer = Points(spoil=dict.fromkeys(range(6), 200.0))
     phases = [Phase("points", 10, 8, Points()), Phase("dearer", 5, 8, dearer)]
     run_line(tmp_path, phases=phases, hooks=[Spikes(SpikeConfig(policy="stop", window=10, least_steps=5))])
+    assert [line["phase"] for line in lines(tmp_path / "steps.jsonl")] == ["points"] * 10 + ["dearer"] * 5
 
 
 def test_noise_without_spikes_is_left_alone(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,21 +24,19 @@ from pleinair.records.errors import ConfigError
 
 if TYPE_CHECKING:
     from pleinair.cli.workspace import Workspace
-    from pleinair.evaluation.exploration.page import JudgeReport
-    from pleinair.evaluation.exploration.requests import Asked, Request, Size
+    from pleinair.evaluation.exploration.requests import Asked, Size
     from pleinair.evaluation.exploration.sheet import Sheet, Witnesses
     from pleinair.evaluation.exploration.subjects import Subject
     from pleinair.evaluation.exploration.suite import Known, Result
     from pleinair.evaluation.exploration.world import Pictures, World
-    from pleinair.evaluation.features import Features, PictureFeatures
-    from pleinair.evaluation.judge import Judge
+    from pleinair.krablet import Database
+    from pleinair.packing.pictures import CuratedPicture
     from pleinair.records.preferences import PreferenceEvent
     from pleinair.sampling import Sampler, SamplingConfig
 
 REFERENCES = ("real", "reconstruction", "untrained", "shipped")
 PIECE = 64
-"""Pictures drawn between two that are kept: what an interruption costs at most."""
-FEATURES_PIECE = 1024
+"""Pictures reconstructed at once."""
 SIDE = 64
 EXPLORATION = "exploration"
 
@@ -108,7 +105,10 @@ class Opened:
 
 def evaluate_suite(work: Workspace, options: argparse.Namespace) -> int:
     """Draw, look, measure, write; prints the table. Goes on where it was stopped."""
+    from pleinair.captioning.ocr import text_reader
     from pleinair.cli.workspace import only_one
+    from pleinair.evaluation.exploration.asking import own_requests
+    from pleinair.evaluation.exploration.measuring import draw_in_pieces, measure_subject
 
     if options.judge is not None:
         raise ConfigError("--judge is for published benchmarks: the exploration suite has judges of its own")
@@ -123,9 +123,21 @@ def evaluate_suite(work: Workspace, options: argparse.Namespace) -> int:
     with only_one(out):
         world = ready_world(work, opened.labels)
         witnesses, known = ready_witnesses(work, world)
-        asked = plan(world, options.size, options.seed, own)
-        result, sheet = measure_subject(opened.make(world), asked, witnesses, known, world, out)
-        result = replace(result, size="own" if own else options.size, seed=options.seed)
+        asked = own_requests(own, world, seed=options.seed) if own else ask_suite(world, options.size, options.seed)
+        subject, line = opened.make(world), ProgressLine(f"pictures of {opened.name}")
+        pictures = draw_in_pieces(subject, asked, out / "pictures", line.update)
+        size = "own" if own else options.size
+        result, sheet = measure_subject(
+            subject,
+            asked,
+            world,
+            witnesses,
+            known,
+            text_reader("rapidocr"),
+            pictures=pictures,
+            size=size,
+            seed=options.seed,
+        )
         write_all(work, out, result, sheet, witnesses, known)
     print(as_text(result))
     print(f"page: {out / 'report.html'}")
@@ -207,13 +219,16 @@ def reconstructor() -> Callable[[Pictures], Pictures]:
 
 
 def ready_world(work: Workspace, labels: Sequence[str]) -> World:
-    """The drawings of the warehouse, listed and curated first where they are not, and kept as one file."""
+    """The curated drawings of the warehouse, kept as one file; delete it to read them again.
+
+    A warehouse without any is filled and curated first. One that has some is left as it is: curating it here would judge
+    its pictures anew, by other limits than their owner's.
+    """
     from pleinair.cli import steps
-    from pleinair.curation.sources import TRAINING_STYLES
-    from pleinair.curation.stages import images_table, kept_where
-    from pleinair.curation.store import ObjectStore
+    from pleinair.cli.places import shipped
     from pleinair.evaluation.exploration.world import World
-    from pleinair.packing.pictures import picture_set, read_curated
+    from pleinair.evaluation.judge import load_judge
+    from pleinair.packing.pictures import picture_set
     from pleinair.packs.pictures import load_pictures, save_pictures
 
     path = work.home / EXPLORATION / "drawings-64px.npz"
@@ -221,22 +236,10 @@ def ready_world(work: Workspace, labels: Sequence[str]) -> World:
     if not listed.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with steps.open_database(work) as db:
-            steps.ingest_step(work, db)
-            steps.curate_step(work, db)
-            images, line = images_table(db), ProgressLine("real pictures")
-            where, params = (
-                f"{kept_where(images)} AND source = 'drawings' AND style = ANY(%s)",
-                (list(TRAINING_STYLES),),
-            )
-            total = images.count(where, params=params)
-            store = ObjectStore(work.store)
-            found = read_curated(
-                images, store, [SIDE], where=where, params=params, on_progress=lambda done: line.update(done, total)
-            )
-            line.close()
+            found = read_drawings_of(work, db)
         save_pictures(picture_set(found, SIDE), path)
-        listed.write_text(json.dumps({one.label: one.concept for one in found if one.label and one.concept}))
-    judge = shipped_judge().config
+        _write(listed, json.dumps({one.label: one.concept for one in found if one.label and one.concept}))
+    judge = load_judge(shipped("judge")).config
     pictures, slugs = load_pictures(path), json.loads(listed.read_text())
     numbers = {name: number for number, name in enumerate(judge.concept_names)}
     pictures = pictures.where(np.array([concept in numbers for concept in pictures.concepts]))
@@ -253,172 +256,64 @@ def ready_world(work: Workspace, labels: Sequence[str]) -> World:
     )
 
 
-def shipped_judge() -> Judge:
-    """The first judge."""
-    from pleinair.cli.places import shipped
-    from pleinair.evaluation.judge import load_judge
+def read_drawings_of(work: Workspace, db: Database) -> list[CuratedPicture]:
+    """Every kept drawing of the training styles."""
+    from pleinair.cli import steps
+    from pleinair.curation.sources import TRAINING_STYLES
+    from pleinair.curation.stages import images_table, kept_where
+    from pleinair.curation.store import ObjectStore
+    from pleinair.packing.pictures import read_curated
 
-    return load_judge(shipped("judge"))
+    images, params = images_table(db), (list(TRAINING_STYLES),)
+    drawings = "source = 'drawings' AND style = ANY(%s)"
+    if not images.count(f"{kept_where(images)} AND {drawings}", params=params):
+        steps.ingest_step(work, db)
+        steps.curate_step(work, db)
+    line, where = ProgressLine("real pictures"), f"{kept_where(images)} AND {drawings}"
+    total, store = images.count(where, params=params), ObjectStore(work.store)
+    found = read_curated(
+        images, store, [SIDE], where=where, params=params, on_progress=lambda done: line.update(done, total)
+    )
+    line.close()
+    return found
 
 
 def ready_witnesses(work: Workspace, world: World) -> tuple[Witnesses, Known]:
-    """Both judges and the copy embedding; what is not there is fitted to the world's trained pictures, once."""
-    from pleinair.evaluation.copies import CopyConfig, calibrate, changed, fit_copies, load_copies, save_copies
-    from pleinair.evaluation.exploration.sheet import Witnesses
-    from pleinair.evaluation.exploration.suite import Known
+    """Both judges and the copy embedding of a world, beside the warehouse."""
+    from pleinair.cli.places import shipped
+    from pleinair.evaluation.exploration.fitting import fit_witnesses
     from pleinair.evaluation.features import PictureFeatures
-    from pleinair.evaluation.second_judge import (
-        SecondJudgeConfig,
-        fit_second_judge,
-        load_second_judge,
-        save_second_judge,
-    )
+    from pleinair.evaluation.judge import load_judge
     from pleinair.model.efficientnet import fetch_efficientnet
 
     features = PictureFeatures(fetch_efficientnet(work.cache / "efficientnet-lite0"))
     folder = work.home / EXPLORATION / config_digest([features.name, list(world.keys)])[:12]
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = kept_features(features, world.pictures, folder / "plain.npz", "real pictures looked at")
-    if not (folder / "copies.safetensors").exists():
-        after = kept_features(
-            features, changed(world.pictures, 0), folder / "changed.npz", "changed pictures looked at"
-        )
-        seen = ~world.held_out
-        line = ProgressLine("second judge")
-        config = SecondJudgeConfig(
-            style_names=tuple(world.style_names),
-            concept_names=tuple(world.concept_names),
-            features=features.name,
-            width=plain.shape[1],
-        )
-        both = np.concatenate([plain[seen], after[seen]])
-        styles, concepts = (np.tile(of[seen], 2) for of in (world.styles, world.concepts))
-        save_second_judge(
-            fit_second_judge(both, styles, concepts, config, line.update), folder / "second-judge.safetensors"
-        )
-        line = ProgressLine("copy embedding")
-        copies = fit_copies(plain[seen], after[seen], CopyConfig(width=plain.shape[1]), line.update)
-        unseen = ~seen
-        calibration = calibrate(copies.embed(plain[unseen]), copies.embed(after[unseen]))
-        save_copies(copies, calibration, folder / "copies.safetensors")
-    second = load_second_judge(folder / "second-judge.safetensors")
-    copies, calibration = load_copies(folder / "copies.safetensors")
-    trained = [world.concept_of_label[label] for label in world.trained_labels]
-    tested = np.flatnonzero(world.held_out & np.isin(world.concepts, trained))
-    known = Known(copies.embed(plain), tested, second.standardised(plain[tested]))
-    return Witnesses(shipped_judge(), second, copies, calibration, features), known
+    judge = load_judge(shipped("judge"))
+    return fit_witnesses(world, judge, features, folder, lambda said: ProgressLine(said).update)
 
 
-def kept_features(features: PictureFeatures, pictures: Pictures, path: Path, said: str) -> Features:
-    """Features of pictures, kept in pieces so that an interruption costs little."""
-    parts, line = [], ProgressLine(said)
-    for start in range(0, len(pictures), FEATURES_PIECE):
-        piece = path.with_suffix(f".{start // FEATURES_PIECE}.npy")
-        if not piece.exists():
-            staging = piece.with_name(f".{piece.name}")
-            np.save(staging, features.of(pictures[start : start + FEATURES_PIECE]).astype(np.float16))
-            os.replace(staging, piece)
-        parts.append(np.load(piece, allow_pickle=False).astype(np.float32))
-        line.update(min(start + FEATURES_PIECE, len(pictures)), len(pictures))
-    line.close()
-    return np.concatenate(parts)
-
-
-def plan(world: World, size: Size, seed: int, own: Sequence[Request] | None) -> list[Asked]:
-    """What is asked: the suite's prompts, or the reader's own, each once."""
+def ask_suite(world: World, size: Size, seed: int) -> list[Asked]:
+    """The suite's requests of a size, in the words that captions use for styles."""
     from pleinair.curation.sources import STYLES
-    from pleinair.evaluation.exploration.requests import PLANS, Asked, build_requests, plan_requests
+    from pleinair.evaluation.exploration.asking import suite_requests
 
-    if own is not None:
-        for one in own:
-            unknown = [label for label in (one.label, one.other) if label and label not in world.concept_of_label]
-            if unknown or (one.style and one.style not in world.style_names):
-                raise ConfigError(
-                    f"{one.prompt!r} should show {(unknown or [one.style])[0]!r}, which no judge knows: use labels of the "
-                    f"drawing sets, and styles {', '.join(world.style_names)}"
-                )
-        return [Asked(one, seed * 1_000_003 + place) for place, one in enumerate(own)]
-    concepts = {label: world.concept_names[world.concept_of_label[label]] for label in world.trained_labels}
-    requests = build_requests(concepts, {style: STYLES[style].words for style in world.style_names})
-    return plan_requests([one for one in requests if is_real(one, world)], PLANS[size], seed=seed)
-
-
-def is_real(request: Request, world: World) -> bool:
-    """Whether a real picture shows what is asked, so that every subject has a real one beside it."""
-    if request.style:
-        return world.row(request.label, request.style) is not None
-    return request.kind != "colour" or request.label in world.concept_of_label
-
-
-def measure_subject(
-    subject: Subject, asked: Sequence[Asked], witnesses: Witnesses, known: Known, world: World, out: Path | None
-) -> tuple[Result, Sheet]:
-    """Every measure of a subject; with `out`, its pictures are kept there. Raises ConfigError."""
-    from pleinair.captioning.ocr import text_reader
-    from pleinair.evaluation.exploration.requests import digest_requests
-    from pleinair.evaluation.exploration.suite import Result, measure_all
-
-    began = time.monotonic()
-    pictures = subject.draw(asked) if out is None else draw_in_pieces(subject, asked, out)
-    try:
-        sheet = witnesses.look(world, asked, pictures)
-        measures = measure_all(sheet, witnesses, known, text_reader("rapidocr"))
-    except ValueError as refused:
-        raise ConfigError(str(refused)) from refused
-    distinct = list({one.request.unit: one.request for one in asked}.values())
-    result = Result(
-        subject=subject.name,
-        size="",
-        seed=0,
-        prompts_sha256=digest_requests(distinct),
-        num_pictures=len(asked),
-        seconds=time.monotonic() - began,
-        measures=measures,
-    )
-    return result, sheet
-
-
-def draw_in_pieces(subject: Subject, asked: Sequence[Asked], out: Path) -> Pictures:
-    """The subject's pictures, a piece at a time, each kept until the next command of the same subject and prompts."""
-    from pleinair.cli.steps import read_drawings, write_drawings
-
-    folder, parts, line = out / "pictures", [], ProgressLine(f"pictures of {subject.name}")
-    folder.mkdir(exist_ok=True)
-    identity = subject_digest(subject)
-    for start in range(0, len(asked), PIECE):
-        piece = asked[start : start + PIECE]
-        stamp = config_digest([identity, [[one.request.prompt, one.seed] for one in piece]])
-        kept = folder / f"{start // PIECE:04}.npz"
-        pictures = read_drawings(kept, stamp)
-        if pictures is None:
-            pictures = subject.draw(piece)
-            write_drawings(kept, stamp, pictures)
-        parts.append(pictures)
-        line.update(start + len(piece), len(asked))
-    line.close()
-    return np.concatenate(parts)
-
-
-def subject_digest(subject: Subject) -> str:
-    """What identifies a subject's pictures: a model's weights and settings, or its name."""
-    from pleinair.evaluation.exploration.subjects import Drawn
-    from pleinair.model.digest import part_digest
-
-    if isinstance(subject, Drawn):
-        return config_digest([part_digest(subject.sampler.transformer), subject.config])
-    return subject.name
+    return suite_requests(world, {name: style.words for name, style in STYLES.items()}, size, seed=seed)
 
 
 def write_all(work: Workspace, out: Path, result: Result, sheet: Sheet, witnesses: Witnesses, known: Known) -> None:
     """`metrics.json`, `prompts.txt` and the page, each by rename."""
+    from pleinair.captioning.ocr import text_reader
     from pleinair.cli.report import commit, machine
+    from pleinair.evaluation.exploration.fitting import judge_reports
+    from pleinair.evaluation.exploration.measuring import self_test
     from pleinair.evaluation.exploration.orders import SELF_TEST, check_orders
     from pleinair.evaluation.exploration.page import Story, exploration_page
     from pleinair.evaluation.exploration.suite import to_document
     from pleinair.pages import write_page
     from pleinair.records.preferences import PREFERENCES
 
-    planted = self_test(work, sheet, witnesses, known)
+    line = ProgressLine("self test")
+    planted = self_test(sheet, witnesses, known, text_reader("rapidocr"), work.home / EXPLORATION, line.update)
     document = {**to_document(result), "commit": commit(), "machine": machine()}
     _write(out / "metrics.json", json.dumps(document, indent=1) + "\n")
     _write(out / "prompts.txt", "".join(f"{one.seed}\t{one.request.unit}\n" for one in sheet.asked))
@@ -442,69 +337,6 @@ def answers_about(result: Result, log: Path) -> list[PreferenceEvent]:
         event
         for event in read_preferences(log)
         if event.prompts_sha256 == result.prompts_sha256 and result.subject in (event.left.subject, event.right.subject)
-    ]
-
-
-def self_test(work: Workspace, sheet: Sheet, witnesses: Witnesses, known: Known) -> dict[str, Result]:
-    """Real pictures and their damaged forms, measured on the same requests; kept per list of requests."""
-    from pleinair.evaluation.exploration import damage
-    from pleinair.evaluation.exploration.subjects import Real
-    from pleinair.evaluation.exploration.suite import from_document, to_document
-
-    world, asked = sheet.world, sheet.asked
-    stamp = config_digest([list(world.keys), [[one.request.unit, one.seed] for one in asked], witnesses.features.name])
-    kept = work.home / EXPLORATION / f"self-test-{stamp[:12]}.json"
-    if kept.exists():
-        documents = json.loads(kept.read_text())
-    else:
-        real, pairs = Real(world), ("default", "specified", "unseen")
-        subjects: list[tuple[Subject, Sequence[Asked]]] = [
-            (real, asked),
-            (damage.style_collapse(real, world.style_names[0]), asked),
-            (damage.concept_collapse(real, world.trained_labels[0]), asked),
-            (damage.copies(real), asked),
-            (damage.noise(real), asked),
-            (damage.wrong_prompts(real), asked),
-            (damage.TrainingCopies(world), [one for one in asked if one.request.kind in pairs]),
-        ]
-        documents, line = {}, ProgressLine("self test")
-        for number, (subject, of) in enumerate(subjects):
-            if len(of):
-                documents[subject.name] = to_document(measure_subject(subject, of, witnesses, known, world, None)[0])
-            line.update(number + 1, len(subjects), subject.name)
-        line.close()
-        _write(kept, json.dumps(documents))
-    return {name: from_document(document) for name, document in documents.items()}
-
-
-def judge_reports(world: World, witnesses: Witnesses) -> list[JudgeReport]:
-    """How good both judges are on the world's held-out pictures."""
-    from pleinair.evaluation.exploration.page import JudgeReport
-    from pleinair.evaluation.exploration.sheet import among_first
-    from pleinair.evaluation.exploration.world import discrimination_gap
-    from pleinair.evaluation.judge import judge_pictures
-
-    rows = np.flatnonzero(world.held_out)
-    pictures, styles, concepts = world.pictures[rows], world.styles[rows], world.concepts[rows]
-    found = {
-        "first": ("a small network of its own, trained on drawings", judge_pictures(witnesses.judge, pictures)),
-        "second": (
-            "linear heads on EfficientNet-Lite0, trained on photographs",
-            witnesses.second.judge(witnesses.features.of(pictures)),
-        ),
-    }
-    return [
-        JudgeReport(
-            judge=name,
-            made_of=made_of,
-            style=float((scores.style_logits.argmax(axis=1) == styles).mean()),
-            concept_top1=float(among_first(scores.concept_logits, concepts, 1).mean()),
-            concept_top5=float(among_first(scores.concept_logits, concepts, 5).mean()),
-            style_gap=discrimination_gap(scores.style_logits, styles),
-            concept_gap=discrimination_gap(scores.embedding, concepts),
-            num=len(rows),
-        )
-        for name, (made_of, scores) in found.items()
     ]
 
 

@@ -14,6 +14,8 @@ from pleinair.records.errors import ConfigError
 from pleinair.records.preferences import PREFERENCES
 
 if TYPE_CHECKING:
+    from pleinair.evaluation.exploration.world import Pictures
+    from pleinair.evaluation.judge import JudgeScores
     from pleinair.evaluation.people.judged import Look
     from pleinair.evaluation.people.shown import Showing
     from pleinair.evaluation.people.trials import Comparison
@@ -132,17 +134,16 @@ def answer_synthetically(
 def open_judges(options: argparse.Namespace) -> tuple[Look, list[str], dict[str, int]]:
     """Both judges of the suite, fitted to the warehouse's real pictures where they are not yet."""
     from pleinair.cli.exploration import home_of, ready_witnesses, ready_world
-    from pleinair.evaluation.judge import judge_pictures
     from pleinair.recipes import find_recipe
 
     filled = {"recipe": options.concepts, "set": [], "processes": 2, "from_scratch": False}
     work = home_of(argparse.Namespace(**{**vars(options), **filled}))
     world = ready_world(work, find_recipe(options.concepts).concepts)
     witnesses, _ = ready_witnesses(work, world)
-    look: Look = lambda pictures: {  # noqa: E731
-        "first judge": judge_pictures(witnesses.judge, pictures),
-        "second judge": witnesses.second.judge(witnesses.features.of(pictures)),
-    }
+
+    def look(pictures: Pictures) -> dict[str, JudgeScores]:
+        return {f"{name} judge": scores for name, scores in witnesses.scores(pictures).items()}
+
     return look, list(world.style_names), dict(world.concept_of_label)
 
 

@@ -7,7 +7,6 @@ Every step is a no-op when its result is there and still fits, so a run stopped 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -247,7 +246,15 @@ class Evaluated:
 
 def evaluate_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> Evaluated:
     """Draw, judge, and write `metrics.json`; drawings of the same checkpoint are not made again."""
-    from pleinair.evaluation.drawings import Drawings, draw_pairs, nearest_trained, plan_pairs, score
+    from pleinair.evaluation.drawings import (
+        Drawings,
+        draw_pairs,
+        nearest_trained,
+        plan_pairs,
+        read_drawings,
+        score,
+        write_drawings,
+    )
     from pleinair.packs.pack import Pack
     from pleinair.sampling import Sampler
 
@@ -281,19 +288,3 @@ def evaluate_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts)
     trained = [picture for picture in pictures if not picture.held_out]
     neighbours = nearest_trained(parts.judge, drawings["drawn"], trained, resolution, settings.num_nearest)
     return Evaluated(metrics, drawings["drawn"], neighbours)
-
-
-def read_drawings(path: Path, stamp: str) -> npt.NDArray[np.uint8] | None:
-    """Drawings kept under this stamp, or None."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        return file["pixels"] if str(file["stamp"]) == stamp else None
-
-
-def write_drawings(path: Path, stamp: str, pixels_NHWC: npt.NDArray[np.uint8]) -> None:
-    """Keep drawings, by rename."""
-    staging = path.with_name(f".{path.name}.partial")
-    with staging.open("wb") as file:
-        np.savez(file, pixels=pixels_NHWC, stamp=np.array(stamp))
-    os.replace(staging, path)

@@ -7,8 +7,10 @@ A pair is drawn from its short caption. Held-out pairs are drawn several times, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -133,3 +135,19 @@ def nearest_trained(
         Neighbours(drawing, [(trained[int(j)], float(s)) for j, s in zip(order[row], similarity[row], strict=True)])
         for row, drawing in enumerate(chosen)
     ]
+
+
+def read_drawings(path: Path, stamp: str) -> npt.NDArray[np.uint8] | None:
+    """Drawings kept under this stamp, or None."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return file["pixels"] if str(file["stamp"]) == stamp else None
+
+
+def write_drawings(path: Path, stamp: str, pixels_NHWC: npt.NDArray[np.uint8]) -> None:
+    """Keep drawings, by rename."""
+    staging = path.with_name(f".{path.name}.partial")
+    with staging.open("wb") as file:
+        np.savez(file, pixels=pixels_NHWC, stamp=np.array(stamp))
+    os.replace(staging, path)

@@ -12,15 +12,20 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from pleinair.captioning.ocr import NoReader, TextReader, text_reader
 from pleinair.cli import exploration
 from pleinair.cli.main import main
+from pleinair.cli.places import shipped
 from pleinair.curation.heldout import held_out
-from pleinair.evaluation.exploration.orders import check_orders
-from pleinair.evaluation.exploration.requests import PLANS, Asked, Plan, build_requests, plan_requests
+from pleinair.evaluation.exploration.asking import own_requests
+from pleinair.evaluation.exploration.measuring import draw_in_pieces, measure_subject, self_test
+from pleinair.evaluation.exploration.orders import SELF_TEST, check_orders
+from pleinair.evaluation.exploration.requests import PLANS, Asked, Plan, Request, build_requests, plan_requests
 from pleinair.evaluation.exploration.subjects import Progress, Real
 from pleinair.evaluation.exploration.suite import MEANINGS, from_document
 from pleinair.evaluation.exploration.world import Pictures, World
 from pleinair.evaluation.features import NAME, PictureFeatures
+from pleinair.evaluation.judge import load_judge
 from pleinair.model.efficientnet import EfficientNetLite0
 from pleinair.records.errors import ConfigError
 
@@ -38,7 +43,7 @@ def shape(concept: int, style: int) -> Pictures:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    judge = exploration.shipped_judge().config
+    judge = load_judge(shipped("judge")).config
     slugs = [label.replace(" ", "-") for label in LABELS]
     cells = [(concept, style) for concept in range(len(LABELS)) for style in range(len(judge.style_names))]
     concepts = [judge.concept_names.index(slug) for slug in slugs]
@@ -77,22 +82,25 @@ class Counted:
         return self.real.draw(asked)
 
 
+@pytest.fixture(scope="module")
+def reader() -> TextReader:
+    return text_reader("rapidocr")
+
+
 def small_plan(world: World) -> list[Asked]:
     requests = build_requests({label: label for label in world.trained_labels}, {"noto": "noto", "blob": "blob"})
-    plan = Plan(prompts=dict.fromkeys(PLANS["quick"].prompts, 6), seeds={"default": 4, "any-colour": 3})
+    plan = Plan(prompts=dict.fromkeys(PLANS["quick"].prompts, 6) | {"text": 2}, seeds={"default": 4, "any-colour": 3})
     coloured = [one for one in requests if one.kind != "colour" or one.label in LABELS]
     return plan_requests([one for one in coloured if one.kind != "any-colour" or one.label == "heart"], plan)
 
 
 def test_colours_that_no_picture_shows_are_not_asked_for(world: World) -> None:
-    asked = exploration.plan(world, "quick", 0, None)
+    asked = exploration.ask_suite(world, "quick", 0)
     assert {one.request.label for one in asked if one.request.kind == "colour"} <= set(LABELS)
     assert {one.request.kind for one in asked} >= {"colour", "any-colour", "specified"}
 
 
 def test_a_thing_of_no_colours_is_drawn_as_it_is(world: World) -> None:
-    from pleinair.evaluation.exploration.requests import Request
-
     picture = Real(world).draw([Asked(Request(kind="any-colour", prompt="a fox", label="fox"), 0)])[0]
     assert any(np.array_equal(picture, shape(0, style)) for style in range(10))
 
@@ -107,15 +115,17 @@ def test_features_are_kept_under_a_name_that_fixes_them(work: Any) -> None:
         features.of(np.zeros((0, 64, 64, 3), np.uint8))
 
 
-def test_a_subject_is_measured_written_and_drawn_once(world: World, work: Any, tmp_path: Path) -> None:
+def test_a_subject_is_measured_written_and_drawn_once(
+    world: World, work: Any, reader: TextReader, tmp_path: Path
+) -> None:
     asked = [one for one in small_plan(world) if one.request.kind != "any-colour"]
     witnesses, known = exploration.ready_witnesses(work, world)
     subject = Counted(world)
-    result, sheet = exploration.measure_subject(subject, asked, witnesses, known, world, tmp_path)
+    first, again = (draw_in_pieces(subject, asked, tmp_path / "pictures", lambda done, total: None) for _ in range(2))
     assert subject.drawn == len(asked)
-    again, _ = exploration.measure_subject(subject, asked, witnesses, known, world, tmp_path)
+    assert np.array_equal(first, again)
+    result, sheet = measure_subject(subject, asked, world, witnesses, known, reader, pictures=first)
     assert subject.drawn == len(asked)
-    assert again.measures == result.measures
     exploration.write_all(work, tmp_path, result, sheet, witnesses, known)
     written = from_document(json.loads((tmp_path / "metrics.json").read_text()))
     assert written.measures == result.measures
@@ -126,25 +136,24 @@ def test_a_subject_is_measured_written_and_drawn_once(world: World, work: Any, t
     assert len((tmp_path / "prompts.txt").read_text().splitlines()) == len(asked)
 
 
-def test_words_are_written_well_and_copies_are_no_diversity_whatever_the_judges_learned(
+def test_planted_faults_are_measured_once_and_training_copies_are_seen_whatever_the_judges_learned(
     world: World, work: Any, tmp_path: Path
 ) -> None:
-    asked = [one for one in small_plan(world) if one.request.kind != "any-colour"]
+    asked = [one for one in small_plan(world) if one.request.kind not in ("any-colour", "text")]
     witnesses, known = exploration.ready_witnesses(work, world)
-    _, sheet = exploration.measure_subject(Real(world), asked, witnesses, known, world, None)
-    planted = exploration.self_test(work, sheet, witnesses, known)
-    from pleinair.evaluation.exploration.orders import SELF_TEST
-
+    _, sheet = measure_subject(Real(world), asked, world, witnesses, known, NoReader())
+    told: list[int] = []
+    planted = self_test(sheet, witnesses, known, NoReader(), tmp_path, lambda done, total: told.append(done))
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+    assert self_test(sheet, witnesses, known, NoReader(), tmp_path, lambda done, total: told.append(done)) == planted
+    assert len(told) == 7
     held = {(step.measure, step.lower, step.upper): step.holds for step in check_orders(SELF_TEST, planted)}
-    assert held["text_error", "real", "noise"]
     assert held["near_copies", "noise", "training copies"]
 
 
 def test_own_prompts_of_things_nobody_knows_are_refused(world: World) -> None:
-    from pleinair.evaluation.exploration.requests import Request
-
     with pytest.raises(ConfigError, match="'a gryphon' should show 'gryphon', which no judge knows"):
-        exploration.plan(world, "quick", 0, [Request(kind="default", prompt="a gryphon", label="gryphon")])
+        own_requests([Request(kind="default", prompt="a gryphon", label="gryphon")], world)
 
 
 def test_pictures_of_another_shape_or_type_are_refused(world: World, work: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pleinair.cli.steps import write_drawings
+from pleinair.evaluation.drawings import write_drawings
 from pleinair.evaluation.exploration.requests import Asked, build_requests, digest_requests
 from pleinair.evaluation.exploration.world import Pictures
 from pleinair.evaluation.judge import JudgeScores

@@ -19,7 +19,7 @@ from pleinair.evaluation.exploration.measured import Measured, mean_by_unit, mea
 from pleinair.evaluation.exploration.requests import Request
 from pleinair.evaluation.exploration.sheet import JUDGES, Sheet, Witnesses, among_first
 from pleinair.evaluation.exploration.world import World
-from pleinair.evaluation.judge import JudgeScores, judge_pictures
+from pleinair.evaluation.judge import JudgeScores
 from pleinair.records.errors import require
 
 Pixels = npt.NDArray[np.uint8]
@@ -72,15 +72,8 @@ def compositions(sheet: Sheet, witnesses: Witnesses) -> dict[str, list[Measured]
         return {judge: [] for judge in JUDGES}
     pieces = [pieces_of(picture) for picture in asked.pictures]
     flat = [piece.picture for found in pieces for piece in found]
-    scores = _scores(witnesses, np.stack(flat)) if flat else {}
+    scores = witnesses.scores(np.stack(flat)) if flat else {}
     return {judge: _measures(asked, pieces, scores.get(judge), judge) for judge in JUDGES}
-
-
-def _scores(witnesses: Witnesses, pictures: Pixels) -> dict[str, JudgeScores]:
-    return {
-        "first": judge_pictures(witnesses.judge, pictures),
-        "second": witnesses.second.judge(witnesses.features.of(pictures)),
-    }
 
 
 def _measures(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pleinair.evaluation.exploration.fitting import JudgeReport
 from pleinair.evaluation.exploration.measured import Measured
 from pleinair.evaluation.exploration.orders import Step, difference, outcome
 from pleinair.evaluation.exploration.requests import KINDS
@@ -38,21 +39,6 @@ from pleinair.records.preferences import PreferenceEvent
 
 NUM_SHOWN = 20
 COLUMNS_OF_SHEET = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeReport:
-    """How good a judge is on real pictures that it never saw."""
-
-    judge: str
-    made_of: str
-    style: float
-    concept_top1: float
-    concept_top5: float
-    style_gap: float
-    """AUROC of similarity within a style against across styles; one half is chance."""
-    concept_gap: float
-    num: int
 
 
 @dataclass(frozen=True, kw_only=True)

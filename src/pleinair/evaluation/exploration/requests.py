@@ -43,6 +43,8 @@ Size = Literal["quick", "full"]
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 COLOURED = ("heart", "circle", "square")
 """Things that the drawing sets draw in every one of these colours, so that there are real pictures to compare with."""
+SEEDS_OF_A_PROMPT, SEEDS_OF_A_KIND, SEEDS_OF_A_RUN = 101, 1_000_003, 100_000_007
+"""Apart enough that no two pictures of any plans and seeds share their noise."""
 NUMBERS = ("one", "two", "three", "four")
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 COUNTED = ("red apple", "banana", "strawberry", "fish", "key", "soccer ball", "cactus", "rocket")
@@ -250,7 +252,7 @@ def plan_requests(requests: Sequence[Request], plan: Plan, *, seed: int = 0) -> 
         of_kind = [request for request in requests if request.kind == kind]
         order = np.random.default_rng(number).permutation(len(of_kind))[: plan.prompts.get(kind, 0)]
         for place in sorted(order.tolist()):
-            start = seed * 1_000_003 + number * 100_003 + place * 101
+            start = seed * SEEDS_OF_A_RUN + number * SEEDS_OF_A_KIND + place * SEEDS_OF_A_PROMPT
             chosen += [Asked(of_kind[place], start + again) for again in range(plan.seeds.get(kind, 1))]
     return chosen
 

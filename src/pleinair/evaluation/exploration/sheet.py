@@ -105,7 +105,12 @@ class Witnesses:
         """The sheet of these pictures. Raises ValueError for pictures of another kind than the judges know."""
         if len(pictures) != len(asked):
             raise ValueError(f"{len(pictures)} pictures for {len(asked)} requests: give one each")
-        first = judge_pictures(self.judge, pictures)
+        first = judge_pictures(self.judge, pictures)  # which refuses pictures of another kind
         features = self.features.of(pictures)
         scores = {"first": first, "second": self.second.judge(features)}
         return Sheet(world, asked, pictures, scores, self.second.standardised(features), self.copies.embed(features))
+
+    def scores(self, pictures: Pictures) -> dict[str, JudgeScores]:
+        """What each judge says of pictures."""
+        first = judge_pictures(self.judge, pictures)
+        return {"first": first, "second": self.second.judge(self.features.of(pictures))}
