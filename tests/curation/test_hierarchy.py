@@ -48,6 +48,15 @@ def test_every_point_belongs_to_its_nearest_centroid() -> None:
     np.testing.assert_allclose(found.distance_N, distances.min(axis=1), rtol=1e-3, atol=1e-4)
 
 
+def test_rounds_end_when_the_centroids_have_settled_and_never_pass_what_is_allowed() -> None:
+    easy = kmeans(blobs((200, 200, 200)), 3, iterations=500, rng=np.random.default_rng(0))
+    assert easy.rounds <= 10
+    hard = np.random.default_rng(1).normal(size=(3000, 8)).astype(np.float32)
+    assert kmeans(hard, 60, iterations=7, rng=np.random.default_rng(0)).rounds == 7
+    soon, late = (kmeans(hard, 60, iterations=most, rng=np.random.default_rng(0)).distance_N.sum() for most in (5, 500))
+    assert late < 0.997 * soon  # five rounds were not enough, and were not taken for enough
+
+
 def test_more_clusters_than_points_are_refused() -> None:
     with pytest.raises(ValueError, match="9 clusters of 4 points: ask for 1 to 4"):
         kmeans(blobs((4,)), 9, rng=np.random.default_rng(0))

@@ -69,3 +69,5 @@ def test_a_pair_needs_two_pieces_and_both_things_whichever_comes_first() -> None
     assert passes(pair, pieces, logits(LABELS[21], LABELS[20]), WORLD)
     assert not passes(pair, pieces, logits(LABELS[20], LABELS[20]), WORLD)
     assert not passes(pair, pieces[:1], logits(LABELS[20]), WORLD)
+    both_in_one = np.maximum(logits(LABELS[20], LABELS[0]), logits(LABELS[21], LABELS[0]))
+    assert not passes(pair, pieces, both_in_one, WORLD)

@@ -60,7 +60,9 @@ def test_the_visible_difference_is_seen_four_times_in_five() -> None:
         level, noise = rng.random(num), rng.normal(0, 0.1, num)
         before = measured("can_style", shares(list(level)), num)
         visible = 2.8 * 0.1 / num**0.5
-        seen += compare(before, measured("can_style", shares(list(level + visible + noise)), num)).sign == 1
+        found = compare(before, measured("can_style", shares(list(level + visible + noise)), num))
+        assert found.detectable == pytest.approx(visible, rel=0.5)
+        seen += found.sign == 1
     assert 0.65 < seen / tries < 0.9
 
 

@@ -32,7 +32,15 @@ def test_an_order_holds_where_each_paired_difference_has_its_sign() -> None:
     results = {"low": result("low", 0.2), "high": result("high", 0.8), "same": result("same", 0.8)}
     held = {
         chain: [step.holds for step in check_orders([Order.of("can_both", chain)], results)]
-        for chain in ("low < high", "high < low", "high <= same", "high < same", "low < nobody", "low < nobody <= high")
+        for chain in (
+            "low < high",
+            "high < low",
+            "high <= same",
+            "high < same",
+            "low < nobody",
+            "low < nobody <= high",
+            "high <= nobody < same",
+        )
     }
     assert held == {
         "low < high": [True, True],
@@ -41,6 +49,7 @@ def test_an_order_holds_where_each_paired_difference_has_its_sign() -> None:
         "high < same": [False, False],
         "low < nobody": [],
         "low < nobody <= high": [True, True],
+        "high <= nobody < same": [False, False],
     }
 
 

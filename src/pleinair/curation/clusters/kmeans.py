@@ -33,6 +33,8 @@ class Clustering:
     centroids_KD: Points
     cluster_N: Indices
     distance_N: npt.NDArray[np.float32]
+    rounds: int
+    """Of Lloyd's, until the centroids had settled or as many were done as were allowed."""
 
 
 def kmeans(points_ND: Points, num_clusters: int, *, iterations: int = 50, rng: np.random.Generator) -> Clustering:
@@ -46,31 +48,33 @@ def kmeans(points_ND: Points, num_clusters: int, *, iterations: int = 50, rng: n
     centroids_KD = points_ND[greedy_start(points_ND, num_clusters, rng)]
     faiss: Any = require("faiss", "curate")
     seed, before = int(rng.integers(2**31)), np.inf
-    for _ in range(0, iterations, ROUNDS):
+    rounds = 0
+    while rounds < iterations:
+        niter = min(ROUNDS, iterations - rounds)
         trained = faiss.Kmeans(
             dim,
             num_clusters,
-            niter=ROUNDS,
+            niter=niter,
             # faiss trains on 256 points per cluster unless told otherwise, and warns of fewer than 39.
             min_points_per_centroid=1,
             max_points_per_centroid=num_points,
             seed=seed,
         )
         trained.train(points_ND, init_centroids=centroids_KD)
-        centroids_KD, after = trained.centroids, float(trained.obj[-1])
+        centroids_KD, after, rounds = trained.centroids, float(trained.obj[-1]), rounds + niter
         if after >= before * (1 - SETTLED):
             break
         before = after
-    return assign(points_ND, centroids_KD)
+    return assign(points_ND, centroids_KD, rounds)
 
 
-def assign(points_ND: Points, centroids_KD: Points) -> Clustering:
-    """Every point to its nearest centroid."""
+def assign(points_ND: Points, centroids_KD: Points, rounds: int = 0) -> Clustering:
+    """Every point to its nearest centroid, which `rounds` of Lloyd's gave."""
     faiss: Any = require("faiss", "curate")
     index = faiss.IndexFlatL2(points_ND.shape[1])
     index.add(np.ascontiguousarray(centroids_KD))
     distance_N1, cluster_N1 = index.search(np.ascontiguousarray(points_ND), 1)
-    return Clustering(np.asarray(centroids_KD), cluster_N1[:, 0], distance_N1[:, 0])
+    return Clustering(np.asarray(centroids_KD), cluster_N1[:, 0], distance_N1[:, 0], rounds)
 
 
 def greedy_start(points_ND: Points, num_clusters: int, rng: np.random.Generator) -> Indices:
