@@ -1,6 +1,6 @@
 """`python -m benchmarks.curation.figures`: README.md's table of what curation is to reach, from results.json.
 
-A row names a figure, or all whose names begin alike (`mix_keys_per_s*`); whether it meets its aim is computed, so the page
+A row names a figure, or all whose names look alike (`mix_keys_per_s*`); whether it meets its aim is computed, so the page
 cannot say otherwise than the figures. `python -m benchmarks.curation` writes the table anew after every benchmark, and a test
 compares the two.
 """
@@ -8,8 +8,9 @@ compares the two.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ class Aim:
 
     what: str
     name: str
-    """As in results.json; a final `*` takes all that begin so."""
+    """As in results.json; `*` stands for any text."""
     of: Literal["value", "ratio"] = "value"
     """Which of the two the bound is for."""
     least: float | None = None
@@ -36,7 +37,7 @@ class Aim:
     """Why it is missed, or what to know; figures are not repeated here, they would drift."""
 
     def __post_init__(self) -> None:
-        if self.name.endswith("*") and (self.least is not None or self.most is not None):
+        if "*" in self.name and (self.least is not None or self.most is not None):
             raise ValueError(f"{self.name} stands for several figures: a bound needs one name")
 
     def met(self, row: Mapping[str, Any]) -> bool | None:
@@ -114,10 +115,7 @@ def table(results: list[Result], aims: tuple[Aim, ...] = AIMS) -> str:
 
 
 def _lines(aim: Aim, results: list[Result]) -> list[str]:
-    matches: Callable[[str], bool] = aim.name.__eq__
-    if aim.name.endswith("*"):
-        matches = lambda name: name.startswith(aim.name[:-1])  # noqa: E731
-    rows = [row for row in results if matches(row["name"])]
+    rows = [row for row in results if fnmatchcase(row["name"], aim.name)]
     if not rows:
         return [f"| {aim.what} | `{aim.name}` | not measured | | | {aim.bound} | {aim.note} |"]
     return [_line(aim, row) for row in rows]

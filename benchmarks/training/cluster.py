@@ -34,6 +34,8 @@ from tests.training.killed_run import command, environment
 FAULTS = {"kill": "rank_kill_seconds", "stop": "rank_hang_seconds", "sleep": "rank_hang_asleep_seconds"}
 """What a rank does to itself, and the row of its repair."""
 WATCHDOG_SECONDS = 5.0
+PEER_SECONDS = 90.0
+"""What torchrun is given for the whole run, which takes it about 20 s where it comes back."""
 GPUS = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 
 AIMS = (
@@ -76,12 +78,17 @@ def measure(rounds: int) -> list[Result]:
         for fault, found in repairs.items():
             found.append(measure_goodput(events_of(fault, 12 + number, launch_ours)).repairs[0])
             print(f"  round {number + 1}, {FAULTS[fault]}: {told(found[-1])}", flush=True)
-        peer.append(pause(events_of("kill", 12 + number, launch_torchrun)))
-        print(f"  round {number + 1}, killed under torchrun: {peer[-1]:.1f} s", flush=True)
+        try:
+            peer.append(pause(events_of("kill", 12 + number, launch_torchrun)))
+            print(f"  round {number + 1}, killed under torchrun: {peer[-1]:.1f} s", flush=True)
+        except subprocess.SubprocessError as failed:  # its ranks sometimes do not find each other again
+            print(f"  round {number + 1}, killed under torchrun: {type(failed).__name__}", flush=True)
     rows = [row for fault, found in repairs.items() for row in of_fault(fault, found)]
     kills = [repair.seconds for repair in repairs["kill"]]
-    shown = f"torchrun, same program, not counting steps done again: {statistics.median(peer):.1f} s"
-    return [*rows, result("rank_kill_peer", statistics.median(kills), "s", shown, ratio(kills, peer)), *simulated()]
+    came_back = f"came back {len(peer)} times of {rounds}"
+    shown = f"torchrun, same program, {came_back}, not counting steps done again"
+    took = (f"{shown}: {statistics.median(peer):.1f} s", ratio(kills[: len(peer)], peer)) if peer else (shown, None)
+    return [*rows, result("rank_kill_peer", statistics.median(kills), "s", *took), *simulated()]
 
 
 def of_fault(fault: str, repairs: Sequence[Repair]) -> Iterator[Result]:
@@ -120,7 +127,7 @@ def launch_torchrun(run_dir: Path, words: list[str]) -> None:
     with (run_dir / "log").open("wb") as log:
         subprocess.run(
             [*torchrun, *words[1:]], env={**os.environ, **environment(), "PLEINAIR_HEARTBEAT_SECONDS": "0"},
-            stdout=log, stderr=log, check=True, timeout=300,
+            stdout=log, stderr=log, check=True, timeout=PEER_SECONDS,
         )  # fmt: skip
 
 

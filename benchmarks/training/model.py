@@ -217,33 +217,41 @@ def peak_share(rounds: int) -> Iterator[Result]:
         call = make_calls(ours, nn.Identity(), 2, None, 64)["ours"]
         with FlopCounterMode(display=False) as counter:
             seconds(call, True)
-        alone = products_alone(lambda c=call, m=ours: seconds(c, True, m))
+        alone, flops_alone = products_alone(lambda c=call, m=ours: seconds(c, True, m))
         compile_blocks(ours)
-        product = {"matmul": lambda: seconds(lambda: a @ b, False)}
+        product = {"matmul": lambda: seconds(lambda: a @ b, False), "products": alone}
         step = {"step": lambda c=call, m=ours: seconds(c, True, m)}
         taken = interleaved({**step, **product}, 2 * rounds)
-        peak = 2 * MATMUL_SIDE**3 / statistics.median(taken["matmul"])
-        reached = counter.get_total_flops() / statistics.median(taken["step"])
-        shown = f"matmul {MATMUL_SIDE}^3: {peak / 1e9:.0f} GFLOP/s"
-        yield result(f"peak_share_{width}", reached / 1e9, "GFLOP/s", shown, reached / peak)
+        flops = {"matmul": 2 * MATMUL_SIDE**3, "products": flops_alone, "step": counter.get_total_flops()}
+        rate = {name: count / statistics.median(taken[name]) / 1e9 for name, count in flops.items()}
+        shares = {  # of each round's own product, as the machine's speed changes from minute to minute
+            name: statistics.median(
+                flops[name] / taken[name][n] * peak / flops["matmul"] for n, peak in enumerate(taken["matmul"])
+            )
+            for name in ("step", "products")
+        }
+        shown = f"matmul {MATMUL_SIDE}^3: {rate['matmul']:.0f} GFLOP/s"
+        yield result(f"peak_share_{width}", rate["step"], "GFLOP/s", shown, shares["step"])
         bound = f"matmul {MATMUL_SIDE}^3, and nothing but such products"
-        yield result(f"peak_bound_{width}", alone / 1e9, "GFLOP/s", bound, alone / peak)
+        yield result(f"peak_bound_{width}", rate["products"], "GFLOP/s", bound, shares["products"])
         for kind, share in time_by_kind(call, ours).items():
             yield result(f"step_time_{width}_{kind}", 100 * share, "% of the compiled step's time")
 
 
-def products_alone(step: Callable[[], object], repeats: int = 7) -> float:
-    """FLOP/s of the step's matrix products, each shape timed by itself: what it could reach if all else took no time."""
+def products_alone(step: Callable[[], object]) -> tuple[Callable[[], float], float]:
+    """The step's matrix products and nothing else: a function that gives the seconds of all of them, and their FLOPs."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
         step()
-    flops, spent = 0.0, 0.0
+    products: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     for event in recorded.key_averages(group_by_input_shape=True):
         if event.key in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
             a, b = [torch.randn(shape).bfloat16() for shape in event.input_shapes if len(shape) >= 2][-2:]
-            took = statistics.median(seconds(lambda a=a, b=b: a @ b, False) for _ in range(repeats))
-            flops += event.count * 2 * a.numel() * b.shape[-1]
-            spent += event.count * took
-    return flops / spent
+            products.append((event.count, a, b))
+
+    def run() -> float:
+        return sum(count * seconds(lambda a=a, b=b: a @ b, False) for count, a, b in products)
+
+    return run, sum(count * 2.0 * a.numel() * b.shape[-1] for count, a, b in products)
 
 
 def time_by_kind(call: Call, model: nn.Module, passes: int = 3) -> dict[str, float]:

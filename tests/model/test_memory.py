@@ -96,11 +96,11 @@ def test_what_is_gathered_is_root_and_groups_whole_with_their_buffers() -> None:
         parallel = ParallelConfig(mesh=MeshConfig(shard=2), checkpointing="full", **changes)
         return estimate_memory(SMALL, parallel, batch=1, image_tokens=SIDE**2, text_tokens=NUM_TEXT).gathered
 
-    assert gathered() == pytest.approx(4 * (2 * root + 5 * block), rel=1e-4)
-    assert gathered(blocks_per_group=2) == pytest.approx(4 * (2 * root + 5 * 2 * block), rel=1e-4)
-    assert gathered(param_dtype="bf16") == pytest.approx(2 * (2 * root + 4 * block) + 4 * block, rel=1e-4)
+    assert gathered() == pytest.approx(4 * (2 * root + 4 * block), rel=1e-4)
+    assert gathered(blocks_per_group=2) == pytest.approx(4 * (2 * root + 4 * 2 * block), rel=1e-4)
+    assert gathered(param_dtype="bf16") == pytest.approx(2 * (2 * root + 3 * block) + 4 * block, rel=1e-4)
     kept = 4 * (SMALL.num_layers * block + fusion)
-    assert gathered(reshard_after_forward=False) == pytest.approx(4 * (2 * root + 3 * block) + kept, rel=1e-4)
+    assert gathered(reshard_after_forward=False) == pytest.approx(4 * (2 * root + 2 * block) + kept, rel=1e-4)
 
 
 def test_muon_keeps_one_moment_of_hidden_matrices() -> None:

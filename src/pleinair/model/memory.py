@@ -159,10 +159,11 @@ def _weight_sizes(config: TransformerConfig, mesh: MeshConfig, optimiser: str) -
 
 
 def _gathered(sizes: _WeightSizes, parallel: ParallelConfig) -> int:
-    """Whole weights and gradients beside the shards, at the moment when a group's gradients are sent.
+    """Whole weights and gradients beside the shards, while a block's backward pass runs.
 
-    The root's weights and gradients are there all along; of the groups, the one in work and the one gathered ahead, the
-    buffer the latter arrived in, the gradients, and the buffer in which they leave in `reduce_dtype`.
+    The root's weights and gradients are there all along; of the groups, the weights in work, the buffer in which the next
+    ones arrive (copied out, and freed, only when that group begins), the gradients, and the buffer in which those of the
+    group before leave in `reduce_dtype`, which FSDP2 keeps until the next is sent.
     """
     cast, reduced = DTYPE_BYTES[parallel.param_dtype], DTYPE_BYTES[parallel.reduce_dtype]
     whole = sizes.sharded * parallel.mesh.shard
@@ -170,7 +171,7 @@ def _gathered(sizes: _WeightSizes, parallel: ParallelConfig) -> int:
         return 0 if parallel.param_dtype == "fp32" else cast * whole
     group = max(sizes.block * parallel.blocks_per_group, sizes.text_fusion)
     weights = 2 * cast * group if parallel.reshard_after_forward else cast * (whole - sizes.root)
-    return 2 * cast * sizes.root + weights + cast * group + cast * group + reduced * group
+    return 2 * cast * sizes.root + weights + cast * group + reduced * group
 
 
 # --- activations
