@@ -43,6 +43,13 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+def forking() -> Any:
+    """A context of multiprocessing whose processes have torch and the package at once."""
+    context: Any = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context
+
+
 def run_ranks(
     world_size: int,
     function: Callable[..., Any],
@@ -55,9 +62,7 @@ def run_ranks(
 
     `to_the_end` starts an interpreter for each and lets it end by itself, which takes some seconds each.
     """
-    context: Any = torch.multiprocessing.get_context("spawn" if to_the_end else "forkserver")
-    if not to_the_end:
-        context.set_forkserver_preload(list(_IMPORTED))
+    context = torch.multiprocessing.get_context("spawn") if to_the_end else forking()
     queue, ports = context.Queue(), free_ports(num_ports)
     processes = [
         context.Process(target=_rank, args=(rank, world_size, function, ports, queue, to_the_end))
