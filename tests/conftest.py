@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import signal
 import sys
@@ -13,6 +14,10 @@ from pathlib import Path
 import pytest
 
 from pleinair import krablet
+
+# Tests start Python hundreds of times: told to keep no bytecode, each would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A job in a shell's background ignores SIGINT, and its children would too: tests of Ctrl-C send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -25,7 +25,7 @@ from pleinair.captioning.templates import with_article
 from pleinair.checkpoint.store import digest_file, newest_checkpoint
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
-from pleinair.cli.parents import find_checkpoint, read_projection
+from pleinair.cli.parents import find_checkpoint
 from pleinair.cli.parts import Parts
 from pleinair.cli.places import cache_dir, shipped
 from pleinair.cli.steps import open_text_encoder, pack_step
@@ -36,6 +36,7 @@ from pleinair.evaluation.judge import load_judge
 from pleinair.model.pixels import to_bytes
 from pleinair.packing.pictures import CuratedPicture, resize_square
 from pleinair.recipes.concepts import EVERYDAY
+from pleinair.sampling.projection import read_projection
 from pleinair.sampling.sampler import seeded_noise
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.records import read_records

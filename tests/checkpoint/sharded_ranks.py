@@ -1,17 +1,14 @@
-"""One rank of the tests of sharded checkpoints: `python sharded_ranks.py ROOT`, with RANK and so on as torchrun sets them.
+"""What a rank of the tests of sharded checkpoints does, and what it finds.
 
-Two ranks save and load; four ranks load what two saved, on a mesh of two dimensions, and save again. What a rank found
-goes to ROOT/found-RANK-of-WORLD.json.
+Two ranks save and load; four ranks load what two saved, on a mesh of two dimensions, and save again.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -127,16 +124,12 @@ def four_ranks(root: Path, rank: int) -> dict[str, object]:
     return found
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    root, rank, world_size = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+def as_rank(root: Path, ports: Sequence[int]) -> dict[str, object]:
+    """All that a rank of this world size has to do; see `tests.training.ranks`."""
+    os.environ["MASTER_PORT"] = str(ports[0])
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.distributed.init_process_group("gloo")
     found = two_ranks(root, rank) if world_size == 2 else four_ranks(root, rank)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    (root / f"found-{rank}-of-{world_size}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    return found

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +10,19 @@ import pytest
 import torch
 
 from pleinair.checkpoint import store
-from tests.checkpoint.sharded_ranks import NAME, Layers, whole_tensors
-
-SCRIPT = Path(__file__).with_name("sharded_ranks.py")
-
-
-def run_ranks(root: Path, world_size: int) -> list[dict[str, Any]]:
-    """What each rank found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen([sys.executable, SCRIPT, root], env={**os.environ, **shared, "RANK": str(rank)})
-        for rank in range(world_size)
-    ]
-    try:
-        assert [process.wait(120) for process in ranks] == [0] * world_size
-    finally:
-        for process in ranks:
-            process.kill()
-    return [json.loads((root / f"found-{rank}-of-{world_size}.json").read_text()) for rank in range(world_size)]
+from tests.checkpoint.sharded_ranks import NAME, Layers, as_rank, whole_tensors
+from tests.training.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
 def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     root = tmp_path_factory.mktemp("ranks")
-    return root, run_ranks(root, 2)
+    return root, run_ranks(2, partial(as_rank, root), 1)
 
 
 @pytest.fixture(scope="module")
 def found_by_four(saved_by_two: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    return run_ranks(saved_by_two[0], 4)
+    return run_ranks(4, partial(as_rank, saved_by_two[0]), 1)
 
 
 def test_each_rank_writes_its_pieces_and_both_learn_the_same_name(saved_by_two: Any) -> None:

@@ -163,6 +163,39 @@ def test_metrics_are_those_of_the_account(run_dir: Path, tmp_path: Path) -> None
     assert found[f'pleinair_run_rank_slowdown_ratio{{{run},rank="1"}}'] == 1.0
 
 
+def test_metrics_tell_the_stall_of_a_checkpoint_and_the_slowed_steps_beside_it(tmp_path: Path) -> None:
+    told = [(0.5, 1.0, None), (0.1, 3.0, 0.7), (0.3, 2.0, 0.9)]
+    append(tmp_path / "events.jsonl", Started(at=START, attempt=1, world_size=2))
+    run = f'run="{tmp_path.name}"'
+    before = samples(run_metrics(tmp_path))
+    assert {name: value for name, value in before.items() if "checkpoint" in name.partition("{")[0]} == {
+        f"pleinair_run_checkpoints_total{{{run}}}": 0
+    }
+    for number, (stall, write, slowed) in enumerate(told):
+        for rank in (0, 1):  # the other rank waits longer, and its checkpoints are the same ones
+            event = CheckpointSaved(
+                at=START + 10 * number,
+                rank=rank,
+                step=number,
+                stall_seconds=stall + 5 * rank,
+                write_seconds=write,
+                slowed_seconds=slowed,
+            )
+            append(tmp_path / "events.jsonl", event)
+    found = samples(run_metrics(tmp_path))
+    assert found[f"pleinair_run_checkpoints_total{{{run}}}"] == 3
+    assert found[f'pleinair_run_checkpoint_cost_seconds{{{run},part="stall"}}'] == 0.3
+    assert found[f'pleinair_run_checkpoint_cost_seconds{{{run},part="slowed"}}'] == pytest.approx(0.8)
+    assert found[f"pleinair_run_checkpoint_write_seconds{{{run}}}"] == 2.0
+    assert found[f"pleinair_run_checkpoint_cost_ratio{{{run}}}"] == pytest.approx((0.9 + 1.6) / 21.0)
+
+
+def test_slowed_steps_that_nobody_compared_are_no_zero(tmp_path: Path) -> None:
+    append(tmp_path / "events.jsonl", CheckpointSaved(at=START, rank=0, step=1, stall_seconds=0.5, write_seconds=1.0))
+    costs = [name for name in samples(run_metrics(tmp_path)) if "cost_seconds" in name]
+    assert costs == [f'pleinair_run_checkpoint_cost_seconds{{run="{tmp_path.name}",part="stall"}}']
+
+
 def test_metrics_are_written_whole_and_served(run_dir: Path, tmp_path: Path) -> None:
     target = tmp_path / "pleinair_run.prom"
     assert main(["runs", str(run_dir), "--textfile", str(target)]) == 0

@@ -86,7 +86,7 @@ TWO_RANKS = {
     "tensor, compiled": ParallelConfig(mesh=MeshConfig(tensor=2), compile=True, compile_backend="eager"),
     "fsdp in bf16": ParallelConfig(mesh=MeshConfig(shard=2), param_dtype="bf16"),
 }
-VARIANTS = ("fsdp, grouped, recomputed", "tensor, selective", "tensor, compiled", "fsdp in bf16")
+VARIANTS = ("hsdp", "fsdp, grouped, recomputed", "tensor, selective", "tensor, compiled", "fsdp in bf16")
 """Cases that take a few steps only."""
 FOUR_RANKS = {
     "fsdp x tensor": ParallelConfig(mesh=MeshConfig(shard=2, tensor=2)),

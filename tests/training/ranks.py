@@ -1,4 +1,7 @@
-"""Real ranks for tests: spawned processes with Gloo, a free port for every mesh they open, and what each returns."""
+"""Real ranks for tests: processes with Gloo, a free port for every mesh they open, and what each returns.
+
+They are forked from a server that has imported torch and the package once, so that a rank costs no start of its own.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,14 @@ import torch.multiprocessing
 
 # Below those that the system gives to outgoing connections: a mesh that is opened minutes later still finds its port free.
 _PORTS = range(20_000, 32_000)
+_IMPORTED = (
+    "pleinair.checkpoint.writer",
+    "pleinair.model.parallelize",
+    "pleinair.training.engine",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+)
+"""By the server; none of them may start a thread or run a backward pass, which a fork would not survive."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -32,6 +43,13 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+def forking() -> Any:
+    """A context of multiprocessing whose processes have torch and the package at once."""
+    context: Any = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context
+
+
 def run_ranks(
     world_size: int,
     function: Callable[..., Any],
@@ -42,9 +60,9 @@ def run_ranks(
 ) -> list[Any]:
     """`function(ports)` on every rank, with torchrun's variables set but MASTER_PORT; what each returned, by rank.
 
-    `to_the_end` lets the interpreters end by themselves, which takes a second or two each.
+    `to_the_end` starts an interpreter for each and lets it end by itself, which takes some seconds each.
     """
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("spawn") if to_the_end else forking()
     queue, ports = context.Queue(), free_ports(num_ports)
     processes = [
         context.Process(target=_rank, args=(rank, world_size, function, ports, queue, to_the_end))

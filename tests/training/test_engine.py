@@ -1,10 +1,7 @@
 import json
 import math
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +18,7 @@ from pleinair.records.errors import CheckpointError
 from pleinair.training.engine import EngineConfig, Phase, read_records, train
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.stages.autoencode import Autoencode, AutoencodeConfig
+from tests.training.ranks import forking
 
 TINY = AutoencoderConfig(widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_channels=4)
 
@@ -78,19 +76,15 @@ def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Pa
 
 def kill_trainer(directory: Path, after_steps: float) -> None:
     """Start one in a process of its own, or go on, and kill it once there are a checkpoint and that many records."""
-    script = (
-        f"from tests.training.test_engine import run; from pathlib import Path; run(Path({str(directory)!r}), steps=40)"
-    )
-    root = Path(__file__).parents[2]
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
-    )
+    trainer = forking().Process(target=run, args=(directory, 40))
+    trainer.start()
     log = directory / "steps.jsonl"
     while not list_checkpoints(directory / "checkpoints") or len(log.read_text().splitlines()) < after_steps:
-        assert trainer.poll() is None, "the trainer ended before it could be killed"
+        assert trainer.is_alive(), "the trainer ended before it could be killed"
         time.sleep(0.01)
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
+    trainer.kill()
+    trainer.join()
+    assert trainer.exitcode == -signal.SIGKILL
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pleinair.training.optimisers import OptimiserConfig
 from tests.training.ranks import run_ranks
 from tests.training.small_stages import Share, pretrain_stage, settings
 
-NUM_STEPS, STOP_AFTER = 10, 6
+NUM_STEPS, STOP_AFTER = 6, 4
 CONFIG = settings(
     checkpoint_seconds=1e-9,
     keep_checkpoints=2,
@@ -86,8 +86,8 @@ def test_every_rank_writes_its_pieces_and_the_checkpoint_verifies(runs: Path) ->
     files = {path.name for path in newest.iterdir()}
     assert {INDEX, "transformer.rank-00000.safetensors", "transformer.rank-00001.safetensors"} <= files
     assert [path.name for path in list_checkpoints(runs / "whole" / "checkpoints")] == [
-        "step-00000009",
-        "step-00000010",
+        "step-00000005",
+        "step-00000006",
     ]
 
 
@@ -105,6 +105,6 @@ def test_a_run_of_two_ranks_goes_on_in_one_process(runs: Path) -> None:
     kept = losses(runs / "whole")
     list_checkpoints(runs / "whole" / "checkpoints")[1].rename(runs / "set aside")
     run(runs / "whole", Mesh())
-    assert earlier.name == "step-00000009"
-    assert losses(runs / "whole")[:9] == kept[:9]
-    assert losses(runs / "whole")[9] == pytest.approx(kept[9], abs=1e-5)
+    assert earlier.name == "step-00000005"
+    assert losses(runs / "whole")[:5] == kept[:5]
+    assert losses(runs / "whole")[5] == pytest.approx(kept[5], abs=1e-5)

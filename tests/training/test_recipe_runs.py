@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from pleinair.model.formats import read_lora
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
+from pleinair.packs.split import split_pack
 from pleinair.records.errors import ConfigError
 from pleinair.training.records import read_records
 from tests.training.recipe_runs import arguments, packed, pictures, trained
@@ -124,6 +127,46 @@ def test_a_run_does_not_resume_from_another_parent(runs: Path, capsys: pytest.Ca
     assert main(["train", *again, "--parent", str(first), "--with-optimiser"]) == 1
     assert "was made with other settings or data" in capsys.readouterr().err
     assert main(["train", *again, "--parent", str(first)]) == 0
+
+
+def test_a_run_does_not_resume_on_a_pack_that_was_altered(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copytree(runs / "demo", tmp_path / "demo")
+    rmtree(final(tmp_path))
+    pack, aside = tmp_path / "demo" / "pack", tmp_path / "aside"
+    split_pack(
+        Pack(pack), lambda row: row.key == "noto/sun", "one picture", kept=tmp_path / "less", taken=tmp_path / "one"
+    )
+    again = ["train", *arguments(tmp_path, ALIGNED, "engine.keep_every=2")]
+
+    pack.rename(aside)
+    (tmp_path / "less").rename(pack)
+    assert main(again) == 1
+    assert f"{final(tmp_path)} was made with other settings or data: give this run another name" in _told(capsys)
+
+    rmtree(pack)
+    copytree(aside, pack)
+    shard = max(pack.glob("*.parquet"), key=lambda path: path.stat().st_size)
+    with shard.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    assert main(again) == 1
+    assert f"pack {pack} is damaged: {shard.name} is missing or does not match its hash; pack again" in _told(capsys)
+
+    assert read_manifest(final(tmp_path)).step == 6, "what was refused trained nothing"
+    rmtree(pack)
+    aside.rename(pack)
+    assert main(again) == 0
+    assert (
+        read_records(tmp_path / "demo" / "steps.jsonl")[-1].loss == read_records(runs / "demo" / "steps.jsonl")[-1].loss
+    )
+
+
+def _told(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
 
 
 def test_parents_that_do_not_fit_are_refused_with_a_sentence(

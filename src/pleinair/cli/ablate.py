@@ -8,8 +8,6 @@ The command may be stopped anywhere; the same one goes on. `--page-only` makes t
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,11 +18,8 @@ from pleinair.cli.workspace import Workspace, add_run_options
 from pleinair.records.errors import ConfigError, PackError
 
 if TYPE_CHECKING:
-    from pleinair.cli.ablation_matrix import Matrix, Places
-    from pleinair.cli.ablation_run import Job
-    from pleinair.evaluation.ablation_findings import SwitchRuns
-    from pleinair.evaluation.ablation_page import SweptRates
-    from pleinair.recipes.ablations import Side, Switch
+    from pleinair.ablation.matrix import Matrix, Places
+    from pleinair.ablation.trainings import Job
 
 
 def register(verbs: Any) -> None:
@@ -69,7 +64,8 @@ def register(verbs: Any) -> None:
 
 def ablate(options: argparse.Namespace) -> int:
     """Measure, sweep, train, judge, write."""
-    from pleinair.cli.workspace import only_one, open_workspace
+    from pleinair.cli.workspace import open_workspace
+    from pleinair.cluster.locks import only_one
 
     work = open_workspace(options)
     matrix = open_matrix(work, options)
@@ -100,7 +96,7 @@ def train_all(matrix: Matrix, options: argparse.Namespace) -> None:
 
 def run(matrix: Matrix, jobs: Sequence[Job], num_processes: int, label: str) -> None:
     """Run jobs with live progress; a job's work is its steps times what the baseline's step costs at its resolution."""
-    from pleinair.cli.ablation_matrix import run_jobs, total_steps
+    from pleinair.ablation.running import run_jobs, total_steps
     from pleinair.cli.progress import ProgressLine
 
     line, base = ProgressLine(f"{label}, GFLOP"), matrix.baseline
@@ -117,10 +113,10 @@ def run(matrix: Matrix, jobs: Sequence[Job], num_processes: int, label: str) -> 
 
 def open_matrix(work: Workspace, options: argparse.Namespace) -> Matrix:
     """What is to be compared. Raises ConfigError and PackError before anything is done."""
-    from pleinair.cli.ablation_matrix import Matrix
+    from pleinair.ablation.matrix import AblationConfig, Matrix
+    from pleinair.ablation.switches import find_switches
     from pleinair.config import config_digest, override
     from pleinair.packs.pack import read_pack_manifest
-    from pleinair.recipes.ablations import AblationConfig, find_switches
 
     sizes = [f"{name}={getattr(options, name)}" for name in ("seeds", "short", "long")]
     config = override(AblationConfig(), [*sizes, *options.config])
@@ -145,7 +141,7 @@ def open_matrix(work: Workspace, options: argparse.Namespace) -> Matrix:
 
 
 def _places(work: Workspace, data: str) -> Places:
-    from pleinair.cli.ablation_matrix import Places
+    from pleinair.ablation.matrix import Places
 
     directory = work.run_dir / "ablation"
     names = {name: directory / f"{name}-{data}" for name in ("trained", "unseen", "patches")}
@@ -198,7 +194,7 @@ def write_patches(work: Workspace, places: Places) -> None:
 
 def with_costs(matrix: Matrix) -> Matrix:
     """The matrix with what a step of each of its arms costs at each resolution."""
-    from pleinair.cli.ablation_costs import measure_costs
+    from pleinair.ablation.costs import measure_costs
     from pleinair.cli.progress import ProgressLine
 
     costs, config = dict(matrix.costs), matrix.config
@@ -218,7 +214,7 @@ def plan_text(matrix: Matrix, num_processes: int) -> str:
     """What is trained and what it costs, before it is."""
     import numpy as np
 
-    from pleinair.cli.ablation_matrix import total_steps
+    from pleinair.ablation.running import total_steps
     from pleinair.cli.progress import duration
 
     lines, seconds = (
@@ -250,126 +246,10 @@ def plan_text(matrix: Matrix, num_processes: int) -> str:
 
 def write(matrix: Matrix, options: argparse.Namespace) -> Path:
     """Judge what is there and write the page."""
-    from pleinair.evaluation.ablation import HORIZONS
-    from pleinair.evaluation.ablation_findings import judge
-    from pleinair.evaluation.ablation_page import Bench, write_bench
+    from pleinair.ablation.judging import judge_matrix
+    from pleinair.ablation.page import write_bench
 
-    cells = [(resolution, horizon) for resolution in matrix.resolutions for horizon in HORIZONS]
-    jobs = matrix.jobs()
-    swept = [job for switch, side in matrix.sides() for job in matrix.sweep(switch, side).values()]
-    probes = [job for arm in matrix.arms() for job in matrix.probe(arm).values()]
-    planned = {job.digest: job for job in (*jobs, *swept, *probes)}
-    bench = Bench(
-        title=f"{matrix.recipe.title}: what each choice is worth",
-        command=_command(options),
-        findings=[judge(switch_runs(matrix, switch), cells, matrix.config.margin) for switch in matrix.switches],
-        rates=[swept_rates(matrix, switch, side) for switch, side in matrix.sides() if side.rates],
-        num_done=sum(matrix.result(job) is not None for job in planned.values()),
-        num_planned=len(planned),
-        num_seeds=matrix.config.seeds,
-        margin=matrix.config.margin,
-        settings=_settings(matrix),
-    )
-    return write_bench(options.out or matrix.places.directory / "page", bench)
-
-
-def switch_runs(matrix: Matrix, switch: Switch) -> SwitchRuns:
-    """The trainings and costs of a switch's sides."""
-    from pleinair.evaluation.ablation_findings import AXES, SwitchRuns
-
-    sides, trains = (switch.first, switch.second), switch.trains
-    arms = [matrix.arm(switch, side) if trains else matrix.baseline for side in sides]
-    results = [
-        matrix.results(arm) if _is_ready(matrix, switch, side) else [] for arm, side in zip(arms, sides, strict=True)
-    ]
-    costs = {
-        resolution: (matrix.cost(arms[0], resolution), matrix.cost(arms[1], resolution))
-        for resolution in matrix.resolutions
-        if trains
-    }
-    names = (switch.first.name, switch.second.name)
-    return SwitchRuns(
-        name=switch.name,
-        names=names,
-        settings=(_difference(matrix, switch, switch.first), _difference(matrix, switch, switch.second)),
-        words=switch.claims.words,
-        claims={axis: getattr(switch.claims, axis) for axis in AXES},
-        results=(results[0], results[1]),
-        costs=costs,
-        simpler=switch.simpler,
-        why_simpler=switch.why_simpler,
-        averages=None if trains else ("pma", "ema"),
-        largest_multiples=(matrix.largest_multiple(arms[0]), matrix.largest_multiple(arms[1])),
-    )
-
-
-def _is_ready(matrix: Matrix, switch: Switch, side: Side) -> bool:
-    """Whether the side's learning rate is settled: before, none of its trainings can be meant."""
-    return not side.rates or all(matrix.result(job) is not None for job in matrix.sweep(switch, side).values())
-
-
-def _difference(matrix: Matrix, switch: Switch, side: Side) -> str:
-    from pleinair.recipes.ablations import overrides_of
-
-    told = overrides_of(side, matrix.recipe)
-    if side.repa is not None:
-        told.append(f"iREPA after block {side.repa.depth} for {matrix.repa_steps} steps")
-    if side.rates and _is_ready(matrix, switch, side):
-        told.append(f"learning rate {matrix.arm(switch, side).recipe.engine.optimiser.learning_rate:g}")
-    return ", ".join(told)
-
-
-def swept_rates(matrix: Matrix, switch: Switch, side: Side) -> SweptRates:
-    """How a side's rate was chosen."""
-    from pleinair.cli.ablation_matrix import short_loss
-    from pleinair.evaluation.ablation_page import SweptRates
-
-    results = {rate: matrix.result(job) for rate, job in matrix.sweep(switch, side).items()}
-    losses = {f"{rate:g}": None if result is None else short_loss(result) for rate, result in results.items()}
-    ready = _is_ready(matrix, switch, side)
-    chosen = f"{matrix.arm(switch, side).recipe.engine.optimiser.learning_rate:g}" if ready else None
-    return SweptRates(switch=switch.name, side=side.name, losses=losses, chosen=chosen)
-
-
-def _settings(matrix: Matrix) -> dict[str, str]:
-    """The page's list of how it was done."""
-    import torch
-
-    from pleinair.cli.ablation_matrix import STILL_TRAINS
-    from pleinair.packs.pack import read_pack_manifest
-    from pleinair.training.hooks.validation import ValidationConfig
-
-    config, recipe, places = matrix.config, matrix.recipe, matrix.places
-    rows = {
-        name: max(
-            sum(shard.num_rows for shard in read_pack_manifest(pack).shards if shard.resolution == resolution)
-            for resolution in matrix.resolutions
-        )
-        for name, pack in (("trained", places.trained), ("unseen", places.unseen))
-    }
-    costs = matrix.cost(matrix.baseline, matrix.resolutions[0])
-    grid = ", ".join(f"{t:g}" for t in ValidationConfig().timesteps)
-    if config.equal == "flops":
-        compute = "equal FLOPs: a side whose step costs more does fewer steps; counted over real steps, update included"
-    else:
-        compute = "equal steps; FLOPs of a step are told beside"
-    return {
-        "model": f"width {recipe.transformer.width}, {recipe.transformer.num_layers} blocks, {costs.parameters:,} parameters",
-        "data": f"{rows['trained']:,} pictures are trained on, {rows['unseen']:,} of other (concept, style) pairs judge",
-        "resolutions": ", ".join(f"{one} px" for one in matrix.resolutions),
-        "horizons": f"{config.short} and {config.long} steps of the baseline, each with a decay over its last "
-        f"{config.decay_share:.0%}; the short one branches off the long one's steady phase",
-        "compute": compute,
-        "pairs": f"seeds 0 to {config.seeds - 1}: equal data order, noise and timesteps on both sides; 95% t intervals over seeds",
-        "error": f"velocity error on {config.validation_batches} batches of unseen pairs at t = {grid}, the same noise each time",
-        "larger rates": f"each arm also at {', '.join(f'{one:g}' for one in config.rate_multiples)} times its learning rate, at "
-        f"{matrix.resolutions[0]} px to the short horizon; it trains where its error is at most {STILL_TRAINS} times that at 1",
-        "averages": f"PMA: mean of {config.merge_last} checkpoints, {config.merge_every} steps apart; EMA: decay "
-        f"{config.ema_decay}; both of the baseline's steady phase, before the decay",
-        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}; costs with one thread",
-        "optimiser": f"{recipe.engine.optimiser.rule}, learning rate {recipe.engine.optimiser.learning_rate:g}, where no switch "
-        f"says otherwise; {recipe.engine.precision}, batches of {recipe.phases[0].batch_size}",
-    }
+    return write_bench(options.out or matrix.places.directory / "page", judge_matrix(matrix, _command(options)))
 
 
 def _command(options: argparse.Namespace) -> str:

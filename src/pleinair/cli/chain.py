@@ -53,7 +53,7 @@ def run_chain(path: Path, options: argparse.Namespace) -> int:
     """Run a recipe to its end and write its page; raises PleinairError when a step fails."""
     from pleinair.cli.chain_page import write_chain_page
     from pleinair.cli.curate import open_warehouse
-    from pleinair.cli.workspace import only_one
+    from pleinair.cluster.locks import only_one
     from pleinair.recipes.chain import read_chain
 
     _refuse_what_belongs_to_steps(options)

@@ -103,7 +103,7 @@ def open_domain(run: Path) -> Pack:
 
 def projection_of_pack(pack: Pack) -> FeatureProjection:
     """The text projection of its captions."""
-    from pleinair.cli.parents import read_projection
+    from pleinair.sampling.projection import read_projection
 
     return read_projection(pack.directory)
 

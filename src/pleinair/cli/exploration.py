@@ -106,7 +106,7 @@ class Opened:
 def evaluate_suite(work: Workspace, options: argparse.Namespace) -> int:
     """Draw, look, measure, write; prints the table. Goes on where it was stopped."""
     from pleinair.captioning.ocr import text_reader
-    from pleinair.cli.workspace import only_one
+    from pleinair.cluster.locks import only_one
     from pleinair.evaluation.exploration.asking import own_requests
     from pleinair.evaluation.exploration.measuring import draw_in_pieces, measure_subject
 

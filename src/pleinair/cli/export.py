@@ -52,9 +52,9 @@ def export_weights(checkpoint: Path, layout: Any, output: Path) -> Path:
     import shutil
 
     from pleinair.checkpoint.whole import in_one_piece
-    from pleinair.cli.parents import PROJECTION_FILE
     from pleinair.model.formats import open_weights, write_weights
     from pleinair.records.errors import ConfigError
+    from pleinair.sampling.projection import PROJECTION_FILE
 
     if layout in LORA_ONLY:
         raise ConfigError(f"{checkpoint} holds weights, and --to {layout} is for a LoRA: use another layout")

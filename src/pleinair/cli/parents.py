@@ -21,18 +21,18 @@ from pleinair.checkpoint.store import (
     newest_checkpoint,
     read_document,
     read_manifest,
-    read_tensors,
     save_checkpoint,
 )
 from pleinair.cli.places import shipped
-from pleinair.cli.workspace import Workspace, only_one
+from pleinair.cli.workspace import Workspace
+from pleinair.cluster.locks import only_one
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.model.formats.configs import resolved
 from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.sampling.projection import PROJECTION_FILE, read_projection
 
-PROJECTION_FILE = "feature_projection.safetensors"
 WEIGHTS_FILE = "transformer.safetensors"
 IMPORT_SECONDS = 600.0
 """How long one process waits for another that is importing the same weights."""
@@ -116,15 +116,6 @@ def _is_package(path: Path) -> bool:
             return "document" in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
-
-
-def read_projection(directory: Path) -> FeatureProjection:
-    """The text projection of a pack, a checkpoint or a folder of weights."""
-    state = read_tensors(directory, PROJECTION_FILE)
-    num_layers, width, dim = state["basis_LDK"].shape
-    projection = FeatureProjection(num_layers, width, dim)
-    projection.load_state_dict(state)
-    return projection
 
 
 def projection_of(parent: Path | None) -> FeatureProjection | None:

@@ -60,7 +60,7 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_published(options: argparse.Namespace) -> int:
     """Draw, ask, write; goes on where it was stopped. Raises ConfigError before anything is drawn."""
-    from pleinair.cli.workspace import only_one
+    from pleinair.cluster.locks import only_one
 
     benchmark = BENCHMARKS[options.suite]
     plan = plan_of(options, benchmark)

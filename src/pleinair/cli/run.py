@@ -31,7 +31,8 @@ def register(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Every step in order; prints where the page is."""
-    from pleinair.cli.workspace import StepClock, only_one, open_workspace
+    from pleinair.cli.workspace import StepClock, open_workspace
+    from pleinair.cluster.locks import only_one
     from pleinair.config import write_config
 
     work = open_workspace(options)
@@ -84,7 +85,8 @@ def pack(options: argparse.Namespace) -> int:
     from pleinair.cli import steps
     from pleinair.cli.mix import pack_mix
     from pleinair.cli.parts import ready_parts
-    from pleinair.cli.workspace import only_one, open_workspace
+    from pleinair.cli.workspace import open_workspace
+    from pleinair.cluster.locks import only_one
 
     if (Path(options.recipe) / "manifest.json").exists():
         return pack_mix(options)
@@ -100,7 +102,8 @@ def evaluate(options: argparse.Namespace) -> int:
     from pleinair.cli import steps
     from pleinair.cli.parts import ready_parts
     from pleinair.cli.report import report_step
-    from pleinair.cli.workspace import StepClock, only_one, open_workspace
+    from pleinair.cli.workspace import StepClock, open_workspace
+    from pleinair.cluster.locks import only_one
 
     suite = getattr(options, "suite", None)
     if suite == EXPLORATION:

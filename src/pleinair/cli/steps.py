@@ -22,7 +22,8 @@ from pleinair.checkpoint.store import newest_checkpoint, read_document, read_man
 from pleinair.cli.parts import Parts
 from pleinair.cli.places import text_encoder_dir
 from pleinair.cli.progress import ProgressLine
-from pleinair.cli.workspace import Workspace, only_one
+from pleinair.cli.workspace import Workspace
+from pleinair.cluster.locks import only_one
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.model.autoencoder import require_same_latents
 from pleinair.model.pixels import to_bytes, to_signed_unit
@@ -31,6 +32,7 @@ from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, PleinairError
 from pleinair.records.packs import PACK_VERSION
+from pleinair.sampling.projection import read_projection
 
 if TYPE_CHECKING:
     from pleinair.evaluation.drawings import Drawings, Neighbours
@@ -111,7 +113,7 @@ def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
 def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> None:
     """Write the pack and what lies beside it, unless what is there was made of the same pictures, captions and parts."""
     from pleinair.cli.beside_pack import made_once, write_features, write_held_out
-    from pleinair.cli.parents import parent_of, projection_of, read_projection
+    from pleinair.cli.parents import parent_of, projection_of
     from pleinair.model.digest import part_digest
 
     if work.recipe.pack is not None:
@@ -171,7 +173,7 @@ def train_here(work: Workspace) -> Path:
 
 def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     """Train as one of a mesh's ranks. A new trainer waits for an old one to be gone."""
-    from pleinair.cli.parents import parent_of, parent_words, read_projection, require_same_projection
+    from pleinair.cli.parents import parent_of, parent_words, require_same_projection
     from pleinair.cli.stages import hooks_of, phases_of, stage_of
     from pleinair.packs.pack import Pack
     from pleinair.records.run_events import EVENTS, failure_history
@@ -218,8 +220,6 @@ def load_checkpoint(run_dir: Path) -> tuple[Transformer, FeatureProjection, str]
 
 def read_model(checkpoint: Path) -> tuple[Transformer, FeatureProjection]:
     """Model and projection of one checkpoint, verified. Raises CheckpointError naming what is missing or damaged."""
-    from pleinair.cli.parents import read_projection
-
     return read_transformer(checkpoint), read_projection(checkpoint)
 
 

@@ -156,9 +156,9 @@ def train_step(work: Workspace) -> None:
 
 def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
     """Run `pleinair train` as ranks to the end of the training, then say what the time went into."""
-    from pleinair.cli.workspace import only_one
     from pleinair.cluster.goodput import as_text, measure_goodput
     from pleinair.cluster.launcher import launch
+    from pleinair.cluster.locks import only_one
     from pleinair.records.run_events import read_events
 
     if work.recipe.parent is not None:

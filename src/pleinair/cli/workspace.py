@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import time
@@ -12,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from pleinair.records.errors import BusyError
 
 if TYPE_CHECKING:
     from pleinair.recipes import Recipe
@@ -106,31 +103,6 @@ def _parent_told(options: argparse.Namespace) -> list[str]:
     place = None if options.parent is None else Path(options.parent)
     told = [] if place is None else [f"parent={str(place.resolve() if place.exists() else place)!r}"]
     return told + (["with_optimiser=True"] if options.with_optimiser else [])
-
-
-@contextmanager
-def only_one(run_dir: Path, name: str = "lock", patience_seconds: float = 0.0) -> Iterator[None]:
-    """Hold one of the run's locks, which the system frees however we end. Raises BusyError naming the holder's process."""
-    deadline = time.monotonic() + patience_seconds
-    with (run_dir / name).open("a+") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as held:
-                if time.monotonic() >= deadline:
-                    lock.seek(0)
-                    holder = lock.read().strip() or "unknown"
-                    raise BusyError(
-                        f"process {holder} is already working in {run_dir}: "
-                        "wait for it, stop it, or choose another place"
-                    ) from held
-                time.sleep(0.1)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 class StepClock:

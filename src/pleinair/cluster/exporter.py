@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pleinair.cluster.goodput import REPAIR_PARTS, Goodput, measure_goodput
+from pleinair.cluster.post_mortem import saving_cost
 from pleinair.krablet.watching.prometheus import Sample, family
 from pleinair.records.run_events import (
     EVENTS,
@@ -35,7 +36,12 @@ def run_metrics(run_dir: Path) -> str:
     name = {"run": _label(run_dir.resolve().name)}
     if not events:
         return family("run_up", "Whether a launcher is at work.", [(name, 0.0)])
-    families = [*_of_goodput(name, measure_goodput(events)), *_of_events(name, events, time.time())]
+    saved = [event for event in events if isinstance(event, CheckpointSaved)]
+    families = [
+        *_of_goodput(name, measure_goodput(events)),
+        *_of_events(name, events, time.time()),
+        *_of_checkpoints(name, saved),
+    ]
     return "".join(families)
 
 
@@ -69,15 +75,30 @@ def _of_events(name: dict[str, str], events: Sequence[Event], now: float) -> Ite
     ]
     heard = {event.rank: event.at for event in events if event.rank != LAUNCHER and not isinstance(event, Crash | Hang)}
     ages: list[Sample] = [({**name, "rank": str(rank)}, max(0.0, now - at)) for rank, at in sorted(heard.items())]
-    saved = [event.at for event in events if isinstance(event, CheckpointSaved)]
     yield family("run_up", "Whether a launcher is at work.", [(name, float(up))])
     yield family("run_failures_total", "Crashes and hangs.", failures, "counter")
     yield family("run_rank_silent_seconds", "Since a rank was heard of.", ages)
+    saved = [event.at for event in events if isinstance(event, CheckpointSaved)]
     if saved:
         yield family(
             "run_checkpoint_age_seconds", "Since a checkpoint was durable.", [(name, max(0.0, now - saved[-1]))]
         )
     yield family("run_rank_slowdown_ratio", "Compute time over the others', of flagged ranks.", _slow(name, events))
+
+
+def _of_checkpoints(name: dict[str, str], saved: Sequence[CheckpointSaved]) -> Iterator[str]:
+    """What saving costs; a stall alone would flatter, as writing in the background moves the cost into the steps."""
+    cost = saving_cost(saved)
+    yield family("run_checkpoints_total", "Durable ones.", [(name, cost.num_saves if cost else 0)], "counter")
+    if cost is None:
+        return
+    parts: list[Sample] = [({**name, "part": "stall"}, cost.stall_seconds)]
+    if cost.slowed_seconds is not None:
+        parts.append(({**name, "part": "slowed"}, cost.slowed_seconds))
+    told = "Median a checkpoint: training stood still (stall), the steps beside the write took longer (slowed)."
+    yield family("run_checkpoint_cost_seconds", told, parts)
+    yield family("run_checkpoint_write_seconds", "Median until durable.", [(name, cost.write_seconds)])
+    yield family("run_checkpoint_cost_ratio", "Stall and slowed steps over the time.", [(name, cost.share)])
 
 
 def _slow(name: dict[str, str], events: Sequence[Event]) -> list[Sample]:

@@ -30,16 +30,24 @@ class MovingAverage:
 
     def begin(self, run: Run[Any]) -> None:
         """Start from the weights."""
-        trained = run.stage.model.named_parameters()
+        self.start(run.stage.model)
+
+    def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
+        """Move a little towards the weights."""
+        self.move(run.stage.model)
+        return {}
+
+    def start(self, model: nn.Module) -> None:
+        """Be the model's trained weights."""
+        trained = model.named_parameters()
         self._average = {name: values.detach().float().clone() for name, values in trained if values.requires_grad}
 
     @torch.no_grad()
-    def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
-        """Move a little towards the weights."""
-        weights = dict(run.stage.model.named_parameters())
+    def move(self, model: nn.Module) -> None:
+        """Move a little towards the model's weights."""
+        weights = dict(model.named_parameters())
         for name, average in self._average.items():
             average.lerp_(weights[name].detach().float(), 1 - self.decay)
-        return {}
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The average, by the parameters' names."""

@@ -36,6 +36,8 @@ SHORT = (
     "--config",
     "cost_rounds=2",
     "--config",
+    "validation_batches=2",
+    "--config",
     "rate_multiples=()",
 )
 

@@ -2,6 +2,7 @@
 
 FLOPs      counted by torch over real steps: forward, backward, clipping and update, whatever the switches
 CPU time   of one thread, all arms in turn in every round, so that other work on the machine meets all of them
+average    CPU time of moving an average of the weights, beside the steps of the same round
 memory     weights, moments, and the most that a step holds beside them
 """
 
@@ -19,14 +20,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pleinair.cli.ablation_run import Job
-from pleinair.cli.parents import read_projection
+from pleinair.ablation.results import ArmCost
+from pleinair.ablation.trainings import Job
 from pleinair.config import config_digest, from_document, to_document
-from pleinair.evaluation.ablation import ArmCost
 from pleinair.model.allocations import AllocationCounter
 from pleinair.model.transformer import Transformer
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
+from pleinair.sampling.projection import read_projection
+from pleinair.training.averaging import MovingAverage
 from pleinair.training.optimisers import ScheduledOptimiser, optimiser_tensors
 from pleinair.training.patch_features import PatchFeatures, WithPatches
 from pleinair.training.random import RowRandom
@@ -67,6 +69,8 @@ class Bench:
             loader = WithPatches(loader, features, job.transformer.patch_size)
         self.batches = [loader.batch(number) for number in range(NUM_BATCHES)]
         self.optimiser.set_step(0)
+        self.average = MovingAverage()
+        self.average.start(self.model)
 
     def step(self, number: int) -> None:
         """One step on one of the batches."""
@@ -78,6 +82,10 @@ class Bench:
         clip_gradients(list(self.model.parameters()), self.job.engine.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
+
+    def move_average(self, number: int) -> None:
+        """What an average of the weights costs after each step."""
+        self.average.move(self.model)
 
     def flops_per_step(self) -> float:
         """Mean over the batches."""
@@ -105,12 +113,16 @@ def measure_costs(arms: Mapping[str, Job], rounds: int, directory: Path, on_prog
     torch.set_num_threads(1)
     benches = {name: Bench(job, aligned=job.repa is not None) for name, job in arms.items()}
     costs = {name: _counted(bench) for name, bench in benches.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in benches}
+    steps, averages = ({name: list[float]() for name in benches} for _ in range(2))
     for number in range(rounds):
         for name, bench in benches.items():
-            seconds[name].append(_cpu_seconds(bench))
+            steps[name].append(_cpu_seconds(bench.step))
+            averages[name].append(_cpu_seconds(bench.move_average))
         on_progress(number + 1, rounds)
-    measured = {name: replace(cost, cpu_seconds=tuple(seconds[name])) for name, cost in costs.items()}
+    measured = {
+        name: replace(cost, cpu_seconds=tuple(steps[name]), average_seconds=tuple(averages[name]))
+        for name, cost in costs.items()
+    }
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text(json.dumps(to_document(measured), indent=1) + "\n")
     os.replace(staging, path)
@@ -130,8 +142,8 @@ def _counted(bench: Bench) -> ArmCost:
     )
 
 
-def _cpu_seconds(bench: Bench) -> float:
+def _cpu_seconds(once: Callable[[int], None]) -> float:
     began = time.process_time()
     for number in range(NUM_BATCHES):
-        bench.step(number)
+        once(number)
     return (time.process_time() - began) / NUM_BATCHES

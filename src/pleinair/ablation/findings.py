@@ -12,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pleinair.evaluation.ablation import (
-    HORIZONS,
-    ArmCost,
+from pleinair.ablation.results import HORIZONS, ArmCost, RunResult
+from pleinair.ablation.verdicts import (
     Cell,
     Interval,
-    RunResult,
+    Outcome,
     Verdict,
+    agreement,
     cost_verdict,
-    interval_of,
     paired,
     percent,
     performance_verdict,
@@ -77,6 +76,10 @@ class Findings:
     """By axis."""
     reproduced: Mapping[str, str]
     """By axis: reproduced, not reproduced, undecided, or no claim."""
+    costs: Mapping[int, tuple[ArmCost, ArmCost]]
+    """Resolution -> cost of a step of both sides."""
+    cpu: Mapping[int, Interval]
+    """Resolution -> relative difference of the CPU time of a step, second over first, paired by round."""
     trends: Mapping[str, Interval | None]
     """How the difference changes with the horizon and with the resolution."""
     figures: Mapping[str, str] = field(default_factory=dict)
@@ -91,10 +94,12 @@ def judge(runs: SwitchRuns, cells: Sequence[Cell], margin: float) -> Findings:
         for cell, found in values.items()
     }
     changes = {cell: _differences(found, values, cell) for cell, found in values.items()}
+    cpu = {resolution: paired(a.cpu_seconds, b.cpu_seconds) for resolution, (a, b) in sorted(runs.costs.items())}
     verdicts = {
         "stability": stability(runs),
         "performance": performance_verdict(intervals, margin, runs.names),
-        **_costs(runs),
+        "efficiency": efficiency(runs, cpu),
+        "simplicity": simplicity(runs),
     }
     return Findings(
         name=runs.name,
@@ -105,6 +110,8 @@ def judge(runs: SwitchRuns, cells: Sequence[Cell], margin: float) -> Findings:
         values=values,
         verdicts=verdicts,
         reproduced={axis: reproduction(verdicts[axis], runs.claims.get(axis)) for axis in AXES},
+        costs=runs.costs,
+        cpu=cpu,
         trends={"horizon": trend(changes, 1), "resolution": trend(changes, 0)},
         figures=_figures(runs),
     )
@@ -146,39 +153,55 @@ def _multiples(runs: SwitchRuns) -> str:
     return f"; trains at up to {first:g} and {second:g} times its learning rate, of those tried"
 
 
-def _costs(runs: SwitchRuns) -> dict[str, Verdict]:
+def efficiency(runs: SwitchRuns, cpu: Mapping[int, Interval]) -> Verdict:
+    """CPU time of a step, in pairs of rounds; where it is equal, memory. One verdict where all resolutions agree."""
+    if not cpu:
+        if runs.averages is None:
+            return Verdict(overall="missing", words="no verdict: costs were not measured")
+        words = "by construction, not measured: an EMA holds every weight once more and moves it every step"
+        return Verdict(overall="first", words=words)
+    outcomes = {f"{resolution} px": _cheaper(interval, *runs.costs[resolution]) for resolution, interval in cpu.items()}
+    found = agreement(outcomes, runs.names, "at every resolution")
+    told = "; ".join(_told_costs(resolution, cpu[resolution], *runs.costs[resolution]) for resolution in cpu)
+    return Verdict(overall=found.overall, words=f"{found.words}; {told}{_whole_trainings(runs)}")
+
+
+def _cheaper(cpu: Interval, first: ArmCost, second: ArmCost) -> Outcome:
+    outcome, memory = cpu.outcome(EFFICIENCY_MARGIN), math.log(second.peak_bytes / first.peak_bytes)
+    if outcome != "equal" or abs(memory) <= EFFICIENCY_MARGIN:
+        return outcome
+    return "first" if memory > 0 else "second"
+
+
+def _told_costs(resolution: int, cpu: Interval, first: ArmCost, second: ArmCost) -> str:
+    """CPU time, FLOPs and memory of the second side over the first."""
+    steps = [one.flops_per_step + one.extra_flops_per_step for one in (first, second)]
+    flops, memory = steps[1] / steps[0] - 1, second.peak_bytes / first.peak_bytes - 1
+    return f"{resolution} px: CPU time {percent(cpu)}, FLOPs {100 * flops:+.1f}%, memory {100 * memory:+.1f}%"
+
+
+def _whole_trainings(runs: SwitchRuns) -> str:
+    """What whole trainings to the long horizon took, in pairs of equal seeds, where that was recorded."""
     if runs.averages is not None:
-        return {
-            "efficiency": Verdict(
-                overall="first", words="by construction: an EMA holds every weight once more and moves it every step"
-            ),
-            "simplicity": Verdict(overall=runs.simpler or "equal", words=runs.why_simpler),
-        }
+        return ""
+    first, second = (
+        {(one.resolution, one.seed): one.cpu_seconds["long"] for one in side if "long" in one.cpu_seconds}
+        for side in runs.results
+    )
+    both = sorted(first.keys() & second.keys())
+    if len(both) < 2:
+        return ""
+    taken = paired([first[pair] for pair in both], [second[pair] for pair in both])
+    return f"; whole trainings, {len(both)} pairs: CPU time {percent(taken)}"
+
+
+def simplicity(runs: SwitchRuns) -> Verdict:
+    """Our judgement where there is one, else what is counted."""
+    if runs.averages is not None:
+        return Verdict(overall=runs.simpler or "equal", words=runs.why_simpler)
     if not runs.costs:
-        missing = Verdict(overall="missing", words="no verdict: costs were not measured")
-        return {"efficiency": missing, "simplicity": missing}
-    seconds = [
-        math.log(b / a)
-        for first, second in runs.costs.values()
-        for a, b in zip(first.cpu_seconds, second.cpu_seconds, strict=True)
-    ]
-    efficiency = cost_verdict(interval_of(seconds), EFFICIENCY_MARGIN, runs.names, "CPU time of a step")
-    some = next(iter(runs.costs.values()))
-    return {
-        "efficiency": Verdict(overall=efficiency.overall, words=f"{efficiency.words}; {_relative(runs)}"),
-        "simplicity": simplicity_verdict(*some, runs.simpler, runs.why_simpler, runs.names),
-    }
-
-
-def _relative(runs: SwitchRuns) -> str:
-    """FLOPs and memory of the second side over the first, at each resolution."""
-    told = []
-    for resolution, (first, second) in sorted(runs.costs.items()):
-        steps = [one.flops_per_step + one.extra_flops_per_step for one in (first, second)]
-        flops = steps[1] / steps[0] - 1
-        memory = second.peak_bytes / first.peak_bytes - 1
-        told.append(f"{resolution} px: FLOPs {100 * flops:+.1f}%, memory {100 * memory:+.1f}%")
-    return "; ".join(told)
+        return Verdict(overall="missing", words="no verdict: costs were not measured")
+    return simplicity_verdict(*next(iter(runs.costs.values())), runs.simpler, runs.why_simpler, runs.names)
 
 
 def _sides(runs: SwitchRuns) -> tuple[Sequence[RunResult], Sequence[RunResult]]:

@@ -5,17 +5,19 @@
 
 The learning rate is constant where it is steady, so the short horizon is a branch of the long one and costs only its decay.
 Every leg is a run of the engine in a directory of its own: killed anywhere, the same job goes on. Run as a process
-(`python -m pleinair.cli.ablation_run DIRECTORY`), it reads `job.json` and leaves `result.json`.
+(`python -m pleinair.ablation.trainings DIRECTORY`), it reads `job.json` and leaves `result.json`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pleinair.ablation.results import HORIZONS, RunResult
 from pleinair.checkpoint.merge import merge_checkpoints
 from pleinair.checkpoint.store import list_checkpoints, read_manifest, read_tensors
-from pleinair.cli.parents import read_projection
-from pleinair.cli.workspace import only_one
+from pleinair.cluster.locks import only_one
 from pleinair.config import config_digest, from_document, to_document
-from pleinair.evaluation.ablation import RunResult
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack, read_pack_manifest
 from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import PleinairError
+from pleinair.sampling.projection import read_projection
 from pleinair.training.averaging import MovingAverage
-from pleinair.training.engine import EngineConfig, Parent, Phase, read_records, train
+from pleinair.training.engine import EngineConfig, Parent, Phase, Run, StepRecord, read_records, train
 from pleinair.training.hooks.spikes import SpikeConfig, Spikes
 from pleinair.training.hooks.validation import ValidationConfig, validation_losses
 from pleinair.training.mesh import Mesh
@@ -47,6 +49,7 @@ from pleinair.training.stages.repa import Repa, RepaConfig
 JOB, RESULT = "job.json", "result.json"
 VALIDATION_BATCH = 64
 VALIDATION_SEED = 7
+CPU_SECONDS = "cpu/seconds"
 SEEDS_PER_JOB = 10
 """Legs of a job have seeds of their own for noise and timesteps, as each begins at step 0."""
 
@@ -171,7 +174,7 @@ class Leg:
             self.engine(),
             self.directory,
             config_digest=config_digest([job.digest, self.name]),
-            hooks=[Spikes(SpikeConfig()), *average],
+            hooks=[Spikes(SpikeConfig()), *average, CpuTime()],
             parent=None if self.parent is None else Parent(checkpoint=self.parent, with_optimiser=True),
             on_message=lambda said: print(f"{self.name}: {said}", flush=True),
         )
@@ -206,6 +209,22 @@ class Leg:
             rest = self.steps - aligned
             phases.append(Phase(self.name, rest, job.batch_size, loader, first_batch=self.first + aligned))
         return phases
+
+
+class CpuTime:
+    """A hook: CPU time from the end of one step to the end of the next, checkpoints included."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+
+    def begin(self, run: Run[Any]) -> None:
+        """Start the clock."""
+        self._before = time.process_time()
+
+    def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
+        """Read it and wind it again."""
+        before, self._before = self._before, time.process_time()
+        return {CPU_SECONDS: self._before - before}
 
 
 class Judge:
@@ -267,12 +286,20 @@ def _result(
         seed=job.seed,
         steps={"short": job.short, **({} if job.long is None else {"long": job.long})},
         validation=validation,
+        cpu_seconds={horizon: seconds for horizon in validation if (seconds := _cpu_seconds(records, horizon))},
         averages=averages,
         num_spikes=len(spikes),
         num_steps=sum(len(of_leg) for of_leg in records.values()),
         gradient_ratio=float(np.quantile(norms, 0.99) / np.median(norms)) if norms else float("nan"),
         diverged=diverged,
     )
+
+
+def _cpu_seconds(records: Mapping[str, Sequence[StepRecord]], horizon: str) -> float:
+    """CPU time of all steps to a horizon; 0 where a step was not timed, as in a training that an older version began."""
+    legs = [f"steady-{one}" for one in HORIZONS[: HORIZONS.index(horizon) + 1]] + [f"decayed-{horizon}"]
+    timed = [record.metrics.get(CPU_SECONDS) for leg in legs for record in records[leg]]
+    return 0.0 if None in timed else math.fsum(seconds for seconds in timed if seconds is not None)
 
 
 def read_job(directory: Path) -> Job:

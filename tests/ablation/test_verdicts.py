@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pleinair.evaluation.ablation import (
-    ArmCost,
+from pleinair.ablation.findings import SwitchRuns, judge
+from pleinair.ablation.page import Bench, SweptRates, write_bench
+from pleinair.ablation.results import ArmCost, RunResult
+from pleinair.ablation.verdicts import (
     Interval,
-    RunResult,
     interval_of,
     paired,
     performance_verdict,
@@ -22,8 +23,6 @@ from pleinair.evaluation.ablation import (
     t_quantile,
     trend,
 )
-from pleinair.evaluation.ablation_findings import SwitchRuns, judge
-from pleinair.evaluation.ablation_page import Bench, SweptRates, write_bench
 
 CELLS = [(32, "short"), (32, "long"), (64, "short"), (64, "long")]
 NAMES = ("gated", "plain")
@@ -241,6 +240,82 @@ def test_findings_of_nothing_say_what_is_missing() -> None:
     assert found.cells[32, "short"] is None
 
 
+def cost(*seconds: float, peak: int = 100_000_000, average: tuple[float, ...] = ()) -> ArmCost:
+    return ArmCost(
+        parameters=1_000_000,
+        modules=10,
+        flops_per_step=1e9,
+        cpu_seconds=seconds,
+        average_seconds=average,
+        peak_bytes=peak,
+    )
+
+
+BUSY = (0.1, 0.2, 0.4, 0.1)
+"""Rounds of one machine, of which some met other work."""
+
+
+def slower(ratio: float) -> tuple[float, ...]:
+    return tuple(ratio * wobble * one for wobble, one in zip((1.001, 0.999, 1.0, 1.0), BUSY, strict=True))
+
+
+def judged_costs(*pairs: tuple[ArmCost, ArmCost], **changes: object) -> tuple[str, str]:
+    costs = dict(zip((32, 64), pairs, strict=True))
+    found = judge(switch_runs(*sides(1.0), costs=costs, **changes), CELLS, 0.01).verdicts["efficiency"]
+    return found.overall, found.words
+
+
+def test_the_time_of_a_step_is_compared_in_pairs_of_rounds() -> None:
+    pair = (cost(*BUSY), cost(*slower(1.05)))
+    overall, words = judged_costs(pair, pair)
+    assert overall == "first"
+    half = "CPU time +5.0% (+4.9 to +5.1), FLOPs +0.0%, memory +0.0%"
+    assert words == f"gated better at every resolution; 32 px: {half}; 64 px: {half}"
+
+
+def test_a_step_that_is_cheaper_at_one_resolution_only_is_told_where() -> None:
+    dearer, cheaper = (cost(*BUSY), cost(*slower(1.05))), (cost(*BUSY), cost(*slower(0.9)))
+    overall, words = judged_costs(dearer, cheaper)
+    assert overall == "mixed"
+    assert words.startswith("the trend does not hold: gated better at 32 px; plain better at 64 px; 32 px: CPU time")
+
+
+def test_memory_decides_where_the_times_are_equal_and_only_there() -> None:
+    lean, large = cost(*BUSY), cost(*slower(1.0), peak=110_000_000)
+    assert judged_costs((lean, large), (lean, large))[0] == "first"
+    assert judged_costs((large, lean), (large, lean))[0] == "second"
+    assert judged_costs((lean, cost(*slower(1.0), peak=101_000_000)), (lean, cost(*slower(1.0))))[0] == "equal"
+    quick = cost(*slower(0.9), peak=110_000_000)
+    assert judged_costs((lean, quick), (lean, quick))[0] == "second"
+
+
+def test_whole_trainings_are_told_in_pairs_of_seeds_where_they_were_timed() -> None:
+    pair = (cost(*BUSY), cost(*slower(1.0)))
+    first, second = sides(1.0)
+    timed = [
+        [dataclasses.replace(one, cpu_seconds={"short": 1.0, "long": ratio * (1 + one.seed)}) for one in side]
+        for ratio, side in ((4.0, first), (5.0, second))
+    ]
+    told = judge(switch_runs(*timed, costs={32: pair}), CELLS, 0.01).verdicts["efficiency"].words
+    assert told.endswith("; whole trainings, 6 pairs: CPU time +25.0% (+25.0 to +25.0)")
+    untimed = [dataclasses.replace(one, cpu_seconds={}) if one.seed else one for one in timed[1]]
+    told = judge(switch_runs(timed[0], untimed[1:], costs={32: pair}), CELLS, 0.01).verdicts["efficiency"].words
+    assert "whole" not in told
+
+
+def test_a_moving_average_costs_its_memory_and_the_time_to_move_it() -> None:
+    plain = cost(*BUSY, average=(0.01, 0.02, 0.04, 0.01))
+    kept = plain.with_average()
+    assert kept.cpu_seconds == pytest.approx([1.1 * one for one in BUSY])
+    assert kept.peak_bytes == 104_000_000
+    changes = {"averages": ("pma", "ema"), "names": ("PMA", "EMA")}
+    overall, words = judged_costs((plain, kept), (plain, kept), **changes)
+    assert overall == "first"
+    assert words.startswith("PMA better at every resolution; 32 px: CPU time +10.0% (+10.0 to +10.0), FLOPs")
+    unmeasured = judge(switch_runs(*sides(1.0), **changes), CELLS, 0.01).verdicts["efficiency"]
+    assert unmeasured.words.startswith("by construction, not measured")
+
+
 def bench(runs: SwitchRuns, num_done: int) -> Bench:
     rates = SweptRates(
         switch="optimiser", side="Muon", losses={"0.001": 0.5, "0.003": math.inf, "0.01": None}, chosen=None
@@ -272,6 +347,17 @@ def test_the_page_shows_verdicts_intervals_and_whether_the_report_found_the_same
     cell = numbers["switches"][0]["cells"][3]
     assert (cell["resolution"], cell["horizon"], len(cell["errors"])) == (64, "long", 3)
     assert cell["difference"]["mean"] == pytest.approx(math.log(1.05), abs=1e-4)
+
+
+def test_the_page_shows_what_a_step_costs_in_time_and_memory(tmp_path: Path) -> None:
+    pair = (cost(*BUSY), cost(*slower(1.05), peak=110_000_000))
+    page = write_bench(tmp_path, bench(switch_runs(*sides(1.05), costs={32: pair, 64: pair}), 12)).read_text()
+    assert page.count("+5.0% (+4.9 to +5.1)") == 4, "in the verdict and in the table, at two resolutions"
+    for value in ("200.0", "210.0", "100.0", "110.0", "gated, CPU ms", "plain, MB"):
+        assert page.count(value) >= 1, value
+    (told, _) = json.loads((tmp_path / "numbers.json").read_text())["switches"][0]["costs"]
+    assert told["cpu_seconds"][0] == list(BUSY)
+    assert told["cpu_difference"]["num"] == 4
 
 
 def test_the_page_of_an_unfinished_bench_says_what_is_missing(tmp_path: Path) -> None:

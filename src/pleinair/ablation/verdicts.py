@@ -11,62 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
+from pleinair.ablation.results import HORIZONS, ArmCost
+
 Outcome = Literal["first", "second", "equal", "unclear"]
 Overall = Literal["first", "second", "equal", "unclear", "mixed", "missing"]
-HORIZONS = ("short", "long")
 CONFIDENCE = 0.95
 POWER = 0.8
 _INTEGRATION_POINTS = 4001
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What one training gave: an arm at one resolution with one seed, to both horizons."""
-
-    arm: str
-    """Its name when it was trained."""
-    resolution: int
-    """Pixels."""
-    seed: int
-    """Equal seeds are pairs."""
-    steps: dict[str, int]
-    """Horizon -> optimiser steps."""
-    validation: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Horizon -> error on unseen pairs at each timestep of the grid (`t0.1` ...) and their mean (`loss`), after the decay."""
-    averages: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Horizon -> mean error of `last` and averaged weights of the steady phase, and of the `decayed` ones."""
-    num_spikes: int = 0
-    """Loss or gradient spikes over all its steps."""
-    num_steps: int = 0
-    """All its steps, both decays included."""
-    gradient_ratio: float = math.nan
-    """99th percentile of the gradient norm over its median, steady steps after the warm-up."""
-    diverged: str | None = None
-    """Why training ended early, where it did."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmCost:
-    """What a step of an arm costs at one resolution."""
-
-    parameters: int
-    """Trained parameters, without a stage's head."""
-    modules: int
-    """Modules of the model."""
-    flops_per_step: float
-    """Counted over real steps: forward, backward and update."""
-    extra_flops_per_step: float = 0.0
-    """What a step costs more while iREPA is on."""
-    cpu_seconds: tuple[float, ...] = ()
-    """CPU time per step in each round, all arms interleaved, one thread; of iREPA while it is on."""
-    peak_bytes: int = 0
-    """Weights, moments and the most that a step holds beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +107,18 @@ def performance_verdict(
         absent = [name_of(cell) for cell in cells if cell not in known]
         needed = f"missing: {', '.join(absent)}" if absent else "it needs two horizons and two resolutions"
         return Verdict(overall="missing", words=f"no verdict: {needed}")
-    outcomes: dict[Cell, Outcome] = {cell: interval.outcome(margin) for cell, interval in known.items()}
+    outcomes = {name_of(cell): interval.outcome(margin) for cell, interval in known.items()}
+    return agreement(outcomes, names, "at both resolutions and both horizons")
+
+
+def agreement(outcomes: Mapping[str, Outcome], names: tuple[str, str], everywhere: str) -> Verdict:
+    """One verdict where all places have one outcome, told as `everywhere`; else the sentence says which has which."""
     found = set(outcomes.values())
     if len(found) == 1:
         overall = found.pop()
-        return Verdict(overall=overall, words=f"{_phrase(overall, names)} at both resolutions and both horizons")
+        return Verdict(overall=overall, words=f"{_phrase(overall, names)} {everywhere}")
     places = "; ".join(
-        f"{_phrase(one, names)} at {', '.join(name_of(cell) for cell, outcome in outcomes.items() if outcome == one)}"
+        f"{_phrase(one, names)} at {', '.join(place for place, outcome in outcomes.items() if outcome == one)}"
         for one in ("first", "second", "equal", "unclear")
         if one in found
     )

@@ -1,4 +1,4 @@
-"""The trainings of an ablation: which there are, how long each is, and running them side by side.
+"""The trainings of an ablation: which there are, and how long each is.
 
     switches --sides--> arms --x resolutions x seeds--> jobs --digest--> runs/DIGEST/{job.json, result.json}
 
@@ -8,24 +8,17 @@ matrix that was stopped goes on, and one with another switch trains only what is
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from pleinair.cli.ablation_run import JOB, Job, read_result, train_job
-from pleinair.cluster.processes import end_with_parent
-from pleinair.config import config_digest, override, to_document
-from pleinair.evaluation.ablation import ArmCost, RunResult
-from pleinair.recipes.ablations import AblationConfig, Side, Switch, overrides_of
+from pleinair.ablation.results import ArmCost, RunResult
+from pleinair.ablation.switches import Side, Switch, overrides_of
+from pleinair.ablation.trainings import Job, read_result
+from pleinair.config import config_digest, override
 from pleinair.recipes.recipe import Recipe
-from pleinair.records.errors import PleinairError
+from pleinair.records.errors import ConfigError
 from pleinair.training.hooks.validation import ValidationConfig
 from pleinair.training.stages.repa import RepaConfig
 
@@ -33,8 +26,67 @@ BASELINE = "baseline"
 SWEEP_SEED = 1000
 """A seed that no judged training has, so that choosing a rate does not favour a side."""
 STILL_TRAINS = 1.1
-_POLL_SECONDS = 0.5
-Progress = Callable[[float, float, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig:
+    """How much is trained, and how it is judged."""
+
+    seeds: int = 3
+    """Trainings of each arm at each resolution; equal seeds share data order, noise and timesteps."""
+    short: int = 400
+    """Steps of the short horizon, its decay included."""
+    long: int = 1200
+    """Steps of the long horizon, its decay included."""
+    decay_share: float = 0.25
+    """Share of a horizon over which the learning rate decays."""
+    equal: Literal["flops", "steps"] = "flops"
+    """What both sides get the same of: a side whose step costs more does fewer, or as many."""
+    repa_share: float = 0.5
+    """Share of the short horizon that iREPA is on."""
+    merge_last: int = 5
+    """Checkpoints that PMA averages."""
+    merge_every: int = 20
+    """Steps between them."""
+    ema_decay: float = 0.98
+    """Decay of the moving average: about as long a memory as PMA's checkpoints span."""
+    unseen_share: float = 0.1
+    """Share of the pack's (concept, style) pairs that no arm trains on."""
+    validation_batches: int = 6
+    """Batches of unseen pairs that a model is judged on, each at every timestep of the grid."""
+    rate_multiples: tuple[float, ...] = (1.0, 4.0, 16.0)
+    """Multiples of each arm's learning rate that it is tried at, at the lowest resolution and short horizon; may be empty."""
+    cost_rounds: int = 12
+    """Rounds in which the cost of a step is measured, all arms in each."""
+    margin: float = 0.01
+    """Relative difference that counts as none."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2:
+            raise ConfigError(f"seeds is {self.seeds}: an interval needs at least 2, give 3 or more")
+        if not 8 <= self.short < self.long:
+            raise ConfigError(f"short is {self.short} and long {self.long}: give two horizons, the short one first")
+        if self.repa_share > 0.8 * (1 - self.decay_share):
+            raise ConfigError(
+                f"repa_share is {self.repa_share} and decay_share {self.decay_share}: iREPA must end well before the decay, "
+                f"give at most {0.8 * (1 - self.decay_share):.2f}"
+            )
+        if self.rate_multiples and (
+            self.rate_multiples[0] != 1 or list(self.rate_multiples) != sorted(self.rate_multiples)
+        ):
+            raise ConfigError(
+                f"rate_multiples is {self.rate_multiples}: begin with 1, which the others are compared with, and rise"
+            )
+        if self.cost_rounds < 2:
+            raise ConfigError(f"cost_rounds is {self.cost_rounds}: an interval needs at least 2")
+        for name in ("decay_share", "repa_share", "unseen_share", "margin", "ema_decay"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it is a share, give one between 0 and 1")
+        if self.merge_last < 2 or self.merge_last * self.merge_every > self.short * (1 - self.decay_share):
+            raise ConfigError(
+                f"merge_last is {self.merge_last} and merge_every {self.merge_every}: give at least 2 checkpoints that fit "
+                f"into the {self.short * (1 - self.decay_share):.0f} steady steps of the short horizon"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,96 +284,3 @@ def _faster(arm: Arm, multiple: float) -> Arm:
 def short_loss(result: RunResult) -> float:
     """The error at the short horizon; infinite for a training that diverged."""
     return float("inf") if result.diverged else result.validation["short"]["loss"]
-
-
-def total_steps(job: Job) -> int:
-    """Steps of all legs of a job."""
-    steady = [before for before, _ in job.horizons().values()]
-    return steady[-1] + sum(decay for _, decay in job.horizons().values())
-
-
-def run_jobs(
-    jobs: Sequence[Job], places: Places, weights: Mapping[str, float], num_processes: int, on_progress: Progress
-) -> None:
-    """Run the jobs that have no result, so many processes at a time; with 0, one after the other in this process.
-
-    `weights` is the work of a job by its digest, for progress. On Ctrl-C the processes are ended, and what they did stays.
-    Raises PleinairError when a job fails, after the others are done.
-    """
-    todo = [job for job in {job.digest: job for job in jobs}.values() if read_result(places.of(job)) is None]
-    whole, finished = sum(weights[job.digest] for job in todo), 0.0
-    if num_processes == 0:
-        for job in todo:
-            train_job(job, _written(job, places.of(job)))
-            finished += weights[job.digest]
-            on_progress(finished, whole, job.arm)
-        return
-    failed = _run_side_by_side(todo, places, weights, num_processes, on_progress)
-    if failed:
-        raise PleinairError(f"{len(failed)} trainings failed, the first in {failed[0]}: see {failed[0] / 'log.txt'}")
-
-
-def _run_side_by_side(
-    todo: list[Job], places: Places, weights: Mapping[str, float], num_processes: int, on_progress: Progress
-) -> list[Path]:
-    """Run jobs as processes; the directories of those that failed."""
-    whole, running, failed = sum(weights[job.digest] for job in todo), dict[str, _Running](), list[Path]()
-    finished = 0.0
-    with _all_ended(running):
-        while todo or running:
-            while todo and len(running) < num_processes:
-                job = todo.pop(0)
-                running[job.digest] = _Running(job, places.of(job))
-            time.sleep(_POLL_SECONDS)
-            for digest, one in list(running.items()):
-                if one.process.poll() is not None:
-                    del running[digest]
-                    finished += weights[digest]
-                    if read_result(one.directory) is None:
-                        failed.append(one.directory)
-            done = finished + sum(weights[digest] * one.share_done() for digest, one in running.items())
-            on_progress(done, whole, f"{len(todo) + len(running)} trainings left")
-    return failed
-
-
-def _written(job: Job, directory: Path) -> Path:
-    """The job's directory, with its settings in it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    staging = directory / f".{JOB}.partial"
-    staging.write_text(json.dumps(to_document(job), indent=1) + "\n")
-    os.replace(staging, directory / JOB)
-    return directory
-
-
-class _Running:
-    """A training in a process of its own, one thread for what torch starts by itself."""
-
-    def __init__(self, job: Job, directory: Path) -> None:
-        self.job, self.directory = job, _written(job, directory)
-        with (directory / "log.txt").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pleinair.cli.ablation_run", str(directory)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(job.engine.num_threads)},
-                start_new_session=True,
-                preexec_fn=end_with_parent(signal.SIGTERM),
-            )
-
-    def share_done(self) -> float:
-        """Share of its steps that are done."""
-        lines = sum(path.read_bytes().count(b"\n") for path in self.directory.glob("*/steps.jsonl"))
-        return min(1.0, lines / total_steps(self.job))
-
-
-@contextmanager
-def _all_ended(running: Mapping[str, _Running]) -> Iterator[None]:
-    """Whatever ends the block, no training goes on without it."""
-    try:
-        yield
-    finally:
-        for one in running.values():
-            one.process.terminate()
-        for one in running.values():
-            one.process.wait()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pleinair.ablation.findings import AXES, EFFICIENCY_MARGIN, STABILITY_MARGIN, Findings
+from pleinair.ablation.verdicts import Cell, Interval, Verdict, name_of, percent
 from pleinair.config import write_config
-from pleinair.evaluation.ablation import Cell, Interval, Verdict, name_of, percent
-from pleinair.evaluation.ablation_findings import AXES, EFFICIENCY_MARGIN, STABILITY_MARGIN, Findings
 from pleinair.pages import Html, Section, element, facts, headline_figures, join, page, table, write_page
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 640, 26, 120, 150, 8, 40
@@ -109,6 +109,8 @@ def verdict_cell(findings: Findings, axis: str) -> Html:
 def switch_section(findings: Findings) -> Section:
     """A switch in full."""
     body = [verdict_list(findings), forest(findings), cell_table(findings), trend_words(findings)]
+    if findings.cpu:
+        body.append(cost_table(findings))
     if findings.figures:
         body.append(facts(dict(findings.figures)))
     settings = " against ".join(one or "the recipe as it is" for one in findings.settings)
@@ -137,6 +139,20 @@ def cell_table(findings: Findings) -> Html:
         seen = f"{100 * interval.detectable:.1f}%" if interval else ""
         rows.append([name_of(cell), *means, difference, seen, str(len(values))])
     columns = ["cell", *findings.names, "difference, 95% interval", "smallest that would be seen", "pairs"]
+    return table(columns, rows)
+
+
+def cost_table(findings: Findings) -> Html:
+    """What a step of both sides costs at each resolution: CPU time in pairs of rounds, and memory."""
+    rows = []
+    for resolution, interval in findings.cpu.items():
+        sides = findings.costs[resolution]
+        times = [f"{1000 * sum(one.cpu_seconds) / len(one.cpu_seconds):.1f}" for one in sides]
+        memory = [f"{one.peak_bytes / 1e6:.1f}" for one in sides]
+        seen = f"{100 * interval.detectable:.1f}%"
+        rows.append([f"{resolution} px", *times, percent(interval), seen, str(interval.num), *memory])
+    times, memory = ([f"{name}, {unit}" for name in findings.names] for unit in ("CPU ms", "MB"))
+    columns = ["step at", *times, "difference, 95% interval", "smallest that would be seen", "rounds", *memory]
     return table(columns, rows)
 
 
@@ -225,7 +241,8 @@ def _how_to_read(bench: Bench) -> str:
         "The better side in each respect, and whether the report found the same. Performance: the error on unseen pairs differs in "
         f"one direction, or surely by less than {100 * bench.margin:g}%, at both resolutions and both horizons; anything else is "
         f"not settled, or a trend that does not hold. Stability: spread of the gradient norm, beyond {100 * STABILITY_MARGIN:g}%. "
-        f"Efficiency: CPU time of a step, beyond {100 * EFFICIENCY_MARGIN:g}%. Simplicity: stated beforehand. One interval "
+        f"Efficiency: CPU time of a step in pairs of rounds, or memory where that is equal, beyond {100 * EFFICIENCY_MARGIN:g}% at "
+        "every resolution. Simplicity: stated beforehand. One interval "
         "in twenty misses the truth by chance."
     )
 
@@ -258,6 +275,15 @@ def _switch_numbers(findings: Findings) -> dict[str, Any]:
                 "errors": [{"seed": seed, "first": a, "second": b} for seed, a, b in findings.values[cell]],
             }
             for cell, interval in findings.cells.items()
+        ],
+        "costs": [
+            {
+                "resolution": resolution,
+                "cpu_difference": vars(interval),
+                "cpu_seconds": [list(one.cpu_seconds) for one in findings.costs[resolution]],
+                "peak_bytes": [one.peak_bytes for one in findings.costs[resolution]],
+            }
+            for resolution, interval in findings.cpu.items()
         ],
         "trends": {what: None if one is None else vars(one) for what, one in findings.trends.items()},
         "figures": dict(findings.figures),

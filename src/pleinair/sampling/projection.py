@@ -1,0 +1,19 @@
+"""The text projection as it is stored beside text features and weights: what a prompt must go through to mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pleinair.checkpoint.store import read_tensors
+from pleinair.model.text_encoder import FeatureProjection
+
+PROJECTION_FILE = "feature_projection.safetensors"
+
+
+def read_projection(directory: Path) -> FeatureProjection:
+    """The text projection of a pack, a checkpoint or a folder of weights."""
+    state = read_tensors(directory, PROJECTION_FILE)
+    num_layers, width, dim = state["basis_LDK"].shape
+    projection = FeatureProjection(num_layers, width, dim)
+    projection.load_state_dict(state)
+    return projection
