@@ -82,8 +82,8 @@ def evaluate_exploration(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
         world = ready_world(work, opened.labels)
-        witnesses, known = ready_witnesses(work, world)
         asked = own_requests(own, world, seed=options.seed) if own else ask_suite(world, size, options.seed)
+        witnesses, known = ready_witnesses(work, world)
         subject, line = opened.make(world), ProgressLine(f"pictures of {opened.name}")
         began = time.monotonic()
         pictures = draw_in_pieces(subject, asked, out / "pictures", line.update)

@@ -68,7 +68,7 @@ def test_real_pictures_and_reconstructions_are_evaluated_ordered_and_shown_to_th
         ("evaluate other.safetensors --suite exploration", "other.safetensors"),
         ("evaluate real --suite exploration --prompts none.jsonl", "none.jsonl cannot be read"),
         ("evaluate real --suite exploration --prompts empty.jsonl", "empty.jsonl holds no prompts"),
-        ("evaluate real --suite exploration --prompts one.jsonl", "rests on 1 of what was asked"),
+        ("evaluate real --suite exploration --prompts one.jsonl", "1 prompt gives a single picture"),
         ("evaluate real --suite exploration --prompts one.jsonl --size full", "--size chooses among the suite's own"),
         ("evaluate real --suite exploration --judge x", "--judge is for published benchmarks"),
         ("evaluate real --suite exploration --limit 0", "--limit is for published benchmarks"),

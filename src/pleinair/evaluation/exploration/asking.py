@@ -27,7 +27,9 @@ def is_real(request: Request, world: World) -> bool:
 
 
 def own_requests(own: Sequence[Request], world: World, *, seed: int = 0) -> list[Asked]:
-    """The reader's own, each once. Raises ConfigError for a thing or style that no judge knows."""
+    """The reader's own, each once. Raises ConfigError for a single one, and for a thing or style that no judge knows."""
+    if len(own) < 2:
+        raise ConfigError(f"{len(own)} prompt gives a single picture, and an interval needs two or more: add prompts")
     for one in own:
         shown = one.variants or (one.label, one.other)
         unknown = [label for label in shown if label and label not in world.concept_of_label]
