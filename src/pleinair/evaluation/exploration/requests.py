@@ -172,9 +172,9 @@ PLANS: Mapping[Size, Plan] = {
     ),
     "full": Plan(
         prompts={
-            "default": 48,
-            "specified": 360,
-            "unseen": 140,
+            "default": 40,
+            "specified": 300,
+            "unseen": 120,
             "colour": 99,
             "any-colour": 3,
             "user": 40,

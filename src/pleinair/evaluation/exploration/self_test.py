@@ -96,9 +96,10 @@ def as_many_as_quick(asked: Sequence[Asked]) -> Flags:
     units: dict[str, int] = {}
     for kind in KINDS:
         of_kind = list(dict.fromkeys(one.request.unit for one in asked if one.request.kind == kind))
-        most = quick.prompts[kind]
+        num = min(quick.prompts[kind], len(of_kind))
         # Spread over the list, where prompts of one thing lie together.
-        units |= dict.fromkeys(of_kind[:: max(1, len(of_kind) // most)][:most], quick.seeds.get(kind, 1))
+        spread = [of_kind[place * len(of_kind) // num] for place in range(num)]
+        units |= dict.fromkeys(spread, quick.seeds.get(kind, 1))
     chosen = []
     for one in asked:
         left = units.get(one.request.unit, 0)
