@@ -235,7 +235,7 @@ def test_the_page_runs_and_loads_nothing_but_what_is_served_here(browser: Browse
     assert status == 200
     assert headers["Referrer-Policy"] == "no-referrer"
     assert re.search(rb"<script(?! src=)|\son\w+=|\sstyle=|https?:", html) is None
-    for name in ("pick.js", "pick.css"):
+    for name in ("pick.js", "outbox.js", "pick.css"):
         status, text, _ = browser.ask(name)
         assert status == 200
         assert re.search(rb"https?:|innerHTML|eval\(|@import", text) is None

@@ -66,6 +66,7 @@ def test_pages_documents_and_files_are_served_under_a_policy_that_allows_nothing
         "": "text/html; charset=utf-8",
         "index.html": "text/html; charset=utf-8",
         "x.js": "text/javascript; charset=utf-8",
+        "outbox.js": "text/javascript; charset=utf-8",
         "state?of=it": "application/json",
         "picture/red": "image/png",
     }

@@ -1,4 +1,4 @@
-"""`pleinair evaluate CHECKPOINT --suite exploration` and `pleinair ledger`: explore what a model can do, and at what cost.
+"""`pleinair evaluate CHECKPOINT --suite exploration`: explore what a model can do, and at what cost.
 
 real pictures (warehouse, once) -> world -> judges fitted once, kept beside the warehouse
 CHECKPOINT -> subject --draw, in pieces kept in OUT--> pictures --measure--> OUT/metrics.json, OUT/report.html
@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,79 +19,39 @@ import numpy as np
 import torch
 
 from pleinair.cli.progress import ProgressLine
-from pleinair.cli.published import SUITES, add_judge_options
+from pleinair.cli.suites import EXPLORATION, REFERENCES
 from pleinair.config import config_digest
 from pleinair.records.errors import ConfigError
 
 if TYPE_CHECKING:
     from pleinair.cli.workspace import Workspace
+    from pleinair.evaluation.exploration.looking import Witnesses
     from pleinair.evaluation.exploration.requests import Asked, Size
-    from pleinair.evaluation.exploration.sheet import Sheet, Witnesses
+    from pleinair.evaluation.exploration.sheet import Sheet
     from pleinair.evaluation.exploration.subjects import Subject
     from pleinair.evaluation.exploration.suite import Known, Result
-    from pleinair.evaluation.exploration.world import Pictures, World
+    from pleinair.evaluation.exploration.world import World
     from pleinair.krablet import Database
     from pleinair.packing.pictures import CuratedPicture
     from pleinair.records.preferences import PreferenceEvent
     from pleinair.sampling import Sampler, SamplingConfig
 
-REFERENCES = ("real", "reconstruction", "untrained", "shipped")
-PIECE = 64
-"""Pictures reconstructed at once."""
 SIDE = 64
-EXPLORATION = "exploration"
-
-
-def register(verbs: Any) -> None:
-    """Add the verb `ledger`; `evaluate` gets its options from `add_suite_options`."""
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        "ledger",
-        help="what each stage of a lineage gained and lost, from the metrics of each",
-        description="One row per stage: can it, left alone, transfer, near copies, beside the change since the first stage.",
-    )
-    parser.add_argument("results", nargs="+", type=Path, metavar="METRICS", help="metrics.json of each stage, in order")
-    parser.add_argument("-o", "--output", type=Path, help="page to write as well")
-    parser.set_defaults(run=show_ledger)
-    parser = verbs.add_parser(
-        "orders",
-        help="whether subjects come out in the order that they must",
-        description="Compare untrained, a model, reconstruction and real, measure by measure, with the expected orders.",
-    )
-    parser.add_argument("results", nargs="+", type=Path, metavar="METRICS", help="metrics.json of each subject")
-    parser.add_argument("-o", "--output", type=Path, help="page to write as well")
-    parser.set_defaults(run=show_orders)
-
-
-def add_suite_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `evaluate` that belong to suites."""
-    parser.add_argument(
-        "--suite",
-        choices=[EXPLORATION, *SUITES],
-        help="measure a checkpoint, a packaged file, a run's folder, or one of "
-        + ", ".join(REFERENCES)
-        + "; all but exploration are published benchmarks, whose prompts and judge you bring",
-    )
-    parser.add_argument("--size", choices=["quick", "full"], default="quick", help="how much is drawn (default: quick)")
-    parser.add_argument("--seed", type=int, default=0, help="other pictures of the same prompts (default: 0)")
-    parser.add_argument(
-        "--concepts", metavar="RECIPE", help="what it was trained on (default: the run's, or drawings-64)"
-    )
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="prompts of your own, one JSON object per line; of a published benchmark the file or folder it publishes",
-    )
-    parser.add_argument("-o", "--output", type=Path, help="folder to write (default: SUITE/NAME)")
-    add_judge_options(parser)
 
 
 def home_of(options: argparse.Namespace) -> Workspace:
     """The warehouse with the real pictures; of a recipe only the source of drawings is used."""
     from pleinair.cli.workspace import open_workspace
 
-    options = argparse.Namespace(**{**vars(options), "recipe": "drawings-64", "runs": options.home / EXPLORATION})
-    return open_workspace(options)
+    plain: dict[str, Any] = {
+        "recipe": "drawings-64",
+        "set": [],
+        "parent": None,
+        "with_optimiser": False,
+        "from_scratch": False,
+    }
+    plain |= {"runs": options.home / EXPLORATION, "processes": getattr(options, "processes", 2)}
+    return open_workspace(argparse.Namespace(**{**vars(options), **plain}))
 
 
 @dataclass(frozen=True)
@@ -103,59 +64,67 @@ class Opened:
     make: Callable[[World], Subject]
 
 
-def evaluate_suite(work: Workspace, options: argparse.Namespace) -> int:
+def evaluate_exploration(options: argparse.Namespace) -> int:
     """Draw, look, measure, write; prints the table. Goes on where it was stopped."""
-    from pleinair.captioning.ocr import text_reader
     from pleinair.cluster.locks import only_one
     from pleinair.evaluation.exploration.asking import own_requests
     from pleinair.evaluation.exploration.measuring import draw_in_pieces, measure_subject
 
-    if options.judge is not None:
-        raise ConfigError("--judge is for published benchmarks: the exploration suite has judges of its own")
     own = None
+    size: Size = options.size or "quick"
     if options.prompts is not None:
         from pleinair.evaluation.exploration.requests import read_requests
 
         own = read_requests(options.prompts)
-    opened = open_subject(work, options)
-    out: Path = options.output or Path(EXPLORATION) / opened.name
+    opened, work = open_subject(options), home_of(options)
+    name = f"{opened.name}-seed-{options.seed}" if options.seed else opened.name
+    out: Path = options.output or Path(EXPLORATION) / name
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
         world = ready_world(work, opened.labels)
+        asked = own_requests(own, world, seed=options.seed) if own else ask_suite(world, size, options.seed)
         witnesses, known = ready_witnesses(work, world)
-        asked = own_requests(own, world, seed=options.seed) if own else ask_suite(world, options.size, options.seed)
         subject, line = opened.make(world), ProgressLine(f"pictures of {opened.name}")
+        began = time.monotonic()
         pictures = draw_in_pieces(subject, asked, out / "pictures", line.update)
-        size = "own" if own else options.size
         result, sheet = measure_subject(
             subject,
             asked,
             world,
             witnesses,
             known,
-            text_reader("rapidocr"),
             pictures=pictures,
-            size=size,
+            size="own" if own else size,
             seed=options.seed,
+            began=began,
         )
-        write_all(work, out, result, sheet, witnesses, known)
+        result = write_all(work, out, result, sheet, witnesses, known)
     print(as_text(result))
     print(f"page: {out / 'report.html'}")
     return 0
 
 
-def open_subject(work: Workspace, options: argparse.Namespace) -> Opened:
+def open_subject(options: argparse.Namespace) -> Opened:
     """The subject the command names, its model loaded. Raises ConfigError, CheckpointError before any work is done."""
+    from pleinair.cli.places import shipped
     from pleinair.evaluation.exploration.subjects import Drawn, Real, Reconstructed
     from pleinair.recipes import find_recipe
+    from pleinair.sampling.shipped import load_autoencoder
 
     name: str = options.recipe
     concepts = find_recipe(options.concepts or trained_on(Path(name)) or "drawings-64").concepts
     if name == "real":
         return Opened(name, concepts, Real)
     if name == "reconstruction":
-        return Opened(name, concepts, lambda world: Reconstructed(Real(world), reconstructor()))
+        return Opened(
+            name, concepts, lambda world: Reconstructed(Real(world), load_autoencoder(shipped("autoencoder")))
+        )
     sampler, config = open_model(name)
+    if config.resolution != SIDE:
+        raise ConfigError(
+            f"{name} draws {config.resolution} pixels a side and the judges know pictures of {SIDE}: evaluate a model of "
+            f"{SIDE} pixels, or use a published benchmark"
+        )
     short = name if name in REFERENCES else "-".join(Path(name).resolve().with_suffix("").parts[-2:])
     return Opened(short, concepts, lambda world: Drawn(short, sampler, config))
 
@@ -200,25 +169,7 @@ def open_model(name: str) -> tuple[Sampler, SamplingConfig]:
     ), SamplingConfig()
 
 
-def reconstructor() -> Callable[[Pictures], Pictures]:
-    """Pictures through the shipped autoencoder."""
-    from pleinair.cli.places import shipped
-    from pleinair.model.pixels import to_bytes, to_signed_unit
-    from pleinair.sampling.shipped import load_autoencoder
-
-    autoencoder = load_autoencoder(shipped("autoencoder"))
-
-    def reconstruct(pictures_NHWC: Pictures) -> Pictures:
-        with torch.inference_mode():
-            parts = [pictures_NHWC[start : start + PIECE] for start in range(0, len(pictures_NHWC), PIECE)]
-            return np.concatenate(
-                [to_bytes(autoencoder.decode(autoencoder.encode(to_signed_unit(one)))) for one in parts]
-            )
-
-    return reconstruct
-
-
-def ready_world(work: Workspace, labels: Sequence[str]) -> World:
+def ready_world(work: Workspace, labels: Sequence[str] = ()) -> World:
     """The curated drawings of the warehouse, kept as one file; delete it to read them again.
 
     A warehouse without any is filled and curated first. One that has some is left as it is: curating it here would judge
@@ -238,7 +189,7 @@ def ready_world(work: Workspace, labels: Sequence[str]) -> World:
         with steps.open_database(work) as db:
             found = read_drawings_of(work, db)
         save_pictures(picture_set(found, SIDE), path)
-        _write(listed, json.dumps({one.label: one.concept for one in found if one.label and one.concept}))
+        write_text(listed, json.dumps({one.label: one.concept for one in found if one.label and one.concept}))
     judge = load_judge(shipped("judge")).config
     pictures, slugs = load_pictures(path), json.loads(listed.read_text())
     numbers = {name: number for number, name in enumerate(judge.concept_names)}
@@ -278,8 +229,9 @@ def read_drawings_of(work: Workspace, db: Database) -> list[CuratedPicture]:
     return found
 
 
-def ready_witnesses(work: Workspace, world: World) -> tuple[Witnesses, Known]:
-    """Both judges and the copy embedding of a world, beside the warehouse."""
+def ready_witnesses(work: Workspace, world: World, reader: str = "rapidocr") -> tuple[Witnesses, Known]:
+    """Both judges, the copy embedding and the reader, for a world, beside the warehouse."""
+    from pleinair.captioning.ocr import text_reader
     from pleinair.cli.places import shipped
     from pleinair.evaluation.exploration.fitting import fit_witnesses
     from pleinair.evaluation.features import PictureFeatures
@@ -289,7 +241,7 @@ def ready_witnesses(work: Workspace, world: World) -> tuple[Witnesses, Known]:
     features = PictureFeatures(fetch_efficientnet(work.cache / "efficientnet-lite0"))
     folder = work.home / EXPLORATION / config_digest([features.name, list(world.keys)])[:12]
     judge = load_judge(shipped("judge"))
-    return fit_witnesses(world, judge, features, folder, lambda said: ProgressLine(said).update)
+    return fit_witnesses(world, judge, features, text_reader(reader), folder, lambda said: ProgressLine(said).update)
 
 
 def ask_suite(world: World, size: Size, seed: int) -> list[Asked]:
@@ -300,33 +252,36 @@ def ask_suite(world: World, size: Size, seed: int) -> list[Asked]:
     return suite_requests(world, {name: style.words for name, style in STYLES.items()}, size, seed=seed)
 
 
-def write_all(work: Workspace, out: Path, result: Result, sheet: Sheet, witnesses: Witnesses, known: Known) -> None:
-    """`metrics.json`, `prompts.txt` and the page, each by rename."""
-    from pleinair.captioning.ocr import text_reader
+def write_all(work: Workspace, out: Path, result: Result, sheet: Sheet, witnesses: Witnesses, known: Known) -> Result:
+    """`metrics.json`, `requests.jsonl` and the page, each by rename; gives the result with what its self test rejects."""
     from pleinair.cli.report import commit, machine
     from pleinair.evaluation.exploration.fitting import judge_reports
-    from pleinair.evaluation.exploration.measuring import self_test
-    from pleinair.evaluation.exploration.orders import SELF_TEST, check_orders
     from pleinair.evaluation.exploration.page import Story, exploration_page
+    from pleinair.evaluation.exploration.self_test import self_test
     from pleinair.evaluation.exploration.suite import to_document
+    from pleinair.evaluation.exploration.trace import REQUESTS, trace_lines
     from pleinair.pages import write_page
     from pleinair.records.preferences import PREFERENCES
 
-    line = ProgressLine("self test")
-    planted = self_test(sheet, witnesses, known, text_reader("rapidocr"), work.home / EXPLORATION, line.update)
-    document = {**to_document(result), "commit": commit(), "machine": machine()}
-    _write(out / "metrics.json", json.dumps(document, indent=1) + "\n")
-    _write(out / "prompts.txt", "".join(f"{one.seed}\t{one.request.unit}\n" for one in sheet.asked))
+    tested = self_test(sheet, witnesses, known, work.home / EXPLORATION, ProgressLine("self test").update)
+    result = replace(result, rejected=tested.rejected)
+    judges = judge_reports(sheet.world, witnesses)
+    facts = {"commit": commit(), "machine": machine(), "origin of every judgement": "synthetic"}
+    trust = {"judges": [asdict(one) for one in judges], "copies": asdict(witnesses.calibration)}
+    document = {**to_document(result), **facts, **trust}
+    write_text(out / "metrics.json", json.dumps(document, indent=1) + "\n")
+    write_text(out / REQUESTS, "".join(trace_lines(sheet, known)))
     story = Story(
         result=result,
-        real=planted["real"],
         sheet=sheet,
-        judges=judge_reports(sheet.world, witnesses),
-        self_test=check_orders(SELF_TEST, planted),
+        judges=judges,
+        copies=witnesses.calibration,
+        tested=tested,
         preferences=answers_about(result, out.parent / PREFERENCES),
-        facts={"commit": document["commit"], "machine": document["machine"], "origin of every judgement": "synthetic"},
+        facts=facts,
     )
     write_page(out / "report.html", exploration_page(story))
+    return result
 
 
 def answers_about(result: Result, log: Path) -> list[PreferenceEvent]:
@@ -348,66 +303,14 @@ def as_text(result: Result) -> str:
     for name, by_judge in result.measures.items():
         one, other = next(iter(by_judge.values())), by_judge.get("second")
         cells = [f"{x.value:.3f} [{x.interval[0]:.3f}, {x.interval[1]:.3f}]" if x else "" for x in (one, other)]
-        lines.append(f"{name:26} {cells[0]:24} {cells[1]:24} {one.num_pictures:5}  {MEANINGS[name].says}")
+        said = MEANINGS[name].says
+        if result.rejected.get(name):
+            said = f"REJECTED by the self test ({', '.join(result.rejected[name])}): {said}"
+        lines.append(f"{name:26} {cells[0]:24} {cells[1]:24} {one.num_pictures:5}  {said}")
     return "\n".join(lines)
 
 
-def show_ledger(options: argparse.Namespace) -> int:
-    """Print the ledger, and write its page when asked."""
-    from pleinair.evaluation.exploration.ledger import ledger, ledger_page
-    from pleinair.evaluation.exploration.suite import from_document
-    from pleinair.pages import write_page
-
-    rows = ledger([from_document(_read(path)) for path in options.results])
-    for subject, entries in rows:
-        print(subject)
-        for entry in entries:
-            change = "" if entry.since_first is None else f"{entry.since_first.difference:+.3f} since the first"
-            agree = "" if entry.judges_agree else ", the judges disagree"
-            print(f"  {entry.measure:20} {entry.measured.value:.3f} {change}{agree}")
-    if options.output is not None:
-        write_page(options.output, ledger_page(rows))
-        print(f"page: {options.output}")
-    return 0
-
-
-def show_orders(options: argparse.Namespace) -> int:
-    """Print each expected order, and whether it holds; 1 when one does not."""
-    from pleinair.evaluation.exploration.orders import SUBJECTS, check_orders, orders_page
-    from pleinair.evaluation.exploration.suite import from_document
-    from pleinair.pages import write_page
-
-    found = [from_document(_read(path)) for path in options.results]
-    models = [one.subject for one in found if one.subject not in REFERENCES or one.subject == "shipped"]
-    if len(models) != 1 or len(found) < 2:
-        raise ConfigError(
-            f"orders are of one model and its references, not of {len(models)} models: give one, and real"
-        )
-    results = {"model" if one.subject == models[0] else one.subject: one for one in found}
-    steps = check_orders(SUBJECTS, results)
-    for step in steps:
-        low, high = step.comparison.interval
-        change = f"{step.comparison.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-        order = f"{step.lower} {step.relation} {step.upper}"
-        print(f"{step.measure:26} {step.judge:7} {order:32} {change:26} {'holds' if step.holds else 'FAILS'}")
-    print(f"{sum(step.holds for step in steps)} of {len(steps)} hold")
-    if options.output is not None:
-        write_page(options.output, orders_page(models[0], results, steps))
-        print(f"page: {options.output}")
-    return 0 if all(step.holds for step in steps) else 1
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as unreadable:
-        raise ConfigError(
-            f"{path} cannot be read ({unreadable}): give a metrics.json that evaluate wrote"
-        ) from unreadable
-    return document
-
-
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text(text)
     os.replace(staging, path)

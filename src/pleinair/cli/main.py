@@ -38,7 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
         duplicates,
         embed,
         entities,
-        exploration,
         export,
         fetch,
         filters,
@@ -46,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         krablet,
         merge,
         mix,
+        orders,
         pick,
         run,
         sample,
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
     training = (train, ablate, convert, export, merge, domains)
-    for noun in (run, *training, sample, exploration, sides, *curating, fetch, krablet):
+    for noun in (run, *training, sample, orders, sides, *curating, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)
     return parser

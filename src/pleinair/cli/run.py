@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pleinair.cli.exploration import EXPLORATION, add_suite_options
+from pleinair.cli.suites import OF_SUITES, add_suite_options, evaluate_with, refuse
 from pleinair.cli.workspace import add_run_options
 
 
@@ -105,15 +105,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from pleinair.cli.workspace import StepClock, open_workspace
     from pleinair.cluster.locks import only_one
 
-    suite = getattr(options, "suite", None)
-    if suite == EXPLORATION:
-        from pleinair.cli.exploration import evaluate_suite, home_of
-
-        return evaluate_suite(home_of(options), options)
-    if suite is not None:
-        from pleinair.cli.published import evaluate_published
-
-        return evaluate_published(options)
+    if getattr(options, "suite", None) is not None:
+        return evaluate_with(options)
+    refuse(options, OF_SUITES, "is for suites: give --suite as well")
     work = open_workspace(options)
     with only_one(work.run_dir), steps.open_database(work) as db:
         clock = StepClock(work.run_dir)

@@ -45,8 +45,6 @@ def register(verbs: Any) -> None:
     parser.add_argument("--person", default=getpass.getuser(), help="who answers (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=40, help="questions, without controls (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another choice of questions (default: %(default)s)")
-    parser.add_argument("--concepts", metavar="RECIPE", default="drawings-64", help="as given to evaluate")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="as given to evaluate")
     parser.add_argument("--port", type=int, default=PORT, help="0 takes any (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--synthetic", action="store_true", help="let the judges answer, marked so, and end")
@@ -66,26 +64,15 @@ def sides(options: argparse.Namespace) -> int:
     if options.report:
         return report(log, options.output)
     from pleinair.curation.sources import STYLES
+    from pleinair.evaluation.people.shown import read_showing
     from pleinair.evaluation.people.trials import comparisons, controls
 
     words = {name: style.words for name, style in STYLES.items()}
-    showing = open_showing(options, words)
+    showing = read_showing(options.results, options.real)
     possible, known = comparisons(showing, words), controls(showing, words)
     if options.synthetic:
         return answer_synthetically(options, showing, possible, known, log)
     return serve(options, showing, possible, known, log)
-
-
-def open_showing(options: argparse.Namespace, words: dict[str, str]) -> Showing:
-    """The results the options name."""
-    from pleinair.curation.sources import TRAINING_STYLES
-    from pleinair.evaluation.exploration.requests import read_requests
-    from pleinair.evaluation.people.shown import read_showing
-    from pleinair.recipes import find_recipe
-
-    own = read_requests(options.prompts) if options.prompts else []
-    styles = {name: words[name] for name in TRAINING_STYLES}
-    return read_showing(options.results, options.real, find_recipe(options.concepts).concepts, styles, own)
 
 
 def serve(
@@ -134,12 +121,10 @@ def answer_synthetically(
 def open_judges(options: argparse.Namespace) -> tuple[Look, list[str], dict[str, int]]:
     """Both judges of the suite, fitted to the warehouse's real pictures where they are not yet."""
     from pleinair.cli.exploration import home_of, ready_witnesses, ready_world
-    from pleinair.recipes import find_recipe
 
-    filled = {"recipe": options.concepts, "set": [], "processes": 2, "from_scratch": False}
-    work = home_of(argparse.Namespace(**{**vars(options), **filled}))
-    world = ready_world(work, find_recipe(options.concepts).concepts)
-    witnesses, _ = ready_witnesses(work, world)
+    work = home_of(options)
+    world = ready_world(work)
+    witnesses, _ = ready_witnesses(work, world, reader="off")
 
     def look(pictures: Pictures) -> dict[str, JudgeScores]:
         return {f"{name} judge": scores for name, scores in witnesses.scores(pictures).items()}

@@ -1,6 +1,6 @@
 """Pages that take decisions: a server on loopback only, and what it refuses. A `Site` says what is there.
 
-    GET  /<token>/            the page; /<token>/NAME, its script and style
+    GET  /<token>/            the page; /<token>/NAME, its script and style, or one of `shared`, which pages have in common
     GET  /<token>/PATH        what the site has: documents, pictures
     POST /<token>/PATH        what somebody did, as JSON
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +47,7 @@ _HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+_SHARED = files(__package__).joinpath("shared")
 _MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 
 Query = Mapping[str, Sequence[str]]
@@ -140,8 +142,9 @@ class Handler(BaseHTTPRequestHandler):
         return parts[2:]
 
     def _get(self, path: list[str]) -> object | None:
-        if len(path) == 1 and (found := page_file(self.site.page, path[0])):
-            return found
+        for folder in (self.site.page, _SHARED):
+            if len(path) == 1 and (found := page_file(folder, path[0])):
+                return found
         return self.site.get(path, parse_qs(urlsplit(self.path).query))
 
     def _post(self, path: list[str]) -> object | None:

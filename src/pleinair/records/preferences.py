@@ -51,7 +51,7 @@ class ShownSide:
     subject: str
     """Its name in results."""
     identity: str
-    """Digest of what drew the pictures (weights, settings) and of what was asked: two checkpoints of one name differ."""
+    """Digest of what drew the pictures (weights, settings): two checkpoints of one name differ."""
     pictures: tuple[ShownPicture, ...]
     """In the order shown."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pleinair.curation.heldout import held_out
 from pleinair.evaluation.exploration.requests import Asked, Request
-from pleinair.evaluation.exploration.sheet import JUDGES, Sheet
+from pleinair.evaluation.exploration.sheet import JUDGES, Seen, Sheet
 from pleinair.evaluation.exploration.world import World
 from pleinair.evaluation.judge import JudgeScores
 
@@ -89,4 +89,4 @@ def sheet_of(answer: Answer, requests: Sequence[Asked] | None = None) -> Sheet:
     )
     copies = features / np.linalg.norm(features, axis=1, keepdims=True)
     pictures = np.zeros((len(rows), 64, 64, 3), np.uint8)
-    return Sheet(WORLD, list(requests), pictures, dict.fromkeys(JUDGES, scores), features, copies)
+    return Sheet(WORLD, list(requests), pictures, dict.fromkeys(JUDGES, scores), features, copies, [Seen()] * len(rows))

@@ -26,6 +26,17 @@ def test_the_interval_is_that_of_resampling_units_by_hand() -> None:
     assert found.interval == pytest.approx(np.quantile(by_hand, (0.025, 0.975)), abs=0.012)
 
 
+def test_a_share_on_which_all_prompts_agree_has_an_interval_and_a_visible_difference() -> None:
+    right, wrong = (measured("can_style", shares([value] * 12), 12) for value in (1.0, 0.0))
+    low, high = right.interval
+    assert high == 1
+    assert low**12 == pytest.approx(0.025)  # a share of which all of 12 are right once in forty
+    assert wrong.interval == pytest.approx((0, 1 - low))
+    assert right.detectable == pytest.approx(wrong.detectable)
+    assert right.detectable > 0.1
+    assert measured("diversity", shares([1.0] * 12), 12).interval == (1, 1)  # no share: copies are worth just one
+
+
 def test_a_histogram_is_worth_the_exponential_of_its_entropy() -> None:
     assert effective_number(np.array([[1.0, 1, 1, 1], [4, 0, 0, 0], [0, 0, 0, 0]])) == pytest.approx([4, 1, 0])
     entropy = -sum(p * math.log(p) for p in (0.5, 0.25, 0.25))

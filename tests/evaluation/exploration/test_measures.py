@@ -15,7 +15,7 @@ from pleinair.evaluation.exploration.requests import Asked
 from pleinair.evaluation.exploration.sheet import Sheet
 from pleinair.evaluation.exploration.styles import can_styles, default_styles
 from pleinair.evaluation.exploration.tail import recall_by_count, tail
-from pleinair.evaluation.exploration.transfer import transfer
+from pleinair.evaluation.exploration.transfer import in_turn, transfer
 from tests.evaluation.exploration.sheets import COPIES, FEATURES, LABELS, STYLES, WORLD, asked, real, sheet_of
 
 TEST_ROWS = np.flatnonzero(WORLD.held_out)
@@ -100,13 +100,23 @@ def test_the_order_of_work_and_another_seed_move_nothing() -> None:
     order = np.random.default_rng(0).permutation(len(whole))
     shuffled = all_measures(sheet_of(real, [whole[place] for place in order]))
     for name, one in REAL.items():
-        if name != "transfer":  # which pictures of a thing it learns from is their order
-            assert shuffled[name].value == pytest.approx(one.value), name
+        assert shuffled[name].value == pytest.approx(one.value, abs=1e-9), name
+        assert shuffled[name].interval == pytest.approx(one.interval, abs=1e-9), name
     reseeded = all_measures(sheet_of(real, [Asked(one.request, one.seed + 10_007) for one in whole]))
     for name, one in REAL.items():
         low, high = reseeded[name].interval
         assert one.interval[0] <= high, name
         assert low <= one.interval[1], name
+
+
+def test_a_classifier_learns_from_the_first_picture_of_every_prompt_first_in_any_order_of_work() -> None:
+    told = [one.request for one in asked() if one.request.kind == "specified"][:4]
+    whole = [Asked(request, seed) for seed in (3, 1, 2) for request in told]
+    shuffled = [whole[place] for place in np.random.default_rng(1).permutation(len(whole))]
+    sheet = sheet_of(real, shuffled)
+    order = [shuffled[row] for row in in_turn(sheet).tolist()]
+    assert [one.seed for one in order] == [1] * 4 + [2] * 4 + [3] * 4
+    assert [one.request.unit for one in order] == sorted(request.unit for request in told) * 3
 
 
 def test_copies_of_one_picture_are_worth_one_and_half_of_them_wrong_half() -> None:

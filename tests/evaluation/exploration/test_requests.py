@@ -15,13 +15,16 @@ from pleinair.evaluation.exploration.requests import (
     Request,
     build_requests,
     digest_requests,
+    from_document,
     plan_requests,
     read_requests,
+    to_document,
 )
 from pleinair.recipes.concepts import DRAWINGS
 from pleinair.records.errors import ConfigError
 
-CONCEPTS = {label: label.replace(" ", "-") for label in (*COUNTED, "fox", "house")}
+TREES = ("palm tree", "evergreen tree")
+CONCEPTS = {label: label.replace(" ", "-") for label in (*COUNTED, *TREES, "fox", "house")}
 WORDS = {"noto": "noto", "fluent-flat": "fluent flat", "blob": "blob"}
 REQUESTS = build_requests(CONCEPTS, WORDS)
 
@@ -40,6 +43,7 @@ def test_prompts_read_as_people_write_them() -> None:
         "three strawberries",
         "a blue heart",
         'the word "STOP"',
+        "a tree",
         "ein Fuchs im Look von noto",
     } <= prompts
 
@@ -74,13 +78,27 @@ def test_no_two_pictures_share_their_noise_whatever_the_plan_and_the_seed() -> N
 
 def test_the_prompts_are_frozen() -> None:
     """Results of other prompts are not comparable: who changes a prompt changes this, and says so in the changelog."""
-    assert digest_requests(all_drawings()) == "de315d34b65582db7434b170b8d44d1cd9160725478e8c5d1f21cffcba5ab59b"
+    assert digest_requests(all_drawings()) == "d1e8a2dfbbe87e11119bd5fb7df8cde4e3e4000e73e7b5132d1524d7c50396e1"
 
 
 def test_own_prompts_are_read_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"kind": "default", "prompt": "a fox", "label": "fox"}\n\n')
     assert read_requests(path) == [Request(kind="default", prompt="a fox", label="fox")]
+
+
+def test_a_request_survives_its_json_and_holds_no_more_than_it_asks() -> None:
+    kinds = {one.kind: one for one in REQUESTS}
+    assert all(from_document(json.loads(json.dumps(to_document(one)))) == one for one in kinds.values())
+    assert to_document(kinds["default"]).keys() == {"kind", "prompt", "label"}
+
+
+def test_quick_asks_a_part_of_what_full_asks_and_full_five_seeds_of_every_prompt() -> None:
+    quick, full = (
+        {(one.request.unit, one.seed) for one in plan_requests(all_drawings(), PLANS[size])} for size in PLANS
+    )
+    assert quick < full
+    assert min(Counter(unit for unit, _ in full).values()) == 5
 
 
 @pytest.mark.parametrize(
@@ -91,6 +109,14 @@ def test_own_prompts_are_read_line_by_line(tmp_path: Path) -> None:
         (json.dumps({"kind": "default", "prompt": " "}), "empty prompt"),
         (json.dumps({"kind": "joke", "prompt": "a fox"}), "no known kind"),
         (json.dumps({"kind": "default", "prompt": "a fox", "colours": "red"}), "unknown field 'colours'"),
+        (json.dumps({"kind": "default", "prompt": "a fox"}), "default needs label"),
+        (json.dumps({"kind": "specified", "prompt": "a fox"}), "specified needs label and style"),
+        (json.dumps({"kind": "any-kind", "prompt": "a tree", "label": "tree"}), "any-kind needs variants"),
+        (
+            json.dumps({"kind": "position", "prompt": "a", "label": "fox", "other": "key", "relation": "near"}),
+            "the relation 'near' is none of to the left of",
+        ),
+        ("7", "line 1"),
     ],
 )
 def test_prompts_that_are_none_are_refused_with_an_example(tmp_path: Path, text: str, said: str) -> None:

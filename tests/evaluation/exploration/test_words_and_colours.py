@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -8,11 +9,21 @@ import pytest
 from pleinair.captioning.ocr import text_reader
 from pleinair.evaluation.exploration.colours import colour_name, pixel_colour
 from pleinair.evaluation.exploration.requests import WORDS, Asked, Request
-from pleinair.evaluation.exploration.sheet import Sheet
+from pleinair.evaluation.exploration.sheet import Seen, Sheet
+from pleinair.evaluation.exploration.styles import colours, default_kinds
 from pleinair.evaluation.exploration.subjects import noise_pictures, written
-from pleinair.evaluation.exploration.writing import character_error, edit_distance, text_error
+from pleinair.evaluation.exploration.writing import character_error, edit_distance, read_word, text_error
 from pleinair.evaluation.judge import JudgeScores
-from tests.evaluation.exploration.sheets import WORLD
+from tests.evaluation.exploration.sheets import LABELS, WORLD
+
+SHOWN = ("red", "blue", "yellow", "green")
+
+
+def sheet_of(asked: Sequence[Asked], seen: Sequence[Seen], logits: np.ndarray | None = None) -> Sheet:
+    """A sheet of checkers' findings, and of what one judge says where it is asked."""
+    none = np.zeros((len(asked), 1), np.float32)
+    scores = JudgeScores(style_logits=none, concept_logits=none if logits is None else logits, embedding=none)
+    return Sheet(WORLD, asked, np.zeros((len(asked), 64, 64, 3), np.uint8), {"first": scores}, none, none, seen)
 
 
 @lru_cache
@@ -40,12 +51,37 @@ def test_case_and_spaces_are_no_error_and_more_wrong_than_letters_is_one() -> No
 
 def test_words_set_in_a_font_are_read_and_noise_is_not() -> None:
     asked = [Asked(Request(kind="text", prompt=word, text=word), 0) for word in WORDS[:4]]
-    reader, none = text_reader("rapidocr"), np.zeros((4, 1), np.float32)
-    scores = {"first": JudgeScores(style_logits=none, concept_logits=none, embedding=none)}
-    real = Sheet(WORLD, asked, np.stack([written(word) for word in WORDS[:4]]), scores, none, none)
-    noise = Sheet(WORLD, asked, noise_pictures(4, 0), scores, none, none)
-    assert text_error(real, reader)[0].value < 0.3
-    assert text_error(noise, reader)[0].value == 1
+    reader = text_reader("rapidocr")
+    real = [Seen(read=read_word(reader, written(word))) for word in WORDS[:4]]
+    noise = [Seen(read=read_word(reader, picture)) for picture in noise_pictures(4, 0)]
+    assert text_error(sheet_of(asked, real))[0].value < 0.3
+    assert text_error(sheet_of(asked, noise))[0].value == 1
+
+
+def test_the_colour_asked_for_counts_and_so_do_the_colours_of_a_prompt_without_one() -> None:
+    told = [Asked(Request(kind="colour", prompt=f"a {name} heart", label="heart", colour=name), 0) for name in SHOWN]
+    free = [Asked(Request(kind="any-colour", prompt=f"a {thing}", label=thing), 0) for thing in ("disc", "heart") * 2]
+    seen = [Seen(colour="red")] * 4 + [Seen(colour=name) for name in ("red", "blue", "green", "blue")]
+    right, many = colours(sheet_of([*told, *free], seen))
+    assert right.value == 1 / 4
+    assert many.value == pytest.approx((2 + 1) / 2)
+
+
+def test_kinds_of_a_thing_are_counted_among_pictures_that_show_one_of_them() -> None:
+    trees, cars = LABELS[:3], LABELS[3:5]
+    asked = [Asked(Request(kind="any-kind", prompt="a tree", label="tree", variants=trees), seed) for seed in range(4)]
+    asked += [Asked(Request(kind="any-kind", prompt="a car", label="car", variants=cars), seed) for seed in range(2)]
+    # Two palms, an oak and a fish; two cars of one kind. Things come before others in the order of their names.
+    shown = np.tile(-np.arange(len(LABELS), dtype=np.float32), (6, 1))
+    for row, thing in enumerate((0, 0, 1, 23, 4, 4)):
+        shown[row, thing] = 9
+        if thing == 23:
+            shown[row, 5:] += 100
+    (found,) = default_kinds(sheet_of(asked, [Seen()] * 6, shown), "first")
+    assert found.units["any-kind: a tree"] == pytest.approx(
+        [np.exp(-(2 / 3 * np.log(2 / 3) + np.log(1 / 3) / 3)) * 3 / 4]
+    )
+    assert found.units["any-kind: a car"] == [1.0]
 
 
 @pytest.mark.parametrize(

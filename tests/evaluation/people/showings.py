@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pleinair.evaluation.drawings import write_drawings
-from pleinair.evaluation.exploration.requests import Asked, build_requests, digest_requests
+from pleinair.evaluation.exploration.requests import Asked, build_requests, digest_requests, to_document
 from pleinair.evaluation.exploration.world import Pictures
 from pleinair.evaluation.judge import JudgeScores
 from pleinair.evaluation.people.shown import Showing, read_showing
@@ -65,8 +65,10 @@ def write_result(folder: Path, subject: str, truth: Truth, *, seed: int = 1, req
             folder / "pictures" / f"{start // PIECE:04}.npz", f"{subject} {seed} {start}", pictures[start:][:PIECE]
         )
     digest = digest_requests(list({one.request.unit: one.request for one in requests}.values()))
-    (folder / "metrics.json").write_text(json.dumps({"subject": subject, "prompts_sha256": digest}))
-    (folder / "prompts.txt").write_text("".join(f"{one.seed}\t{one.request.unit}\n" for one in requests))
+    metrics = {"subject": subject, "identity": f"{subject} {seed}", "prompts_sha256": digest}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    lines = [json.dumps({"request": to_document(one.request), "seed": one.seed}) for one in requests]
+    (folder / "requests.jsonl").write_text("\n".join(lines))
     return folder
 
 
@@ -79,7 +81,7 @@ def write_three(home: Path) -> list[Path]:
 def read_three(home: Path) -> Showing:
     """These, read."""
     first, second, real = write_three(home)
-    return read_showing([first, second], real, LABELS, STYLES, [])
+    return read_showing([first, second], real)
 
 
 def look(pictures: Pictures) -> dict[str, JudgeScores]:

@@ -169,7 +169,7 @@ def test_a_log_that_cannot_be_written_keeps_the_answer_in_the_page(showing: Show
 
 
 def test_the_page_runs_and_loads_nothing_but_what_is_served_here(visitor: Visitor) -> None:
-    for name in ("", "sides.js", "sides.css"):
+    for name in ("", "sides.js", "outbox.js", "sides.css"):
         status, text, _ = visitor.ask(name)
         assert status == 200
         assert re.search(rb"<script(?! src=)|\son\w+=|\sstyle=|https?:|innerHTML|eval\(|@import", text) is None

@@ -33,23 +33,20 @@ def test_results_are_read_with_what_each_prompt_asks_for(showing: Showing) -> No
 def test_pieces_left_by_a_longer_evaluation_are_not_read(tmp_path: Path) -> None:
     first, second, real = write_three(tmp_path)
     (second / "pictures" / "0009.npz").write_bytes((second / "pictures" / "0000.npz").read_bytes())
-    assert len(read_showing([first, second], real, LABELS, STYLES, []).subjects[1].pictures) == len(asked())
+    assert len(read_showing([first, second], real).subjects[1].pictures) == len(asked())
 
 
 def test_results_that_cannot_be_compared_are_refused_with_a_sentence(tmp_path: Path) -> None:
     first, second, real = write_three(tmp_path)
 
-    def refused(
-        folders: list[Path], said: str, with_real: Path | None = real, labels: tuple[str, ...] = LABELS
-    ) -> None:
+    def refused(folders: list[Path], said: str, with_real: Path | None = real) -> None:
         with pytest.raises(ConfigError, match=said):
-            read_showing(folders, with_real, labels, STYLES, [])
+            read_showing(folders, with_real)
 
     refused([first], "1 result is given")
     refused([first, tmp_path / "none"], "holds no finished result")
     refused([first, second], "--real", None)
     refused([first, second], "--real", second)
-    refused([first, second], "--concepts", labels=LABELS[:2])
     refused([first, first], "of the same pictures")
     other = write_result(tmp_path / "fewer", "fewer", narrow, requests=asked()[:40])
     refused([first, other], "other prompts or seeds")
@@ -59,9 +56,12 @@ def test_results_that_cannot_be_compared_are_refused_with_a_sentence(tmp_path: P
     refused([first, moved], "other prompts or seeds")
     metrics = json.loads((second / "metrics.json").read_text())
     (second / "metrics.json").write_text(json.dumps({**metrics, "prompts_sha256": "0" * 64}))
-    refused([first, second], "not the suite's")
+    refused([first, second], "lists other prompts than")
     (second / "metrics.json").write_text("{")
     refused([first, second], "holds no finished result")
+    (second / "metrics.json").write_text(json.dumps(metrics))
+    (second / "requests.jsonl").write_text('{"seed": 3}\n')
+    refused([first, second], "holds no finished result .*lists no requests")
     (first / "pictures" / "0003.npz").unlink()
     refused([first, real], "holds 48 pictures")
     (first / "pictures" / "0000.npz").write_bytes(b"PK\x03\x04")
@@ -141,6 +141,6 @@ def test_prompts_without_enough_pictures_are_refused(tmp_path: Path) -> None:
     folders = [
         write_result(tmp_path / name, name, rich, seed=place, requests=few) for place, name in enumerate(("a", "real"))
     ]
-    showing = read_showing(folders, None, LABELS, STYLES, [])
+    showing = read_showing(folders, None)
     with pytest.raises(ConfigError, match="4 pictures"):
         comparisons(showing, STYLES)

@@ -3,7 +3,8 @@
 style collapse    every picture in one style            concept collapse   the same thing whatever is asked
 copies            one picture per prompt, again         training copies    trained pictures, unchanged
 noise             no picture at all                     wrong prompts      the pictures of other prompts
-reordered         the same pictures in another order of work: nothing may move
+forgetful         noise where a pair is new or a thing rare
+other seed        the same prompts again: nothing may move but by chance
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pleinair.evaluation.exploration.requests import Asked
+from pleinair.config import config_digest
+from pleinair.evaluation.exploration.requests import SEEDS_OF_A_RUN, Asked
 from pleinair.evaluation.exploration.subjects import Progress, Subject, noise_pictures, quiet
+from pleinair.evaluation.exploration.tail import thirds
 from pleinair.evaluation.exploration.world import Pictures, World
 
 
@@ -26,6 +29,11 @@ class Damaged:
     subject: Subject
     ask: Callable[[Asked], Asked] = lambda one: one
     change: Callable[[Pictures], Pictures] = lambda pictures: pictures
+
+    @property
+    def identity(self) -> str:
+        """Of the fault and the subject."""
+        return config_digest([self.name, self.subject.identity])
 
     def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """The subject's pictures, with the fault."""
@@ -40,7 +48,9 @@ def style_collapse(subject: Subject, style: str) -> Damaged:
 def concept_collapse(subject: Subject, label: str) -> Damaged:
     """The same thing whatever is asked."""
     return Damaged(
-        "concept collapse", subject, lambda one: Asked(replace(one.request, label=label, other=label), one.seed)
+        "concept collapse",
+        subject,
+        lambda one: Asked(replace(one.request, label=label, other=label, variants=(label,)), one.seed),
     )
 
 
@@ -59,12 +69,44 @@ def wrong_prompts(subject: Subject) -> Damaged:
     return Damaged("wrong prompts", subject, change=lambda pictures: np.roll(pictures, len(pictures) // 2, axis=0))
 
 
+def other_seed(subject: Subject) -> Damaged:
+    """No damage: other pictures of the same requests."""
+    return Damaged("other seed", subject, lambda one: Asked(one.request, one.seed + SEEDS_OF_A_RUN))
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    """A subject that draws noise for pairs kept from training, and for the rarest third of the things it is asked for."""
+
+    subject: Subject
+    world: World
+    name: str = "forgetful"
+
+    @property
+    def identity(self) -> str:
+        """Of the fault and the subject."""
+        return config_digest([self.name, self.subject.identity])
+
+    def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
+        """The subject's pictures, and noise."""
+        pictures = self.subject.draw(asked, on_progress).copy()
+        rare, _ = thirds(self.world, {one.request.label for one in asked})
+        lost = np.array([one.request.kind == "unseen" or one.request.label in rare for one in asked], bool)
+        pictures[lost] = noise_pictures(int(lost.sum()), 0)
+        return pictures
+
+
 @dataclass(frozen=True)
 class TrainingCopies:
     """Trained pictures of the thing asked for, held-out ones never."""
 
     world: World
     name: str = "training copies"
+
+    @property
+    def identity(self) -> str:
+        """Of the world."""
+        return config_digest([self.name, self.world.identity])
 
     def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """One of the thing's trained pictures per row."""

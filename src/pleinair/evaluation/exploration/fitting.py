@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pleinair.captioning.ocr import TextReader
 from pleinair.evaluation.copies import CopyConfig, calibrate, changed, fit_copies, load_copies, save_copies
-from pleinair.evaluation.exploration.sheet import Witnesses, among_first
+from pleinair.evaluation.exploration.looking import Witnesses
+from pleinair.evaluation.exploration.sheet import among_first
 from pleinair.evaluation.exploration.suite import Known
 from pleinair.evaluation.exploration.world import World, discrimination_gap
 from pleinair.evaluation.features import Features, PictureFeatures, Pictures
@@ -31,7 +33,7 @@ Progress = Callable[[str], Callable[[int, int], None]]
 
 
 def fit_witnesses(
-    world: World, judge: Judge, features: PictureFeatures, folder: Path, progress: Progress
+    world: World, judge: Judge, features: PictureFeatures, reader: TextReader, folder: Path, progress: Progress
 ) -> tuple[Witnesses, Known]:
     """The witnesses kept in `folder`, which belongs to this world and these features; what is not there is fitted."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +46,8 @@ def fit_witnesses(
     copies, calibration = load_copies(folder / COPIES)
     trained = [world.concept_of_label[label] for label in world.trained_labels]
     tested = np.flatnonzero(world.held_out & np.isin(world.concepts, trained))
-    known = Known(copies.embed(plain_NF), tested, second.standardised(plain_NF[tested]))
-    return Witnesses(judge, second, copies, calibration, features), known
+    known = Known(copies.embed(plain_NF), tested, second.standardised(plain_NF[tested]), calibration.threshold)
+    return Witnesses(judge, second, copies, calibration, features, reader), known
 
 
 def _fit(

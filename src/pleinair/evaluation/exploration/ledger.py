@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pleinair.evaluation.exploration.measured import Comparison, Measured, compare
 from pleinair.evaluation.exploration.sheet import JUDGES
 from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result
-from pleinair.pages import Section, element, join, page, table
+from pleinair.pages import Html, Section, Series, element, join, line_plot, page, table
 from pleinair.records.errors import ConfigError
 
 AXES = ("can_both", "diversity", "default_styles", "transfer", "near_copies", "can_unseen")
@@ -25,8 +25,8 @@ class Entry:
     measured: Measured
     since_first: Comparison | None
     """The change since the first stage, by the first judge; None for the first stage."""
-    judges_agree: bool
-    """Whether the second judge sees no opposite change."""
+    doubts: Sequence[str]
+    """Why the change is not claimed: the second judge sees an opposite one, or a self test rejects the measure."""
 
 
 def ledger(stages: Sequence[Result]) -> list[tuple[str, list[Entry]]]:
@@ -47,13 +47,16 @@ def ledger(stages: Sequence[Result]) -> list[tuple[str, list[Entry]]]:
 
 
 def _entry(first: Result, stage: Result, axis: str) -> Entry:
+    doubts = ["rejected by its self test"] if stage.rejected.get(axis) else []
     if stage is first:
-        return Entry(axis, stage.measure(axis), None, True)
+        return Entry(axis, stage.measure(axis), None, doubts)
     changes = [
         compare(first.measure(axis, judge), stage.measure(axis, judge))
         for judge in (JUDGES if NO_JUDGE not in stage.measures[axis] else JUDGES[:1])
     ]
-    return Entry(axis, stage.measure(axis), changes[0], changes[0].sign * changes[-1].sign >= 0)
+    if changes[0].sign * changes[-1].sign < 0:
+        doubts.append("the judges disagree")
+    return Entry(axis, stage.measure(axis), changes[0], doubts)
 
 
 def ledger_page(rows: Sequence[tuple[str, list[Entry]]]) -> str:
@@ -65,16 +68,27 @@ def ledger_page(rows: Sequence[tuple[str, list[Entry]]]) -> str:
         "Ledger",
         element("p", "What each stage gained and lost; in brackets the change since the first, with its interval."),
         [
-            Section(heading="Stages", body=table(["stage", *axes], cells, number_columns=axes)),
+            Section(heading="Stages", body=join([table(["stage", *axes], cells, number_columns=axes), *_curve(rows)])),
             Section(heading="What they say", body=join(element("p", line) for line in says)),
         ],
     )
 
 
+def _curve(rows: Sequence[tuple[str, list[Entry]]]) -> list[Html]:
+    """Every axis over the stages, as shares of its value at the first one; nothing for one stage."""
+    if len(rows) < 2:
+        return []
+    lines = []
+    for place, entry in enumerate(rows[0][1]):
+        if entry.measured.value > 0:
+            shares = [entries[place].measured.value / entry.measured.value for _, entries in rows]
+            lines.append(Series(name=entry.measure, x=list(range(1, len(rows) + 1)), y=shares))
+    return [line_plot(lines, x_label="stage", y_label="of the first stage")] if lines else []
+
+
 def _cell(entry: Entry) -> str:
-    if entry.since_first is None:
-        return f"{entry.measured.value:.2f}"
-    change = entry.since_first
-    doubt = "" if entry.judges_agree else " judges disagree"
-    low, high = change.interval
-    return f"{entry.measured.value:.2f} ({change.difference:+.2f}, {low:+.2f} to {high:+.2f}){doubt}"
+    told = [f"{entry.measured.value:.2f}"]
+    if entry.since_first is not None:
+        low, high = entry.since_first.interval
+        told.append(f"({entry.since_first.difference:+.2f}, {low:+.2f} to {high:+.2f})")
+    return " ".join([*told, f"n={entry.measured.num_pictures}", *entry.doubts])

@@ -64,6 +64,8 @@ STATISTICS: Mapping[str, Statistic] = {
     "tail_gap": first_minus_second,
 }
 """By measure; `itself` for all others."""
+SHARES = ("transfer", "near_copies", "nearer_to_trained", "text_error")
+"""Measures from 0 to 1, beside all that begin with `can_`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +91,17 @@ def measured(
     seed: int = 0,
 ) -> Measured:
     """The measure of these units. Raises ValueError for none, or a value that is not finite."""
-    listed = {unit: [value] if isinstance(value, (int, float)) else list(value) for unit, value in units.items()}
+    # In the order of their names, so that the same resamples are drawn whatever the order of work.
+    ordered = sorted(units.items())
+    listed = {unit: [value] if isinstance(value, (int, float)) else list(value) for unit, value in ordered}
     values_UD = as_array(name, listed)
     statistic = STATISTICS.get(name, itself)
     resampled_R = statistic(resampled_means(values_UD, seed))
     low, high = np.quantile(resampled_R, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     value = float(statistic(values_UD.mean(axis=0, keepdims=True))[0])
+    deviation = float(resampled_R.std())
+    if name.startswith("can_") or name in SHARES:
+        low, high, deviation = unanimous(value, len(listed)) or (low, high, deviation)
     return Measured(
         name=name,
         value=value,
@@ -102,8 +109,22 @@ def measured(
         interval=(min(float(low), value), max(float(high), value)),
         num_pictures=num_pictures,
         units=listed,
-        detectable=POWER_FACTOR * 2**0.5 * float(resampled_R.std()),
+        detectable=POWER_FACTOR * 2**0.5 * deviation,
     )
+
+
+def unanimous(value: float, num_units: int) -> tuple[float, float, float] | None:
+    """Interval and deviation of a share of which all units say 0 or all say 1; None for any other.
+
+    No resample differs from another there, and yet other prompts might: Clopper and Pearson's interval, and the deviation
+    of Jeffreys' estimate.
+    """
+    if value not in (0.0, 1.0):
+        return None
+    bound = ((1 - LEVEL) / 2) ** (1 / num_units)
+    share = (num_units * value + 0.5) / (num_units + 1)
+    deviation = (share * (1 - share) / num_units) ** 0.5
+    return (bound, 1.0, deviation) if value else (0.0, 1 - bound, deviation)
 
 
 @dataclass(frozen=True, kw_only=True)

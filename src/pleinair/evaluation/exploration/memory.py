@@ -37,29 +37,41 @@ def unseen_pairs(sheet: Sheet, judge: str) -> list[Measured]:
 
 def near_copies(sheet: Sheet, real_copies_ND: Features, threshold: float, *, seed: int = 0) -> list[Measured]:
     """`near_copies` and `nearer_to_trained`; `real_copies_ND` is the copy embedding of the world's pictures, row by row."""
-    world, open_prompts = sheet.world, sheet.of_kind("default")
-    rng = np.random.default_rng(seed)
-    copies, nearer, halves = [], [], []
-    references = {label: _references(sheet, label, rng) for label in dict.fromkeys(open_prompts.labels)}
+    open_prompts = sheet.of_kind("default")
+    nearer, halves = [], []
+    references = {label: _references(sheet, label, seed) for label in set(open_prompts.labels)}
     for place, label in enumerate(open_prompts.labels):
-        rows = world.rows_of_concept[world.concept_of_label[label]]
         trained, held_out = references[label]
         picture_D = open_prompts.copies[place]
-        copies.append((real_copies_ND[rows[~world.held_out[rows]]] @ picture_D).max(initial=-1.0) > threshold)
         if len(held_out):
             nearest = [float((real_copies_ND[side] @ picture_D).max()) for side in (trained, held_out)]
             nearer.append(float(nearest[0] > nearest[1]))
             halves.append(open_prompts.units[place])
-    measures = [measured("near_copies", mean_by_unit(open_prompts.units, np.array(copies)), len(copies))]
-    if nearer:
+    copied = np.array([likeness > threshold for _, likeness in nearest_trained(open_prompts, real_copies_ND)])
+    measures = [measured("near_copies", mean_by_unit(open_prompts.units, copied), len(copied))]
+    if len(set(halves)) > 1:
         measures.append(measured("nearer_to_trained", mean_by_unit(halves, np.array(nearer)), len(nearer)))
     return measures
 
 
-def _references(sheet: Sheet, label: str, rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], ...]:
-    """As many trained as held-out pictures of a thing."""
+def nearest_trained(sheet: Sheet, real_copies_ND: Features) -> list[tuple[int, float]]:
+    """Of each picture the training picture of its thing that it is most like, as a row of the world, and how much."""
     world = sheet.world
-    rows = world.rows_of_concept[world.concept_of_label[label]]
+    found: list[tuple[int, float]] = []
+    for label, picture_D in zip(sheet.labels, sheet.copies, strict=True):
+        rows = world.rows_of_concept[world.concept_of_label[label]]
+        rows = rows[~world.held_out[rows]]
+        likeness = real_copies_ND[rows] @ picture_D
+        best = int(likeness.argmax()) if len(rows) else -1
+        found.append((int(rows[best]), float(likeness[best])) if len(rows) else (-1, -1.0))
+    return found
+
+
+def _references(sheet: Sheet, label: str, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
+    """As many trained as held-out pictures of a thing, whatever else is asked."""
+    world = sheet.world
+    concept = world.concept_of_label[label]
+    rows, rng = world.rows_of_concept[concept], np.random.default_rng([seed, concept])
     trained, held_out = rows[~world.held_out[rows]], rows[world.held_out[rows]]
     num = min(len(trained), len(held_out))
     return rng.choice(trained, num, replace=False), rng.choice(held_out, num, replace=False)

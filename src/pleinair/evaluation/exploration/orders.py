@@ -15,7 +15,8 @@ from typing import Literal
 from pleinair.evaluation.exploration.measured import Comparison, Measured, compare
 from pleinair.evaluation.exploration.sheet import JUDGES
 from pleinair.evaluation.exploration.suite import NO_JUDGE, Result
-from pleinair.pages import Section, element, page, table
+from pleinair.pages import Section, element, join, page, table
+from pleinair.records.errors import ConfigError
 
 Relation = Literal["<", "<="]
 
@@ -46,12 +47,16 @@ SELF_TEST: Sequence[Order] = (
     Order.of("can_both", "wrong prompts < real"),
     Order.of("can_colour", "noise < real"),
     Order.of("default_colours_per_prompt", "copies < real"),
+    Order.of("default_kinds_per_prompt", "noise < copies < real"),
     Order.of("diversity", "noise < copies < real"),
     Order.of("diversity", "wrong prompts < real"),
+    Order.of("diversity_ungated", "copies < real"),
     Order.of("transfer", "noise < real"),
     Order.of("transfer", "wrong prompts < real"),
     Order.of("transfer", "concept collapse < real"),
     Order.of("can_unseen", "wrong prompts < real"),
+    Order.of("unseen_gap", "real < forgetful"),
+    Order.of("tail_gap", "real < forgetful"),
     Order.of("near_copies", "noise < training copies"),
     Order.of("nearer_to_trained", "real < training copies"),
     Order.of("can_user", "wrong prompts < real"),
@@ -64,10 +69,18 @@ SELF_TEST: Sequence[Order] = (
 )
 """Damage that every measure must see."""
 
-UNMOVED: Sequence[str] = ("reordered", "other seed")
-"""Changes that no measure may see."""
-
 SUBJECTS: Sequence[Order] = (
+    Order.of("default_styles", "untrained < reconstruction <= real"),
+    Order.of("default_styles", "model <= real"),
+    Order.of("default_style_distance", "real <= reconstruction < untrained"),
+    Order.of("default_style_distance", "real <= model"),
+    Order.of("default_styles_per_prompt", "untrained < reconstruction <= real"),
+    Order.of("default_styles_per_prompt", "model <= real"),
+    Order.of("default_colours_per_prompt", "untrained <= reconstruction <= real"),
+    Order.of("default_colours_per_prompt", "model <= real"),
+    Order.of("default_kinds_per_prompt", "untrained <= model <= reconstruction <= real"),
+    Order.of("unseen_gap", "real <= model"),
+    Order.of("tail_gap", "real <= model"),
     Order.of("can_style", "untrained < model < reconstruction <= real"),
     Order.of("can_concept", "untrained < model < reconstruction <= real"),
     Order.of("can_both", "untrained < model < reconstruction <= real"),
@@ -85,6 +98,12 @@ SUBJECTS: Sequence[Order] = (
     Order.of("text_error", "real <= reconstruction < model <= untrained"),
 )
 """What a model, the autoencoder's reconstructions and real pictures must give."""
+
+UNORDERED: Mapping[str, str] = {
+    "diversity_ungated": "noise and nonsense raise it, which is why there is a gate",
+    "nearer_to_trained": "one half wherever nothing is copied, whatever the subject",
+}
+"""Measures of which no order is expected, and why."""
 
 
 @dataclass(frozen=True)
@@ -125,20 +144,51 @@ def _measures(results: Mapping[str, Result], subject: str) -> Mapping[str, Mappi
     return results[subject].measures if subject in results else {}
 
 
-def moved(before: Result, after: Result) -> list[tuple[str, str, Comparison]]:
-    """Measures whose change from one run to another is larger than its interval allows: (measure, judge, change)."""
-    found = []
-    for name, by_judge in before.measures.items():
-        for judge, one in by_judge.items():
-            other = after.measures.get(name, {}).get(judge)
-            if other is not None and not _agree(one.interval, other.interval):
-                found.append((name, judge, compare(one, other)))
-    return found
+@dataclass(frozen=True)
+class Agreement:
+    """One measure of two runs that should say the same, by one judge."""
+
+    measure: str
+    judge: str
+    first: Measured
+    second: Measured
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the printed intervals overlap."""
+        (low, high), (other_low, other_high) = self.first.interval, self.second.interval
+        return low <= other_high and other_low <= high
+
+    @property
+    def comparison(self) -> Comparison:
+        """The paired difference, second minus first."""
+        return compare(self.first, self.second)
 
 
-def _agree(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Whether two intervals overlap."""
-    return first[0] <= second[1] and second[0] <= first[1]
+def agreements(first: Result, second: Result) -> list[Agreement]:
+    """Every measure that both have, by every judge."""
+    return [
+        Agreement(name, judge, one, second.measures[name][judge])
+        for name, by_judge in first.measures.items()
+        for judge, one in by_judge.items()
+        if judge in second.measures.get(name, {})
+    ]
+
+
+def check_two_runs(first: Result, second: Result) -> list[Agreement]:
+    """Do two runs of one checkpoint, of equal prompts and other seeds, agree? Raises ConfigError where they are no such two."""
+    if first.identity != second.identity:
+        raise ConfigError(
+            f"both results are called {first.subject!r} and other weights or settings drew them ({first.identity[:12]}, "
+            f"{second.identity[:12]}): two checkpoints are compared by `pleinair ledger`"
+        )
+    if (first.prompts_sha256, first.size) != (second.prompts_sha256, second.size):
+        raise ConfigError(
+            f"the results of {first.subject} are of other prompts or sizes: evaluate both with one --size"
+        )
+    if first.seed == second.seed:
+        raise ConfigError(f"both results of {first.subject} have seed {first.seed}: evaluate one again with --seed 1")
+    return agreements(first, second)
 
 
 def orders_page(model: str, results: Mapping[str, Result], steps: Sequence[Step]) -> str:
@@ -148,7 +198,7 @@ def orders_page(model: str, results: Mapping[str, Result], steps: Sequence[Step]
     for measure, by_judge in results["model"].measures.items():
         for judge in by_judge:
             found = [results[name].measures.get(measure, {}).get(judge) for name in names]
-            cells = [f"{one.value:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]" if one else "" for one in found]
+            cells = [with_interval(one) if one else "" for one in found]
             rows.append([measure, judge, *cells, f"{by_judge[judge].num_pictures}"])
     outcomes = [
         [
@@ -172,8 +222,40 @@ def orders_page(model: str, results: Mapping[str, Result], steps: Sequence[Step]
                 lead="Differences of the same prompts, second minus first.",
                 body=table(["measure", "order", "judge", "difference", "outcome"], outcomes),
             ),
+            Section(
+                heading="No order",
+                body=join(element("p", f"{measure}: {why}.") for measure, why in UNORDERED.items()),
+            ),
         ],
     )
+
+
+def two_runs_page(subject: str, seeds: tuple[int, int], found: Sequence[Agreement]) -> str:
+    """Two runs of one checkpoint beside each other."""
+    rows = [
+        [
+            one.measure,
+            one.judge,
+            with_interval(one.first),
+            with_interval(one.second),
+            difference(one.comparison),
+            f"{one.first.num_pictures}",
+            "agree" if one.agrees else "DIFFER",
+        ]
+        for one in sorted(found, key=lambda one: one.agrees)
+    ]
+    columns = ["measure", "judge", *(f"seed {seed}" for seed in seeds), "paired difference", "pictures", "outcome"]
+    agreeing = sum(one.agrees for one in found)
+    return page(
+        f"Two runs of {subject}",
+        element("p", f"{agreeing} of {len(found)} measures agree: their 95% intervals overlap."),
+        [Section(heading="Measures", body=table(columns, rows, number_columns=columns[2:6]))],
+    )
+
+
+def with_interval(one: Measured) -> str:
+    """`0.75 [0.50, 1.00]`."""
+    return f"{one.value:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]"
 
 
 def difference(comparison: Comparison) -> str:

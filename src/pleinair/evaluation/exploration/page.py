@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pleinair.evaluation.copies import Calibration
+from pleinair.evaluation.exploration.composition import counted
 from pleinair.evaluation.exploration.fitting import JudgeReport
-from pleinair.evaluation.exploration.measured import Measured
-from pleinair.evaluation.exploration.orders import Step, difference, outcome
+from pleinair.evaluation.exploration.orders import Agreement, Step, difference, outcome, with_interval
 from pleinair.evaluation.exploration.requests import KINDS
+from pleinair.evaluation.exploration.self_test import SelfTest
 from pleinair.evaluation.exploration.sheet import JUDGES, Sheet
-from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result
+from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result, ToldBy
 from pleinair.evaluation.exploration.tail import recall_by_count
 from pleinair.evaluation.exploration.world import Pictures, Rows
 from pleinair.evaluation.people.report import people_section
@@ -46,10 +48,10 @@ class Story:
     """All that the page shows."""
 
     result: Result
-    real: Result
     sheet: Sheet
     judges: Sequence[JudgeReport]
-    self_test: Sequence[Step]
+    copies: Calibration
+    tested: SelfTest
     preferences: Sequence[PreferenceEvent]
     """Answers about this subject beside others, of the same prompts."""
     facts: Mapping[str, str]
@@ -64,19 +66,29 @@ def exploration_page(story: Story) -> str:
         [
             Section(
                 heading="Measures",
-                lead="Each with its 95% interval over prompts, beside real pictures of the same requests. A difference "
-                "between two runs smaller than `visible` would be missed more often than once in five.",
+                lead="Each with its 95% interval over prompts, beside real pictures of the same requests, which are the most "
+                "that it can be expected to say. A difference between two runs smaller than `visible` would be missed more "
+                "often than once in five. `judges` is what they name right on real pictures that they never saw, and how "
+                "well they tell same from different (.5 is chance); first and second.",
                 body=_measures(story),
             ),
             Section(
                 heading="Can the measures be trusted?",
-                lead="Real pictures with one planted fault each: every measure must see it. Differences are paired.",
-                body=join([_judges(story.judges), _steps(story.self_test)]),
+                lead="Real pictures with one planted fault each: every measure must see it, and nothing else. Differences "
+                "are paired. A measure that fails is rejected above.",
+                body=join(
+                    [_judges(story.judges), _copies(story.copies), _steps(story.tested.steps), _moved(story.tested)]
+                ),
             ),
             Section(
                 heading="Common and rare",
                 lead="Share of pictures whose thing is recognised, by how many training pictures the thing has.",
                 body=_tail(story.sheet),
+            ),
+            Section(
+                heading="Counting",
+                lead="How many things each judge sees where a number of them is asked for, picture by picture.",
+                body=_counts(story.sheet),
             ),
             Section(
                 heading="Best and worst",
@@ -87,12 +99,14 @@ def exploration_page(story: Story) -> str:
             people_section(story.preferences),
             Section(
                 heading="Every picture",
-                lead="In the order they were asked for; rows of prompts.txt. Nothing is left out.",
+                lead="In the order they were asked for; requests.jsonl says of each what was asked, its seed and what "
+                "every judge and checker made of it. Nothing is left out.",
                 body=join(_sheets(story.sheet)),
             ),
         ],
         kicker=f"suite exploration, {result.size}, {result.num_pictures} pictures, seed {result.seed}",
-        footer=f"prompts {result.prompts_sha256[:12]}; drawn and measured in {result.seconds / 60:.1f} minutes",
+        footer=f"prompts {result.prompts_sha256[:12]}, drawn by {result.identity[:12]}; "
+        f"drawn and measured in {result.seconds / 60:.1f} minutes",
     )
 
 
@@ -105,8 +119,8 @@ def _headlines(story: Story) -> list[tuple[str, str, str]]:
     )
     shown = []
     for name, said in tiles:
-        if name in story.result.measures:
-            one, real = story.result.measure(name), story.real.measures.get(name)
+        if name in story.result.measures and not story.result.rejected.get(name):
+            one, real = story.result.measure(name), story.tested.real.measures.get(name)
             beside = f"; real {next(iter(real.values())).value:.2f}" if real else ""
             shown.append((f"{one.value:.2f}", said, f"{one.interval[0]:.2f} to {one.interval[1]:.2f}{beside}"))
     return shown
@@ -115,20 +129,20 @@ def _headlines(story: Story) -> list[tuple[str, str, str]]:
 def _measures(story: Story) -> Html:
     rows = []
     for name, by_judge in story.result.measures.items():
-        meaning, real = MEANINGS[name], story.real.measures.get(name, {})
+        meaning, real = MEANINGS[name], story.tested.real.measures.get(name, {})
         first = by_judge.get("first") or by_judge[NO_JUDGE]
         second = by_judge.get("second")
-        reference = real.get("first") or real.get(NO_JUDGE)
         rows.append(
             [
                 name,
                 meaning.part,
-                meaning.says,
+                meaning.says + _rejected(story.result, name),
                 meaning.better,
-                _with_interval(first),
-                "" if second is None else _with_interval(second),
-                "" if reference is None else f"{reference.value:.2f}",
+                with_interval(first),
+                "" if second is None else with_interval(second),
+                " / ".join(f"{one.value:.2f}" for one in real.values()),
                 f"{first.detectable:.2f}",
+                _trust(meaning.told_by, story.judges),
                 f"{first.num_pictures}",
                 f"{len(first.units)}",
             ]
@@ -142,14 +156,28 @@ def _measures(story: Story) -> Html:
         "second judge",
         "real",
         "visible",
+        "judges",
         "pictures",
         "units",
     ]
     return table(columns, rows, number_columns=columns[4:])
 
 
-def _with_interval(one: Measured) -> str:
-    return f"{one.value:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]"
+def _rejected(result: Result, name: str) -> str:
+    judges = result.rejected.get(name, ())
+    by = "" if NO_JUDGE in judges else f" by the {' and the '.join(judges)} judge"
+    return f"; REJECTED by its self test{by}" if judges else ""
+
+
+def _trust(told_by: Sequence[ToldBy], judges: Sequence[JudgeReport]) -> str:
+    """`style 0.76 / 0.78, gap 0.89 / 0.91`."""
+    told = []
+    for what in told_by:
+        right = [one.style if what == "style" else one.concept_top5 for one in judges]
+        gaps = [one.style_gap if what == "style" else one.concept_gap for one in judges]
+        shown, gap = (" / ".join(f"{value:.2f}" for value in values) for values in (right, gaps))
+        told.append(f"{what} {shown}, gap {gap}")
+    return "; ".join(told)
 
 
 def _judges(reports: Sequence[JudgeReport]) -> Html:
@@ -188,7 +216,43 @@ def _steps(steps: Sequence[Step]) -> Html:
     return folded(f"{held} of {len(steps)} orders hold", table(columns, rows, number_columns=columns[3:5]))
 
 
+def _copies(found: Calibration) -> Html:
+    return element(
+        "p",
+        f"Copies: planted ones (moved, scaled, turned, softened, recoloured) are told from the most alike other picture with "
+        f"an AUROC of {found.auroc:.3f} on {found.num} pictures that the embedding was not fitted to; {found.found_share:.0%} "
+        f"of them pass the threshold of {found.threshold:.3f}, which one real picture in a hundred passes.",
+    )
+
+
+def _moved(tested: SelfTest) -> Html:
+    """What changed where nothing should."""
+    rows = [[change, *_change(one)] for change, seen in tested.moved.items() for one in seen]
+    if not rows:
+        return element("p", f"No measure moved by {' or '.join(tested.moved)}.")
+    columns = ["change", "measure", "judge", "before", "after"]
+    said = f"{len(rows)} measures moved where nothing should move them"
+    return folded(said, table(columns, rows, number_columns=columns[3:]))
+
+
+def _change(one: Agreement) -> list[str]:
+    return [one.measure, one.judge, with_interval(one.first), with_interval(one.second)]
+
+
+def _counts(sheet: Sheet) -> Html:
+    rows = []
+    for judge in JUDGES:
+        for asked, seen in counted(sheet, judge).items():
+            rows.append([judge, f"{asked}", *(f"{seen.count(num)}" for num in range(7)), f"{len(seen)}"])
+    if not rows:
+        return element("p", "No prompt asked for a number of things.")
+    columns = ["judge", "asked for", *(f"{num} seen" for num in range(7)), "pictures"]
+    return table(columns, rows, number_columns=columns[1:])
+
+
 def _tail(sheet: Sheet) -> Html:
+    if not len(sheet.of_kind("specified", "unseen", "default")):
+        return element("p", "No prompt asked for one thing alone.")
     lines = []
     for judge in JUDGES:
         found = recall_by_count(sheet, judge)

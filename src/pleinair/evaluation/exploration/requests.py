@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,10 +36,22 @@ Kind = Literal[
     "position",
     "pair",
     "text",
+    "any-kind",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Size = Literal["quick", "full"]
 
+NEEDED: Mapping[Kind, tuple[str, ...]] = {
+    **dict.fromkeys(("default", "any-colour"), ("label",)),
+    **dict.fromkeys(("specified", "unseen", "user", "long", "language"), ("label", "style")),
+    "colour": ("label", "colour"),
+    "count": ("label", "count"),
+    "pair": ("label", "other"),
+    "position": ("label", "other", "relation"),
+    "text": ("text",),
+    "any-kind": ("label", "variants"),
+}
+"""Fields that a checker of each kind reads."""
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 COLOURED = ("heart", "circle", "square")
 """Things that the drawing sets draw in every one of these colours, so that there are real pictures to compare with."""
@@ -49,6 +61,18 @@ NUMBERS = ("one", "two", "three", "four")
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 COUNTED = ("red apple", "banana", "strawberry", "fish", "key", "soccer ball", "cactus", "rocket")
 PLURALS: Mapping[str, str] = {"strawberry": "strawberries", "fish": "fish", "cactus": "cacti"}
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "apple": ("red apple", "green apple"),
+    "ball": ("soccer ball", "baseball", "basketball", "tennis"),
+    "bird": ("bird", "eagle", "duck", "owl", "penguin", "baby chick"),
+    "car": ("automobile", "police car", "racing car"),
+    "face": ("grinning face", "smiling face with sunglasses", "angry face"),
+    "fish": ("fish", "tropical fish", "blowfish"),
+    "flower": ("sunflower", "rose", "tulip", "hibiscus", "cherry blossom"),
+    "shoe": ("running shoe", "high-heeled shoe"),
+    "tree": ("palm tree", "evergreen tree", "deciduous tree", "Christmas tree"),
+}
+"""Words that leave open which of several things is meant."""
 WORDS = ("OPEN", "STOP", "HELLO", "SALE", "NEW", "CAFE", "EXIT", "YES", "2026", "ART")
 LANGUAGES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "de": (
@@ -100,6 +124,8 @@ class Request:
     """The second thing of a position or a pair."""
     language: str = "en"
     text: str = ""
+    variants: tuple[str, ...] = ()
+    """The things that the prompt leaves a choice of, by their labels."""
 
     @property
     def unit(self) -> str:
@@ -136,41 +162,34 @@ PLANS: Mapping[Size, Plan] = {
             "user": 12,
             "long": 12,
             "language": 12,
-            "count": 8,
-            "position": 8,
-            "pair": 8,
+            "count": 16,
+            "position": 12,
+            "pair": 12,
             "text": 5,
+            "any-kind": 8,
         },
-        seeds={"default": 8, "any-colour": 8},
+        seeds={"default": 8, "any-colour": 8, "any-kind": 8},
     ),
     "full": Plan(
         prompts={
-            "default": 60,
-            "specified": 900,
-            "unseen": 999,
+            "default": 40,
+            "specified": 300,
+            "unseen": 120,
             "colour": 99,
             "any-colour": 3,
-            "user": 60,
-            "long": 60,
-            "language": 99,
+            "user": 40,
+            "long": 40,
+            "language": 20,
             "count": 32,
             "position": 40,
             "pair": 40,
             "text": 10,
+            "any-kind": 9,
         },
-        seeds={
-            "default": 24,
-            "unseen": 2,
-            "any-colour": 24,
-            "colour": 4,
-            "language": 2,
-            "count": 2,
-            "position": 2,
-            "pair": 2,
-            "text": 2,
-        },
+        seeds={**dict.fromkeys(KINDS, 5), "default": 16, "any-colour": 16, "any-kind": 16},
     ),
 }
+"""`quick` asks some of `full`'s prompts, with the first of its seeds. Five seeds of every prompt in `full`."""
 
 
 def build_requests(concepts: Mapping[str, str], style_words: Mapping[str, str]) -> list[Request]:
@@ -191,6 +210,7 @@ def build_requests(concepts: Mapping[str, str], style_words: Mapping[str, str]) 
         *_languages(labels, style_words),
         *_compositions([label for label in COUNTED if label in labels]),
         *(Request(kind="text", prompt=f'the word "{word}"', text=word) for word in WORDS),
+        *_any_kinds(labels),
     ]
 
 
@@ -236,9 +256,39 @@ def _compositions(labels: Sequence[str]) -> Iterator[Request]:
             )
 
 
+def _any_kinds(labels: Sequence[str]) -> Iterator[Request]:
+    for word, of in VARIANTS.items():
+        variants = tuple(label for label in of if label in labels)
+        if len(variants) > 1:
+            yield Request(kind="any-kind", prompt=with_article(word), label=word, variants=variants)
+
+
+def to_document(request: Request) -> dict[str, Any]:
+    """As JSON, without the fields that ask nothing."""
+    written = {one.name: getattr(request, one.name) for one in fields(Request)}
+    told = {name: value for name, value in written.items() if value != _NOTHING[name] or name in NEEDED[request.kind]}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+
+
+_NOTHING: Mapping[str, Any] = {one.name: one.default for one in fields(Request)}
+
+
+def from_document(written: Mapping[str, Any]) -> Request:
+    """The inverse. Raises ValueError, TypeError or KeyError for what is no request."""
+    unknown = set(written) - _NOTHING.keys()
+    if unknown or written["kind"] not in KINDS or not str(written["prompt"]).strip():
+        raise ValueError(f"unknown field {min(unknown)!r}" if unknown else "no known kind, or an empty prompt")
+    missing = [name for name in NEEDED[written["kind"]] if not written.get(name)]
+    if missing:
+        raise ValueError(f"{written['kind']} needs {' and '.join(missing)}")
+    if written.get("relation", RELATIONS[0]) not in RELATIONS:
+        raise ValueError(f"the relation {written['relation']!r} is none of {', '.join(RELATIONS)}")
+    return Request(**{**written, "variants": tuple(written.get("variants", ()))})
+
+
 def digest_requests(requests: Sequence[Request]) -> str:
     """What identifies a list of requests, whatever their order."""
-    lines = sorted(json.dumps(asdict(request), sort_keys=True) for request in requests)
+    lines = sorted(json.dumps(to_document(request), sort_keys=True) for request in requests)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -275,11 +325,7 @@ _EXAMPLE = '{"kind": "specified", "prompt": "a red fox, noto style", "label": "f
 
 def _parsed(path: Path, number: int, line: str) -> Request:
     try:
-        written: Any = json.loads(line)
-        unknown = set(written) - {one.name for one in fields(Request)}
-        if unknown or written["kind"] not in KINDS or not str(written["prompt"]).strip():
-            raise ValueError(f"unknown field {min(unknown)!r}" if unknown else "no known kind, or an empty prompt")
-        return Request(**written)
+        return from_document(json.loads(line))
     except (ValueError, TypeError, KeyError) as refused:
         raise ConfigError(
             f"line {number} of {path} is no request ({refused}): kinds are {', '.join(KINDS)}; write {_EXAMPLE}"

@@ -1,27 +1,47 @@
 """Pictures beside what was asked and what the judges say: what every measure reads.
 
 Asked list --Subject.draw--> pictures --Witnesses.look--> Sheet
-                                         two judges, the copy embedding, frozen features
+                                         two judges, the copy embedding, frozen features, checkers of one question
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from pleinair.evaluation.copies import Calibration, CopyEmbedding
 from pleinair.evaluation.exploration.requests import Asked, Kind
 from pleinair.evaluation.exploration.world import Pictures, Rows, World
-from pleinair.evaluation.features import Features, PictureFeatures
-from pleinair.evaluation.judge import Judge, JudgeScores, judge_pictures
-from pleinair.evaluation.second_judge import SecondJudge
+from pleinair.evaluation.features import Features
+from pleinair.evaluation.judge import JudgeScores
 
 Flags = npt.NDArray[np.bool_]
 JUDGES = ("first", "second")
 NUM_GUESSES = 5
+
+
+@dataclass(frozen=True)
+class Things:
+    """What a judge makes of a picture of several things."""
+
+    num: int
+    """How many it sees."""
+    right: bool
+    """Whether they are as many, what and where was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What checkers of one question found in a picture; what its request does not ask stays as it is here."""
+
+    colour: str = ""
+    """By its pixels."""
+    read: str | None = None
+    """By OCR; None where no word was asked for, or nothing reads."""
+    things: Mapping[str, Things] = field(default_factory=dict)
+    """By judge."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,7 @@ class Sheet:
     """Frozen, (N, F), standardised over real pictures."""
     copies: Features
     """Copy embedding, (N, D) of length 1."""
+    seen: Sequence[Seen]
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -47,7 +68,10 @@ class Sheet:
 
     def take(self, chosen: Flags) -> Sheet:
         """The chosen rows."""
-        rows = np.flatnonzero(chosen).astype(np.int64)
+        return self.rows(np.flatnonzero(chosen).astype(np.int64))
+
+    def rows(self, rows: Rows) -> Sheet:
+        """These rows, in this order."""
         return Sheet(
             self.world,
             [self.asked[row] for row in rows.tolist()],
@@ -55,6 +79,7 @@ class Sheet:
             {name: scores.take(rows) for name, scores in self.scores.items()},
             self.features[rows],
             self.copies[rows],
+            [self.seen[row] for row in rows.tolist()],
         )
 
     @property
@@ -89,28 +114,3 @@ def among_first(logits_NC: npt.NDArray[np.float32], concepts_N: Sequence[int] | 
     own_N1 = np.take_along_axis(logits_NC, np.asarray(concepts_N, np.int64)[:, None], axis=1)
     first: Flags = (logits_NC >= own_N1).sum(axis=1) <= guesses
     return first
-
-
-@dataclass(frozen=True)
-class Witnesses:
-    """All that looks at pictures."""
-
-    judge: Judge
-    second: SecondJudge
-    copies: CopyEmbedding
-    calibration: Calibration
-    features: PictureFeatures
-
-    def look(self, world: World, asked: Sequence[Asked], pictures: Pictures) -> Sheet:
-        """The sheet of these pictures. Raises ValueError for pictures of another kind than the judges know."""
-        if len(pictures) != len(asked):
-            raise ValueError(f"{len(pictures)} pictures for {len(asked)} requests: give one each")
-        first = judge_pictures(self.judge, pictures)  # which refuses pictures of another kind
-        features = self.features.of(pictures)
-        scores = {"first": first, "second": self.second.judge(features)}
-        return Sheet(world, asked, pictures, scores, self.second.standardised(features), self.copies.embed(features))
-
-    def scores(self, pictures: Pictures) -> dict[str, JudgeScores]:
-        """What each judge says of pictures."""
-        first = judge_pictures(self.judge, pictures)
-        return {"first": first, "second": self.second.judge(self.features.of(pictures))}

@@ -2,17 +2,16 @@
 
 prompt without a style -> the judged styles of its pictures  -> how many styles that is worth, how far from the data
 prompt with a style    -> is it the judged style?            -> share
-the same for colours, told by the pixels alone
+the same for colours, told by the pixels alone, and for words that leave a choice of things
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from pleinair.evaluation.exploration.colours import colour_name
 from pleinair.evaluation.exploration.measured import Floats, Measured, effective_number, mean_by_unit, measured
 from pleinair.evaluation.exploration.requests import COLOURS
-from pleinair.evaluation.exploration.sheet import Sheet
+from pleinair.evaluation.exploration.sheet import NUM_GUESSES, Sheet, among_first
 
 
 def default_styles(sheet: Sheet, judge: str) -> list[Measured]:
@@ -46,16 +45,34 @@ def can_styles(sheet: Sheet, judge: str) -> list[Measured]:
 def colours(sheet: Sheet) -> list[Measured]:
     """The colour asked for, and how many colours a prompt without one is worth. No judge: pixels tell."""
     told, free = sheet.of_kind("colour"), sheet.of_kind("any-colour")
-    hit = np.array(
-        [colour_name(picture) == one.request.colour for picture, one in zip(told.pictures, told.asked, strict=True)]
-    )
-    shown = np.array([COLOURS.index(colour_name(picture)) for picture in free.pictures], np.int64)
+    hit = np.array([seen.colour == one.request.colour for seen, one in zip(told.seen, told.asked, strict=True)])
+    shown = np.array([COLOURS.index(seen.colour) for seen in free.seen], np.int64)
     histograms = by_unit(free.units, np.eye(len(COLOURS))[shown])
     within = {unit: float(effective_number(np.array([shares]))[0]) for unit, shares in histograms.items()}
     return [
         measured("can_colour", mean_by_unit(told.units, hit), len(told)),
         measured("default_colours_per_prompt", within, len(free)),
     ]
+
+
+def default_kinds(sheet: Sheet, judge: str) -> list[Measured]:
+    """How many of the things that a prompt leaves a choice of (`a tree`) its pictures are worth.
+
+    As in `diversity`, only pictures that show one of them count: the number is multiplied by their share.
+    """
+    free = sheet.of_kind("any-kind")
+    rows_of: dict[str, list[int]] = {}
+    for row, unit in enumerate(free.units):
+        rows_of.setdefault(unit, []).append(row)
+    worth = {}
+    for unit, rows in rows_of.items():
+        variants = [free.world.concept_of_label[label] for label in free.asked[rows[0]].request.variants]
+        logits_NC = free.scores[judge].concept_logits[rows]
+        named = np.array(variants)[logits_NC[:, variants].argmax(axis=1)]
+        shown = named[among_first(logits_NC, named, NUM_GUESSES)]
+        counts = np.array([[(shown == variant).sum() for variant in variants]], np.float64)
+        worth[unit] = float(effective_number(counts)[0]) * len(shown) / len(rows)
+    return [measured("default_kinds_per_prompt", worth, len(free))]
 
 
 def by_unit(units: list[str], values_ND: Floats) -> dict[str, list[float]]:

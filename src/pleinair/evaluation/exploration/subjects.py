@@ -11,18 +11,28 @@ A subject answers each request by its seed alone, whatever else is asked beside 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from pleinair.config import config_digest
 from pleinair.evaluation.exploration.requests import Asked, Request
 from pleinair.evaluation.exploration.world import Pictures, World
+from pleinair.model.autoencoder import LatentCodec, LatentSpace
+from pleinair.model.digest import part_digest
+from pleinair.model.pixels import to_bytes, to_signed_unit
+from pleinair.records.errors import ConfigError
 from pleinair.sampling import Sampler, SamplingConfig
 
 SIDE = 64
+NUM_AT_ONCE = 64
+"""Pictures encoded and decoded at once."""
 Progress = Callable[[int, int], None]
 
 
@@ -32,6 +42,11 @@ class Subject(Protocol):
     @property
     def name(self) -> str:
         """What results call it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Digest of what draws: equal ones give equal pictures for equal requests, on one machine."""
         ...
 
     def draw(self, asked: Sequence[Asked], on_progress: Progress = ...) -> Pictures:
@@ -51,14 +66,47 @@ class Drawn:
     sampler: Sampler
     config: SamplingConfig
 
+    @cached_property
+    def identity(self) -> str:
+        """Of all weights and settings."""
+        own = self.sampler
+        latents, text = own.codec.describe().identity, own.text_encoder.digest
+        return config_digest([part_digest(own.transformer), part_digest(own.projection), latents, text, self.config])
+
     def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
-        """Prompts of like length together: what is padded is drawn for nothing."""
+        """Prompts of like length together: what is padded is drawn for nothing. Raises ConfigError for NaN pictures."""
         order = sorted(range(len(asked)), key=lambda place: len(asked[place].request.prompt))
         prompts, seeds = [asked[i].request.prompt for i in order], [asked[i].seed for i in order]
-        drawn = self.sampler.sample(prompts, seeds, self.config, on_progress)
+        sampler = replace(self.sampler, codec=FiniteCodec(self.sampler.codec))
+        drawn = sampler.sample(prompts, seeds, self.config, on_progress)
         pictures = np.empty_like(drawn)
         pictures[order] = drawn
         return pictures
+
+
+class FiniteCodec:
+    """A codec that decodes finite latents only: as bytes, NaN would be some colour, and measured as bad drawing."""
+
+    def __init__(self, codec: LatentCodec) -> None:
+        self.codec, self.latent_channels, self.downscale = codec, codec.latent_channels, codec.downscale
+
+    def describe(self) -> LatentSpace:
+        """The codec's."""
+        return self.codec.describe()
+
+    def encode(self, pictures_BCHW: Tensor) -> Tensor:
+        """The codec's."""
+        return self.codec.encode(pictures_BCHW)
+
+    def decode(self, latents_BChw: Tensor) -> Tensor:
+        """The codec's. Raises ConfigError for latents that are not finite."""
+        broken = ~torch.isfinite(latents_BChw).flatten(1).all(dim=1)
+        if broken.any():
+            raise ConfigError(
+                f"{int(broken.sum())} of {len(broken)} pictures that the model drew are not finite (NaN or infinite): its "
+                "weights are damaged or its training diverged; give an earlier checkpoint"
+            )
+        return self.codec.decode(latents_BChw)
 
 
 @dataclass(frozen=True)
@@ -67,6 +115,11 @@ class Real:
 
     world: World
     name: str = "real"
+
+    @property
+    def identity(self) -> str:
+        """Of the world."""
+        return config_digest([self.name, self.world.identity])
 
     def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """A picture of the thing in the style asked for, or in one drawn from the styles that draw it."""
@@ -78,6 +131,8 @@ class Real:
         if request.kind == "any-colour":
             colours = [label for label in self.world.concept_of_label if label.endswith(f" {request.label}")]
             return self._of(str(rng.choice(colours or [request.label])), "", rng)
+        if request.kind == "any-kind":
+            return self._of(str(rng.choice(request.variants)), request.style, rng)
         if request.kind == "count":
             return composed([self._of(request.label, "", rng)] * request.count, grid_places(request.count))
         if request.kind in ("pair", "position"):
@@ -98,12 +153,20 @@ class Reconstructed:
     """Another subject's pictures through an autoencoder."""
 
     subject: Subject
-    reconstruct: Callable[[Pictures], Pictures]
+    codec: LatentCodec
     name: str = "reconstruction"
 
+    @cached_property
+    def identity(self) -> str:
+        """Of the subject and the autoencoder."""
+        return config_digest([self.name, self.subject.identity, self.codec.describe().identity])
+
+    @torch.inference_mode()
     def draw(self, asked: Sequence[Asked], on_progress: Progress = quiet) -> Pictures:
         """The subject's pictures, encoded and decoded."""
-        return self.reconstruct(self.subject.draw(asked, on_progress))
+        drawn = self.subject.draw(asked, on_progress)
+        parts = [drawn[start : start + NUM_AT_ONCE] for start in range(0, len(drawn), NUM_AT_ONCE)]
+        return np.concatenate([to_bytes(self.codec.decode(self.codec.encode(to_signed_unit(one)))) for one in parts])
 
 
 def grid_places(count: int) -> list[tuple[float, float]]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from pleinair.evaluation.exploration.measured import Measured, measured
 from pleinair.evaluation.exploration.sheet import Sheet
+from pleinair.evaluation.exploration.world import World
 
 
 def tail(sheet: Sheet, judge: str) -> list[Measured]:
     """`tail_gap`: recognised share of the third of things with most training pictures minus that of the third with least.
 
-    Ties in the count go by name. Things are the units; a plan with fewer than three says nothing.
+    Things are the units; a plan with fewer than three says nothing.
     """
-    told, world = sheet.of_kind("specified", "unseen", "default"), sheet.world
+    told = sheet.of_kind("specified", "unseen", "default")
     hit = told.concept_hit(judge)
-    counts = np.bincount(world.concepts[world.trained_rows], minlength=len(world.concept_names))
-    things = sorted(set(told.labels), key=lambda label: (counts[world.concept_of_label[label]], label))
-    third = len(things) // 3
-    if not third:
-        raise ValueError(f"{len(things)} things have no rarest third: draw three or more")
-    side = dict.fromkeys(things[:third], 2) | dict.fromkeys(things[-third:], 0)
+    rare, common = thirds(sheet.world, set(told.labels))
+    if not rare:
+        raise ValueError(f"{len(set(told.labels))} things have no rarest third: draw three or more")
+    side = dict.fromkeys(rare, 2) | dict.fromkeys(common, 0)
     sums: dict[str, list[float]] = {}
     for label, right in zip(told.labels, hit, strict=True):
         if label in side:
@@ -28,6 +29,14 @@ def tail(sheet: Sheet, judge: str) -> list[Measured]:
             unit[side[label]] += right
             unit[side[label] + 1] += 1
     return [measured("tail_gap", sums, len(told))]
+
+
+def thirds(world: World, labels: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The things with least training pictures, and those with most; ties go by name."""
+    counts = np.bincount(world.concepts[world.trained_rows], minlength=len(world.concept_names))
+    things = sorted(labels, key=lambda label: (counts[world.concept_of_label[label]], label))
+    third = len(things) // 3
+    return things[:third], things[len(things) - third :]
 
 
 def recall_by_count(sheet: Sheet, judge: str) -> list[tuple[int, float, int]]:

@@ -8,6 +8,8 @@ Pretty pictures that all look alike teach little, and neither do diverse ones of
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -28,7 +30,8 @@ def transfer(sheet: Sheet, test_rows: npt.NDArray[np.int64], test_features: Feat
     """`transfer`: share of real held-out pictures that are named. `test_rows` are rows of the world, with their features."""
     world, told = sheet.world, sheet.of_kind("specified")
     concepts_N = np.array([world.concept_of_label[label] for label in told.labels], np.int64)
-    rows = few_of_each(concepts_N, MAX_PER_CONCEPT)
+    order = in_turn(told)
+    rows = order[few_of_each(concepts_N[order], MAX_PER_CONCEPT)]
     known = np.unique(concepts_N[rows])
     tested = np.isin(world.concepts[test_rows], known)
     if not len(known) or not tested.any():
@@ -39,6 +42,16 @@ def transfer(sheet: Sheet, test_rows: npt.NDArray[np.int64], test_features: Feat
     right = known[logits_NK.argmax(axis=1)] == world.concepts[test_rows][tested]
     units = [world.concept_names[concept] for concept in world.concepts[test_rows][tested]]
     return [measured("transfer", mean_by_unit(units, right), len(rows))]
+
+
+def in_turn(sheet: Sheet) -> npt.NDArray[np.int64]:
+    """The first picture of every prompt, then the second, and so on, whatever the order of work."""
+    units, drawn = sheet.units, Counter[str]()
+    keyed: list[tuple[int, str, int]] = []
+    for row in sorted(range(len(sheet)), key=lambda row: sheet.asked[row].seed):
+        keyed.append((drawn[units[row]], units[row], row))
+        drawn[units[row]] += 1
+    return np.array([row for *_, row in sorted(keyed)], np.int64)
 
 
 def few_of_each(concepts_N: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:

@@ -5,6 +5,8 @@ N pictures, S styles, C concepts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +48,16 @@ class World:
         unknown = [label for label in self.trained_labels if label not in self.concept_of_label]
         if unknown:
             raise ConfigError(f"no picture shows {unknown[0]!r}: evaluate concepts of the drawing sets")
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of all pictures with their labels."""
+        hashed = hashlib.sha256(
+            json.dumps([list(self.keys), list(self.style_names), list(self.concept_names)]).encode()
+        )
+        for array in (self.pictures, self.styles, self.concepts, self.held_out):
+            hashed.update(np.ascontiguousarray(array).data)
+        return hashed.hexdigest()
 
     @cached_property
     def row_of_cell(self) -> dict[tuple[int, int], int]:

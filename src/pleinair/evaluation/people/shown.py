@@ -1,15 +1,12 @@
 """What is put side by side: the pictures of two or more results of the suite `exploration`, and real ones.
 
-    RESULT/metrics.json, prompts.txt, pictures/*.npz --read--> Gallery     the same prompts and seeds in all, or a sentence
-
-A result holds its prompts as text; what each asks for is found again by making the suite's prompts anew, and the digest in
-`metrics.json` says whether these are the ones.
+RESULT/metrics.json, requests.jsonl, pictures/*.npz --read--> Gallery     the same prompts and seeds in all, or a sentence
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pleinair.config import config_digest
-from pleinair.evaluation.exploration.requests import Asked, Request, build_requests, digest_requests
+from pleinair.evaluation.exploration.requests import Asked, Request, digest_requests
 from pleinair.evaluation.exploration.subjects import noise_pictures
+from pleinair.evaluation.exploration.trace import REQUESTS, read_asked
 from pleinair.evaluation.exploration.world import Pictures
 from pleinair.records.errors import ConfigError
 from pleinair.records.preferences import ShownPicture, ShownSide
@@ -70,18 +67,13 @@ class Showing:
         return replace(self.real, subject=COPIES)
 
 
-def read_showing(
-    folders: Sequence[Path], real: Path | None, labels: Iterable[str], styles: Mapping[str, str], own: Sequence[Request]
-) -> Showing:
-    """The results in `folders`, and real pictures in `real` or in one of them.
-
-    `labels` and `styles` (with their words) are what the suite's prompts were made of, `own` prompts of the reader's own.
-    Raises ConfigError for results that cannot be compared.
+def read_showing(folders: Sequence[Path], real: Path | None) -> Showing:
+    """The results in `folders`, and real pictures in `real` or in one of them. Raises ConfigError for results that cannot
+    be compared.
     """
     if len(folders) < 2:
         raise ConfigError(f"{len(folders)} result is given: sides are of two or more, as `evaluate --suite` wrote them")
-    known = known_requests(labels, styles, own)
-    read = {folder.resolve(): read_gallery(folder, known) for folder in [*folders, *([real] if real else [])]}
+    read = {folder.resolve(): read_gallery(folder) for folder in [*folders, *([real] if real else [])]}
     subjects = [read[folder.resolve()] for folder in folders]
     galleries = list(read.values())
     for folder, one in read.items():
@@ -101,36 +93,27 @@ def read_showing(
     return Showing(digest_requests(_distinct(galleries[0].asked)), subjects, found[0])
 
 
-def known_requests(labels: Iterable[str], styles: Mapping[str, str], own: Sequence[Request] = ()) -> dict[str, Request]:
-    """Requests by their units. Which told pairs training saw is part of a unit, so both are here."""
-    built = build_requests({label: label for label in labels}, styles)
-    told = [one for one in built if one.kind in ("specified", "unseen")]
-    both = [replace(one, kind=kind) for one in told for kind in ("specified", "unseen")]
-    return {one.unit: one for one in [*both, *built, *own]}
-
-
-def read_gallery(folder: Path, known: Mapping[str, Request]) -> Gallery:
-    """A result's pictures. Raises ConfigError when it is unfinished, of other prompts, or no result."""
+def read_gallery(folder: Path) -> Gallery:
+    """A result's pictures. Raises ConfigError when it is unfinished, was changed, or is no result."""
     try:
         metrics: Any = json.loads((folder / "metrics.json").read_text())
-        subject, digest = str(metrics["subject"]), str(metrics["prompts_sha256"])
-        lines = (folder / "prompts.txt").read_text().splitlines()
-        pieces = list(_read_pieces(folder / "pictures", len(lines)))
+        subject, identity, digest = (str(metrics[name]) for name in ("subject", "identity", "prompts_sha256"))
+        asked = read_asked(folder / REQUESTS)
+        pieces = list(_read_pieces(folder / "pictures", len(asked)))
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as unreadable:
         raise ConfigError(
             f"{folder} holds no finished result ({unreadable}): run `pleinair evaluate ... --suite exploration -o {folder}`"
         ) from unreadable
-    asked = [_asked(folder, line, known) for line in lines]
     if digest_requests(_distinct(asked)) != digest:
-        raise ConfigError(f"the prompts of {folder} are not the suite's: give --concepts or --prompts as it was given")
-    pictures = np.concatenate([pixels for pixels, _ in pieces]) if pieces else np.zeros((0, 64, 64, 3), np.uint8)
+        raise ConfigError(f"{folder / REQUESTS} lists other prompts than {folder / 'metrics.json'}: evaluate it again")
+    pictures = np.concatenate(pieces) if pieces else np.zeros((0, 64, 64, 3), np.uint8)
     if len(pictures) != len(asked):
         raise ConfigError(f"{folder} holds {len(pictures)} pictures of {len(asked)} prompts: evaluate it again")
-    return Gallery(subject, config_digest([stamp for _, stamp in pieces]), asked, pictures)
+    return Gallery(subject, identity, asked, pictures)
 
 
-def _read_pieces(folder: Path, num: int) -> Iterator[tuple[Pictures, str]]:
-    """Pieces with their stamps, until there are enough: behind them a longer evaluation may have left others."""
+def _read_pieces(folder: Path, num: int) -> Iterator[Pictures]:
+    """Pieces, until there are enough: behind them a longer evaluation may have left others."""
     for path in sorted(folder.glob("[0-9]*.npz")):
         if num <= 0:
             break
@@ -138,17 +121,8 @@ def _read_pieces(folder: Path, num: int) -> Iterator[tuple[Pictures, str]]:
             pixels: Pictures = file["pixels"]
             if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
                 raise ValueError(f"{path.name} holds {pixels.dtype} {pixels.shape}")
-            yield pixels, str(file["stamp"])
+            yield pixels
         num -= len(pixels)
-
-
-def _asked(folder: Path, line: str, known: Mapping[str, Request]) -> Asked:
-    seed, _, unit = line.partition("\t")
-    if unit not in known or not seed.isdigit():
-        raise ConfigError(
-            f"{folder} asked for {unit!r:.80}, which is no prompt of the suite: give --concepts or --prompts as it was given"
-        )
-    return Asked(known[unit], int(seed))
 
 
 def _distinct(asked: Sequence[Asked]) -> list[Request]:

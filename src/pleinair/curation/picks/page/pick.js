@@ -4,9 +4,11 @@
 //   key -> decide -> paint            outbox -> POST events -> picks of the server -> paint
 //                 `-> outbox          every two seconds: GET news -> picks of others -> paint
 
+import { ask, load, Outbox, store } from "./outbox.js";
+
 const $ = (id) => document.getElementById(id);
 const grid = $("grid"), scroller = $("scroller"), large = $("large");
-const OUTBOX = "pick-outbox", UNDO = "pick-undo", NEWS_MS = 2000, BATCH = 200, GAP = 12, SPARE_ROWS = 3, AHEAD = [1, 2, 3, 4, 5, 6, -1, -2];
+const UNDO = "pick-undo", NEWS_MS = 2000, GAP = 12, SPARE_ROWS = 3, AHEAD = [1, 2, 3, 4, 5, 6, -1, -2];
 const NOTHING = { decision: "clear", position: null, person: "" };
 
 let known = { boot: "", version: 0, person: "", domains: [], candidates: [] };
@@ -15,12 +17,13 @@ let picks = new Map();               // domain -> name -> {decision, position, p
 let tiles = new Map();               // name -> its list item
 let domain = "", ordering = false, single = false, zoomed = false;
 let shown = [], at = 0;              // names in the list, and the place of the current one
-let outbox = load(OUTBOX), undos = load(UNDO), sending = false, refused = "";
+let undos = load(UNDO);
 let fetched = new Map();             // pictures asked for ahead, by address
 let columns = 1, cell = 160, left = 0, height = 600;   // of the grid, in pixels; measured when its size changes
 
-function load(key) { try { return JSON.parse(localStorage.getItem(key)) || []; } catch { return []; } }
-function store(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* private window: kept while it is open */ } }
+const outbox = new Outbox({
+  key: "pick-outbox", address: "events", command: "pleinair pick", changed: () => paintSaved(), told: ({ picks }) => take(picks),
+});
 
 const pick = (name, of = domain) => picks.get(of)?.get(name) || NOTHING;
 function set(of, name, value) {
@@ -179,9 +182,8 @@ function paintDomains() {
 }
 
 function paintSaved() {
-  const waits = outbox.length;
-  $("saved").className = refused || (waits && !sending) ? "away" : "";
-  $("saved").textContent = refused || (waits ? `${waits} not yet saved${sending ? "" : ": the server is away"}` : `saved, as ${known.person}`);
+  $("saved").className = outbox.away ? "away" : "";
+  $("saved").textContent = outbox.said || `saved, as ${known.person}`;
 }
 
 function lookAhead() {
@@ -218,10 +220,8 @@ function wish(wanted) {
   set(of, name, { decision: decision === "move" ? before.decision : decision, position, person: known.person });
   const { guess, ...sent } = wanted;
   if (guess !== undefined) pick(name, of).position = guess;
-  outbox.push({ event: crypto.randomUUID(), ...sent });
-  store(OUTBOX, outbox);
   if (of === domain) { paint(name); }
-  send();
+  outbox.put(sent);
 }
 const end = (of) => Math.max(0, ...[...(picks.get(of)?.values() || [])].filter((one) => one.decision === "keep").map((one) => one.position)) + 1;
 
@@ -331,46 +331,8 @@ grid.addEventListener("dragend", () => { dragged = null; grid.querySelector(".ov
 
 // ---- the server
 
-async function ask(address, options) {
-  const answer = await fetch(address, options);
-  const document = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(document.error), { status: answer.status });
-  return document;
-}
-
-async function send() {
-  if (sending || !outbox.length) return paintSaved();
-  sending = true;
-  paintSaved();
-  try {
-    while (outbox.length) await sendBatch(outbox.slice(0, BATCH));
-    refused = "";
-  } catch (error) {
-    setTimeout(send, 1500);
-    if (error.status === 403) refused = "This address is no longer valid: open the one 'pleinair pick' printed.";
-  }
-  sending = false;
-  paintSaved();
-}
-
-async function sendBatch(batch) {
-  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(batch) };
-  let told = [];
-  try {
-    told = (await ask("events", options)).picks;
-  } catch (error) {
-    if (error.status !== 400) throw error;
-    if (batch.length > 1) return sendBatch(batch.slice(0, 1));
-    refused = `Refused: ${error.message}`; // what is wrong now will be wrong again: it must not hold up the rest
-  }
-  const sent = new Set(batch.map((one) => one.event));
-  outbox = outbox.filter((one) => !sent.has(one.event));
-  store(OUTBOX, outbox);
-  take(told);
-}
-
 function take(told) {
-  const waiting = new Set(outbox.map((one) => `${one.domain}\n${one.image_name}`));
+  const waiting = new Set(outbox.waiting.map((one) => `${one.domain}\n${one.image_name}`));
   let reorder = false;
   for (const one of told) {
     if (waiting.has(`${one.domain}\n${one.name}`)) continue;
@@ -394,7 +356,7 @@ async function news() {
         const strange = told.picks.some((one) => !known.domains.includes(one.domain));
         if (strange) await begin(); else take(told.picks);
       }
-      if (outbox.length) send();
+      if (outbox.waiting.length) outbox.send();
     } catch { /* the server is away: what is decided stays in the outbox */ }
   }
   setTimeout(news, NEWS_MS);
@@ -406,17 +368,17 @@ async function begin() {
   pictures = new Map(state.pictures.map((one) => [one.name, one]));
   picks = new Map();
   for (const one of state.picks) set(one.domain, one.name, { decision: one.decision, position: one.position, person: one.person });
-  for (const one of outbox) // decided, not yet sent
+  for (const one of outbox.waiting) // decided, not yet sent
     if (pictures.has(one.image_name) && one.decision !== "move")
       set(one.domain, one.image_name, { ...pick(one.image_name, one.domain), decision: one.decision, position: one.position ?? end(one.domain) });
   tiles = new Map([...tiles].filter(([name]) => pictures.has(name)));
   if (!known.domains.includes(domain)) domain = known.domains[0];
   paintDomains();
   paintList();
-  send();
+  outbox.send();
 }
 
-begin().then(() => nextOpenFrom(0)).catch((error) => { refused = error.message; paintSaved(); }).finally(news);
+begin().then(() => nextOpenFrom(0)).catch((error) => { outbox.refused = error.message; paintSaved(); }).finally(news);
 function nextOpenFrom(place) { // a person goes on where they stopped
   at = place;
   if (shown.length && pick(shown[0]).decision !== "clear") nextOpen();

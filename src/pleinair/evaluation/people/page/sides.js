@@ -4,6 +4,8 @@
 //   key -> answer -> outbox -> POST answers -> what the server holds
 //              `-> next trial, its pictures decoded before it is shown and timed
 
+import { ask, Outbox, post } from "./outbox.js";
+
 const $ = (id) => document.getElementById(id);
 const AGAIN_MS = 1500, AHEAD = 2, SIDE_PIXELS = 64, CHOSEN_MS = 120;
 const SAID = { left: "left", right: "right", same: "the same", cannot_tell: "cannot tell" };
@@ -12,11 +14,11 @@ let known = { person: "", ended: false, trials: [] };
 let answers = new Map();             // trial -> answer
 let undos = [], at = 0;              // places answered in this window, and the place shown
 let ready = false, shownAt = 0;      // are the pictures of the trial to be seen, and since when
-let outbox = [], sending = false, refused = "", names = null;
+let names = null;                    // trial -> which side was which, once asked for
 
-const OUTBOX = `sides-outbox ${location.pathname}`;
-function load(key) { try { return JSON.parse(localStorage.getItem(key)) || []; } catch { return []; } }
-function store(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* private window: kept while it is open */ } }
+const outbox = new Outbox({
+  key: `sides-outbox ${location.pathname}`, address: "answers", command: "pleinair sides", changed: () => paintSaved(),
+});
 
 const trial = () => known.trials[at];
 const over = () => at >= known.trials.length;
@@ -58,12 +60,12 @@ async function show() {
   const decoded = await Promise.allSettled(images.map((image) => image.decode()));
   if (one !== trial()) return;
   if (decoded.some((image) => image.status === "rejected")) { // the server is away: an answer would be about nothing
-    refused = "The pictures cannot be loaded; trying again.";
+    outbox.refused = "The pictures cannot be loaded; trying again.";
     paintSaved();
     setTimeout(() => { if (one === trial()) begin().catch(() => show()); }, AGAIN_MS);
     return;
   }
-  if (refused.startsWith("The pictures")) refused = "";
+  if (outbox.refused.startsWith("The pictures")) outbox.refused = "";
   $("trial").classList.remove("waiting");
   ready = true;
   shownAt = performance.now();
@@ -125,10 +127,8 @@ function paintProgress() {
 }
 
 function paintSaved() {
-  const waits = outbox.length;
-  $("saved").className = refused || (waits && !sending) ? "away" : "";
-  const waiting = waits ? `${waits} not yet saved${sending ? "" : ": the server is away"}` : "";
-  $("saved").textContent = [refused, waiting].filter(Boolean).join(" ") || `saved, as ${known.person}`;
+  $("saved").className = outbox.away ? "away" : "";
+  $("saved").textContent = outbox.said || `saved, as ${known.person}`;
 }
 
 // ---- answering
@@ -138,7 +138,7 @@ function answer(said) {
   const one = trial(), seconds = (performance.now() - shownAt) / 1000;
   undos.push(at);
   answers.set(one.trial, said);
-  put(one.trial, said, seconds);
+  outbox.put({ trial: one.trial, answer: said, seconds });
   ready = false;
   $(said)?.classList?.add("chosen");
   const from = at;
@@ -154,14 +154,8 @@ function undo() {
   at = undos.pop();
   const one = trial();
   answers.delete(one.trial);
-  put(one.trial, "withdrawn", 0);
+  outbox.put({ trial: one.trial, answer: "withdrawn", seconds: 0 });
   show();
-}
-
-function put(of, said, seconds) {
-  outbox.push({ event: crypto.randomUUID(), trial: of, answer: said, seconds });
-  store(OUTBOX, outbox);
-  send();
 }
 
 // The next without an answer, from a place on and then from the start; behind the last where there is none.
@@ -171,13 +165,13 @@ function firstOpen(from) {
 }
 
 async function reveal() {
-  if (!over() || names || outbox.length) return;
+  if (!over() || names || outbox.waiting.length) return;
   try {
     const told = await ask("end", post({}));
     names = new Map(told.sides.map((one) => [one.trial, one]));
     known.ended = true;
-    refused = "";
-  } catch (error) { refused = error.message; }
+    outbox.refused = "";
+  } catch (error) { outbox.refused = error.message; }
   show();
   paintSaved();
 }
@@ -214,55 +208,16 @@ new ResizeObserver(fit).observe($("trial"));
 
 // ---- the server
 
-const post = (body) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-
-async function ask(address, options) {
-  const told = await fetch(address, options);
-  const document = await told.json();
-  if (!told.ok) throw Object.assign(new Error(document.error), { status: told.status });
-  return document;
-}
-
-async function send() {
-  if (sending || !outbox.length) return paintSaved();
-  sending = true;
-  paintSaved();
-  try {
-    while (outbox.length) await sendBatch(outbox.slice(0, 100));
-    if (!refused.startsWith("Refused")) refused = "";
-  } catch (error) {
-    setTimeout(send, AGAIN_MS);
-    if (error.status === 403) refused = "This address is no longer valid: open the one 'pleinair sides' printed.";
-    if (error.status === 503) refused = `Not saved: ${error.message}`;
-  }
-  sending = false;
-  paintSaved();
-}
-
-async function sendBatch(batch) {
-  try {
-    await ask("answers", post(batch));
-  } catch (error) {
-    if (error.status !== 400) throw error;
-    if (batch.length > 1) return sendBatch(batch.slice(0, 1));
-    refused = `Refused: ${error.message}`; // what is wrong now will be wrong again: it must not hold up the rest
-  }
-  const sent = new Set(batch.map((one) => one.event));
-  outbox = outbox.filter((one) => !sent.has(one.event));
-  store(OUTBOX, outbox);
-}
-
 async function begin() {
   const place = known.trials[at]?.trial;
   known = await ask("state");
   answers = new Map(known.trials.filter((one) => one.answer).map((one) => [one.trial, one.answer]));
-  for (const one of outbox) // answered, not yet sent
+  for (const one of outbox.waiting) // answered, not yet sent
     if (one.answer === "withdrawn") answers.delete(one.trial); else answers.set(one.trial, one.answer);
   const before = known.trials.findIndex((one) => one.trial === place);
   at = before >= 0 && !answers.has(place) ? before : firstOpen(0);
   await show();
-  send();
+  outbox.send();
 }
 
-outbox = load(OUTBOX);
-begin().catch((error) => { refused = error.message; paintSaved(); setTimeout(() => location.reload(), 3000); });
+begin().catch((error) => { outbox.refused = error.message; paintSaved(); setTimeout(() => location.reload(), 3000); });
