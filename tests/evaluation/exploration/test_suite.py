@@ -25,8 +25,8 @@ from pleinair.evaluation.exploration.subjects import Progress, Real
 from pleinair.evaluation.exploration.suite import MEANINGS, from_document
 from pleinair.evaluation.exploration.world import Pictures, World
 from pleinair.evaluation.features import NAME, PictureFeatures
-from pleinair.evaluation.judge import load_judge
 from pleinair.model.efficientnet import EfficientNetLite0
+from pleinair.model.judge import load_judge
 from pleinair.records.errors import ConfigError
 
 LABELS = ("fox", "key", "banana", "house", "rocket", "cactus", "fish", "castle", "red heart", "blue heart")

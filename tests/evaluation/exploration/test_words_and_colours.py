@@ -10,8 +10,9 @@ from pleinair.evaluation.exploration.colours import colour_name, pixel_colour
 from pleinair.evaluation.exploration.requests import WORDS, Asked, Request
 from pleinair.evaluation.exploration.sheet import Sheet
 from pleinair.evaluation.exploration.subjects import noise_pictures, written
-from pleinair.evaluation.exploration.writing import character_error, edit_distance, text_error
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.evaluation.exploration.writing import text_error
+from pleinair.model.judge import JudgeScores
+from pleinair.records.letters import character_error, edit_distance
 from tests.evaluation.exploration.sheets import WORLD
 
 

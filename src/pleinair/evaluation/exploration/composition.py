@@ -19,7 +19,7 @@ from pleinair.evaluation.exploration.measured import Measured, mean_by_unit, mea
 from pleinair.evaluation.exploration.requests import Request
 from pleinair.evaluation.exploration.sheet import JUDGES, Sheet, Witnesses, among_first
 from pleinair.evaluation.exploration.world import World
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.model.judge import JudgeScores
 from pleinair.records.errors import require
 
 Pixels = npt.NDArray[np.uint8]

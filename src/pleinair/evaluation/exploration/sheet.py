@@ -16,8 +16,8 @@ from pleinair.evaluation.copies import Calibration, CopyEmbedding
 from pleinair.evaluation.exploration.requests import Asked, Kind
 from pleinair.evaluation.exploration.world import Pictures, Rows, World
 from pleinair.evaluation.features import Features, PictureFeatures
-from pleinair.evaluation.judge import Judge, JudgeScores, judge_pictures
 from pleinair.evaluation.second_judge import SecondJudge
+from pleinair.model.judge import Judge, JudgeScores, judge_pictures
 
 Flags = npt.NDArray[np.bool_]
 JUDGES = ("first", "second")
