@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 
+def letters_of(text: str) -> str:
+    """The letters that are compared: case and spaces do not count."""
+    return "".join(text.casefold().split())
+
+
 def character_error(wanted: str, read: str) -> float:
     """Edits from what was read to what was wanted, per letter wanted, at most 1; case and spaces do not count."""
-    wanted, read = ("".join(text.casefold().split()) for text in (wanted, read))
+    wanted, read = letters_of(wanted), letters_of(read)
     return min(edit_distance(wanted, read) / len(wanted), 1.0)
 
 

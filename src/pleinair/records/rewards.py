@@ -39,17 +39,22 @@ class RewardValues:
     """The answer of one reward: one or more named values of every picture, and gates if it has any."""
 
     values: Mapping[str, Values]
+    """Finite; larger is better."""
     gates: Mapping[str, Gates] = field(default_factory=dict)
+    """True where a requirement is met."""
+    applies: Mapping[str, Gates] = field(default_factory=dict)
+    """By the name of a value: False for pictures of which it says nothing, whatever number stands there (the writing of a
+    prompt that asks for none). A value that is not named applies to all. Pictures of one group agree."""
 
 
 class Reward(Protocol):
     """One source of rewards, in this process or behind a server."""
 
     name: str
-    """Unique among those used together; its values' names begin with it."""
+    """Unique among those used together; the names of its values and gates are it, or begin with it and a dot."""
 
     def score(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> RewardValues:
-        """Values of N pictures, each drawn from the prompt beside it."""
+        """Values of N pictures, each drawn from the prompt beside it. Raises RewardError when there are none to give."""
         ...
 
 
@@ -65,6 +70,8 @@ class Assessment:
     """What was said, by name."""
     gates: Mapping[str, Gates] = field(default_factory=dict)
     """What was required, by name."""
+    applies: Mapping[str, Gates] = field(default_factory=dict)
+    """As in `RewardValues`."""
 
 
 class Assessor(Protocol):
