@@ -216,6 +216,21 @@ def test_a_run_goes_on_as_if_nothing_had_been_once_a_broken_server_is_mended() -
     np.testing.assert_array_equal(given.advantages, here.assess(PROMPTS, noise(6), context(GROUPS)).advantages)
 
 
+class Swapped(Brightness):
+    """Other weights under the same name."""
+
+    identity = "brightness of version 2"
+
+
+def test_a_server_that_comes_back_with_another_reward_is_found_out() -> None:
+    with serving([Brightness()]) as url:
+        reward = remote(url)
+        reward.score(PROMPTS, noise(6), context(GROUPS))
+        port = int(url.rsplit(":", 1)[1])
+    with serving([Swapped()], port=port), pytest.raises(RewardError, match="started with something else"):
+        reward.score(PROMPTS, noise(6), context(GROUPS))
+
+
 def test_a_server_answers_several_batches_at_once_and_each_reward_in_its_turn() -> None:
     at_once = {"now": 0, "most": 0}
 

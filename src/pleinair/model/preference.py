@@ -63,6 +63,14 @@ class PreferenceHead(nn.Module):
         self.std_F.copy_(features_NF.std(0, correction=0).clamp_min(1e-6))
 
 
+def rescale(head: PreferenceHead, factor: float) -> None:
+    """Multiply all scores."""
+    with torch.no_grad():
+        for name, weight in head.named_parameters():
+            if name in ("linear.weight", "mlp.2.weight"):  # what ends in the score
+                weight.mul_(factor)
+
+
 def mlp(config: PreferenceHeadConfig) -> nn.Sequential:
     """One hidden layer; the last starts at zero."""
     last = nn.Linear(config.hidden, 1, bias=False)

@@ -52,9 +52,12 @@ _GROUND = re.compile(
 _MEDIUM = re.compile(
     r"\b(?:an? |the )?(?:drawing|picture|photo|photograph|image|icon|illustration|painting) of\b", re.IGNORECASE
 )
-_WRITING = re.compile(
-    r"\b(?:the )?(?:words?|text|letters|writing|sign|label)(?: (?:that )?(?:says|saying|reading))?\s*$", re.I
+_WRITTEN = re.compile(
+    r"(?:\b(?:with |and )?(?:the |an? )?(?:words?|text|letters|writing)\s*)?(?:\b(?:that )?(?:says|saying|reading)\s*)?"
+    + QUOTED.pattern,
+    re.IGNORECASE,
 )
+"""Quoted words with what introduces them; a sign that says them is a thing of its own."""
 _PHRASE = re.compile(r"[,.;:!?()]|\b(?:and|with|beside|near|next to|behind|in front of)\b", re.IGNORECASE)
 _ARTICLES = ("a", "an", "the", "some", "exactly")
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
@@ -89,13 +92,13 @@ class PromptParser:
         return [tuple(dict.fromkeys(self._requirements(prompt))) for prompt in prompts]
 
     def _requirements(self, prompt: str) -> Iterator[Requirement]:
-        quoted, rest = _taken_out(QUOTED, prompt)
+        quoted, rest = _taken_out(_WRITTEN, prompt)
         for words in quoted:
             if letters_of(words):
                 yield required("text", f'"{words}" is written in it', value=words)
         grounds, rest = _taken_out(_GROUND, rest)
         style, rest = self._style(rest)
-        plain = _MEDIUM.sub(" ", _WRITING.sub(" ", rest) if quoted else rest)
+        plain = _MEDIUM.sub(" ", rest)
         mentions = self._mentions(plain)
         for mention in mentions:
             yield from _of_mention(mention)

@@ -11,7 +11,7 @@ never climbed. What it has no name for, it says nothing of (NaN).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ from pleinair.rewards.parser import COLOURS, RELATIONS, PromptParser
 from pleinair.rewards.pieces import Piece, ground_of, ink_of, pieces_of
 from pleinair.rewards.requirements import Kind, Requirement, Rubric
 from pleinair.rewards.rubric import Probabilities
+from pleinair.rewards.writing import ReadText
 
 VERSION = 1
 _KIND = "picture_judge"
@@ -50,9 +51,6 @@ _SIDE_WIDTH = 0.04
 """Of the picture: how far middles must lie apart for a relation to be plain."""
 _MOST_PIECES = 12
 """Of one picture; the rest of a picture full of specks is not named one by one."""
-
-ReadText = Callable[[Pictures], str]
-"""(H, W, 3) to what is written in it."""
 
 
 @dataclass(frozen=True)

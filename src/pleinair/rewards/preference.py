@@ -23,7 +23,7 @@ from pleinair.checkpoint.compact import load_compact, save_compact
 from pleinair.config import from_document, to_document
 from pleinair.model.digest import part_digest
 from pleinair.model.image_encoder import ImageEncoder
-from pleinair.model.preference import PreferenceHead, PreferenceHeadConfig, bradley_terry_loss
+from pleinair.model.preference import PreferenceHead, PreferenceHeadConfig, bradley_terry_loss, rescale
 from pleinair.model.two_tower import TwoTower
 from pleinair.records.errors import CheckpointError, ConfigError, RewardError
 from pleinair.records.rewards import Pictures, RewardContext, RewardValues
@@ -159,14 +159,6 @@ def best_scale(margin_N: npt.NDArray[np.float64]) -> float:
     factors = np.geomspace(1 / 30, 30, 200)
     losses = [np.logaddexp(0, -factor * margin_N).mean() for factor in factors]
     return float(factors[int(np.argmin(losses))])
-
-
-def rescale(head: PreferenceHead, factor: float) -> None:
-    """Multiply all scores."""
-    with torch.no_grad():
-        head.linear.weight.mul_(factor)
-        if head.mlp is not None:
-            head.mlp[-1].weight.mul_(factor)
 
 
 def _report(margin_N: npt.NDArray[np.float64], parts_N: npt.NDArray[np.int64]) -> PreferenceReport:

@@ -69,6 +69,7 @@ class RemoteReward:
         self.name = config.endpoint.model
         self._http = require("httpx2", "endpoints")
         self._headers = _headers(config.endpoint)
+        self._first: str | None = None
 
     @property
     def identity(self) -> str:
@@ -96,9 +97,21 @@ class RemoteReward:
         parts = []
         for rows, question, document in zip(batches, questions, documents, strict=True):
             answer = from_answer(document, self.name)
+            self._check_same(document.get("identity", ""))
             check_answer(self.name, answer, question.prompts, question.context)
             parts.append((rows, answer))
         return merged(parts, len(prompts))
+
+    def _check_same(self, identity: object) -> None:
+        """Raise RewardError when the server has begun to serve something else under the name."""
+        told = str(identity)
+        if self._first is None:
+            self._first = told
+        elif told != self._first:
+            raise RewardError(
+                f"{self.name} at {self.config.endpoint.url} is {told[:12] or 'unnamed'}, and was {self._first[:12] or 'unnamed'} "
+                "when this run first asked: its server was started with something else; serve what it was, or start anew"
+            )
 
     @cached_property
     def _told(self) -> Mapping[str, Any]:

@@ -62,7 +62,8 @@ class ServedRewards:
         check_question(question.prompts, question.pictures, question.context)
         reward = self._rewards[question.reward]
         with self._turns[question.reward]:
-            return to_answer(reward.score(question.prompts, question.pictures, question.context))
+            answer = to_answer(reward.score(question.prompts, question.pictures, question.context))
+        return {**answer, "identity": identity_of(reward)}
 
 
 class _Handler(BaseHTTPRequestHandler):
