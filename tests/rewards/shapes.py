@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
-from pleinair.evaluation.judge_training import train_judge
-from pleinair.model.judge import Judge, JudgeConfig
+from pleinair.model.judge import Judge, JudgeConfig, as_tensor
 from pleinair.records.rewards import Pictures, RewardContext
 from pleinair.rewards.picture_judge import PictureJudge, calibrated
 
@@ -24,10 +24,6 @@ LEARNS_SHAPES = JudgeConfig(
     blocks=(0, 1),
     concept_features=8,
     style_features=4,
-    epochs=10,
-    batch_size=32,
-    learning_rate=0.02,
-    half_size_share=0.3,
 )
 
 
@@ -62,7 +58,7 @@ def random_shapes(num: int, seed: int = 0) -> tuple[Pictures, npt.NDArray[np.int
         shape(
             THINGS[thing],
             style=STYLES[style],
-            colour=rng.integers(0, 160, size=3),
+            colour=rng.integers(0, 230, size=3),
             at=(float(rng.integers(28, 36)), float(rng.integers(28, 36))),
             size=float(rng.uniform(16, 24)),
         )
@@ -73,14 +69,34 @@ def random_shapes(num: int, seed: int = 0) -> tuple[Pictures, npt.NDArray[np.int
 
 @cache
 def trained_judge(seed: int = 1) -> Judge:
-    """A judge of shapes."""
-    return train_judge(*random_shapes(320), dataclasses.replace(LEARNS_SHAPES, seed=seed))
+    """A judge of shapes, taught in a hundred plain steps: how judges are really trained is tested beside the training."""
+    torch.manual_seed(seed)
+    judge, (pictures, styles, things) = Judge(LEARNS_SHAPES), random_shapes(320)
+    optimiser = torch.optim.AdamW(judge.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 100)
+    for step in range(100):
+        rows = np.random.default_rng([seed, step]).integers(len(pictures), size=24)
+        said = judge(as_tensor(pictures[rows]))
+        loss = F.cross_entropy(said.style_logits, torch.from_numpy(styles[rows]))
+        loss = loss + F.cross_entropy(said.concept_logits, torch.from_numpy(things[rows]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return judge.eval()
 
 
 @cache
 def picture_judge(seed: int = 1) -> PictureJudge:
     """The judge of a rubric, calibrated on shapes it did not see."""
     return calibrated(PictureJudge(trained_judge(seed)), *random_shapes(200, seed=7))
+
+
+@cache
+def untrained_judge() -> PictureJudge:
+    """One that has learnt nothing, where it does not matter what it says."""
+    torch.manual_seed(0)
+    return PictureJudge(Judge(LEARNS_SHAPES).eval())
 
 
 def context(groups: Sequence[int]) -> RewardContext:

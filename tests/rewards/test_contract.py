@@ -24,26 +24,27 @@ from pleinair.rewards.preference import PreferenceReward, TowerFeatures
 from pleinair.rewards.remote import RemoteConfig, RemoteReward
 from pleinair.rewards.rubric import RubricConfig, RubricReward
 from pleinair.rewards.server import serving
-from pleinair.rewards.writing import RapidReader, WritingReward, true_render
-from tests.rewards.shapes import context, picture_judge, random_shapes
+from pleinair.rewards.writing import WritingReward, true_render
+from tests.rewards.shapes import context, random_shapes, untrained_judge
 from tests.rewards.test_preference import MeanColour, tower
+from tests.rewards.test_writing import reads_darkness
 
 PROMPTS = ['a red disc that says "OPEN"', "two crosses, outline style", "a disc to the left of a bar"]
 GROUPS = [0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def rubric() -> Reward:
-    judge = picture_judge()
+    judge = untrained_judge()
     return RubricReward(judge.parser(), judge, RubricConfig(essential_above=0.3))
 
 
 def holistic() -> Reward:
-    judge = picture_judge()
+    judge = untrained_judge()
     return RubricReward(judge.parser(), judge, RubricConfig(form="holistic"), name="holistic")
 
 
 def writing() -> Reward:
-    return WritingReward(RapidReader())
+    return WritingReward(reads_darkness)
 
 
 def artefact() -> Reward:
@@ -59,7 +60,7 @@ def preference() -> Reward:
 
 
 def diversity() -> Reward:
-    judge = picture_judge()
+    judge = untrained_judge()
     return DiversityReward(judge.features, identity=judge.identity, parts=judge.parts)
 
 

@@ -8,7 +8,7 @@ import pytest
 from pleinair.records.errors import RewardError
 from pleinair.records.rewards import Pictures
 from pleinair.rewards.diversity import DiversityReward
-from tests.rewards.shapes import context, picture_judge, shape
+from tests.rewards.shapes import context, shape, untrained_judge
 
 
 def test_it_is_one_minus_the_mean_cosine_with_each_other_of_the_group() -> None:
@@ -27,15 +27,15 @@ def test_it_is_one_minus_the_mean_cosine_with_each_other_of_the_group() -> None:
 
 def test_copies_have_none_and_the_one_that_differs_has_most() -> None:
     pictures = np.stack([shape("disc"), shape("disc"), shape("disc"), shape("cross", style="outline")])
-    values = DiversityReward(picture_judge().features).score([""] * 4, pictures, context([0] * 4)).values["diversity"]
+    values = DiversityReward(untrained_judge().features).score([""] * 4, pictures, context([0] * 4)).values["diversity"]
     assert values.argmax() == 3
-    copies = DiversityReward(picture_judge().features).score([""] * 3, pictures[:3], context([0] * 3))
+    copies = DiversityReward(untrained_judge().features).score([""] * 3, pictures[:3], context([0] * 3))
     np.testing.assert_allclose(copies.values["diversity"], 0, atol=1e-5)
 
 
 def test_a_picture_alone_in_its_group_is_compared_with_nothing() -> None:
     pictures = np.stack([shape("disc"), shape("bar"), shape("cross")])
-    answer = DiversityReward(picture_judge().features).score([""] * 3, pictures, context([0, 1, 0]))
+    answer = DiversityReward(untrained_judge().features).score([""] * 3, pictures, context([0, 1, 0]))
     assert answer.applies["diversity"].tolist() == [True, False, True]
 
 

@@ -166,7 +166,7 @@ def test_a_saved_judge_answers_as_before_and_one_of_evaluation_is_no_judge_of_re
     again = load_picture_judge(tmp_path / "judge.safetensors")
     rubrics = judge.parser()(["two red discs, outline style"])
     before, after = (one.answer(shape("disc")[None], rubrics)[0] for one in (judge, again))
-    np.testing.assert_allclose(before, after, atol=0.02)
+    np.testing.assert_allclose(before, after, atol=0.05)
     save_judge(trained_judge(), tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not a picture_judge"):
         load_picture_judge(tmp_path / "other.safetensors")

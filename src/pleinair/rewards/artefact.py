@@ -211,7 +211,7 @@ def _with_faults(pictures: Pictures, names: Sequence[str], failures: Pictures | 
     out, own = pictures.copy(), np.array([name == FAILURE for name in names], np.bool_)
     if (~own).any():
         planted = np.flatnonzero(~own)
-        out[planted] = corrupted(pictures[planted], [names[row] for row in planted], seed)
+        out[planted] = corrupted(pictures[planted], [names[row] for row in planted.tolist()], seed)
     if own.any():
         assert failures is not None
         out[own] = failures[np.random.default_rng(seed).integers(len(failures), size=int(own.sum()))]

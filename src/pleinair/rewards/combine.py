@@ -10,7 +10,7 @@ was, so that the same pictures can be assessed again when the reward is mended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pleinair.records.errors import ConfigError, RewardError
-from pleinair.records.rewards import Assessment, Gates, Pictures, Reward, RewardContext, Values
+from pleinair.records.rewards import Assessment, Gates, Pictures, Reward, RewardContext, RewardValues, Values
 from pleinair.rewards.advantages import Floats, Groups, gdpo, grpo, lowered, members, weighted_sum
 from pleinair.rewards.answers import belongs, check_answer, check_question
 from pleinair.rewards.gold import Gold, refuse_gold
 from pleinair.rewards.statistics import Alarm, StatisticsConfig, ValueStatistics, restored
 
+Score = Callable[[Sequence[str], Pictures, RewardContext], RewardValues]
 TOTAL = "reward"
 """The weighted sum, among the statistics."""
 
@@ -69,7 +70,7 @@ class RewardMix:
     def __init__(self, rewards: Sequence[Reward], config: MixConfig, *, gold: Sequence[Gold] = ()) -> None:
         """Raises ConfigError for two rewards of one name, a weight of no reward's, or gold that would be optimised."""
         refuse_gold(rewards, list(config.weights), gold)
-        names = [reward.name for reward in (*rewards, *gold)]
+        names = [reward.name for reward in rewards] + [held.name for held in gold]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"two rewards are called {twice[0]!r}: give each a name of its own")
         for weighted in config.weights:
@@ -84,9 +85,9 @@ class RewardMix:
         values: dict[str, Values] = {}
         gates: dict[str, Gates] = {}
         applies: dict[str, Gates] = {}
-        for reward in (*self.rewards, *self.gold):
-            answer = reward.score(prompts, pictures, context)
-            check_answer(reward.name, answer, prompts, context)
+        for name, score in self._all():
+            answer = score(prompts, pictures, context)
+            check_answer(name, answer, prompts, context)
             values |= {name: np.asarray(told, np.float32) for name, told in answer.values.items()}
             gates |= {name: np.asarray(told, np.bool_) for name, told in answer.gates.items()}
             applies |= {name: np.asarray(told, np.bool_) for name, told in answer.applies.items()}
@@ -114,6 +115,10 @@ class RewardMix:
         """Go on from `state`. Raises ConfigError for something else."""
         self._known = {name: restored(self.config.statistics, one) for name, one in state.items()}
 
+    def _all(self) -> list[tuple[str, Score]]:
+        """Rewards and gold, by name."""
+        return [(one.name, one.score) for one in self.rewards] + [(one.name, one.score) for one in self.gold]
+
     def _asked(self, values: Mapping[str, Values], applies: Mapping[str, Gates]) -> _Weighted:
         """The weighted values, in the order of the weights."""
         if missing := [name for name in self.config.weights if name not in values]:
@@ -135,7 +140,8 @@ class RewardMix:
         """The statistics after this batch."""
         known = dict(self._known)
         total_N = weighted_sum(asked.values_KN, asked.applies_KN, asked.weights_K)
-        for name, told_N in (*values.items(), (TOTAL, total_N)):
+        everything: dict[str, npt.NDArray[np.floating[Any]]] = {**values, TOTAL: total_N}
+        for name, told_N in everything.items():
             said = applies.get(name, np.ones(len(told_N), np.bool_))
             if said.any():
                 before = known.get(name, ValueStatistics(self.config.statistics))

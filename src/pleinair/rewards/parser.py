@@ -149,7 +149,9 @@ def _mention(words: Sequence[_Placed], place: int, length: int, name: str, spoke
 
 def _before(words: Sequence[_Placed], place: int) -> tuple[int | None, tuple[str, ...], int]:
     """Number and colours in the words before a place, and where they begin."""
-    number, colours, first = None, [], place
+    number: int | None = None
+    colours: list[str] = []
+    first = place
     while first and number is None:
         word = words[first - 1][0].lower()
         if word in COLOURS:

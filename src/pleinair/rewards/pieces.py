@@ -40,7 +40,7 @@ class Piece:
 def ground_of(picture_HWC: Pixels) -> Pixels:
     """(3,): the middle colour of the border."""
     edges = (picture_HWC[0], picture_HWC[-1], picture_HWC[:, 0], picture_HWC[:, -1])
-    return np.median(np.concatenate(edges), axis=0).astype(np.uint8)
+    return np.asarray(np.median(np.concatenate(edges), axis=0), np.uint8)
 
 
 def ink_of(picture_HWC: Pixels) -> Mask:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -117,7 +118,7 @@ def true_render(text: str, side: int) -> Pictures:
     brush = ImageDraw.Draw(picture)
     for size in range(max(int(side * _LARGEST_FONT), _SMALLEST_FONT), _SMALLEST_FONT - 1, -1):
         font = ImageFont.load_default(size)
-        lines = "\n".join(_wrapped(words, lambda line, font=font: brush.textlength(line, font=font) <= 0.94 * side))
+        lines = "\n".join(_wrapped(words, partial(brush.textlength, font=font), 0.94 * side))
         left, top, right, bottom = brush.multiline_textbbox((0, 0), lines, font=font, align="center")
         if max(right - left, bottom - top) <= 0.94 * side or size == _SMALLEST_FONT:
             place = ((side - right - left) / 2, (side - bottom - top) / 2)
@@ -126,12 +127,12 @@ def true_render(text: str, side: int) -> Pictures:
     return np.asarray(picture)
 
 
-def _wrapped(words: Sequence[str], fits: Callable[[str], bool]) -> list[str]:
+def _wrapped(words: Sequence[str], length: Callable[[str], float], most: float) -> list[str]:
     """Words in lines, each as full as fits."""
     lines = [words[0]]
     for word in words[1:]:
         longer = f"{lines[-1]} {word}"
-        if fits(longer):
+        if length(longer) <= most:
             lines[-1] = longer
         else:
             lines.append(word)
