@@ -22,7 +22,7 @@ from pleinair.cli.main import main
 from pleinair.cli.places import shipped
 from pleinair.cli.steps import load_checkpoint
 from pleinair.curation.sources import TRAINING_STYLES, rasterise
-from pleinair.evaluation.judge import judge_pictures, load_judge
+from pleinair.model.judge import judge_pictures, load_judge
 from pleinair.training.engine import read_records
 
 LABELS = ("red apple", "banana", "rocket", "house", "sun", "fish", "guitar", "key")

@@ -32,7 +32,7 @@ from pleinair.cli.steps import open_text_encoder, pack_step
 from pleinair.cli.workspace import open_workspace
 from pleinair.curation.pictures import decode
 from pleinair.curation.sources import STYLES, find_source, open_image
-from pleinair.evaluation.judge import load_judge
+from pleinair.model.judge import load_judge
 from pleinair.model.pixels import to_bytes
 from pleinair.packing.pictures import CuratedPicture, resize_square
 from pleinair.recipes.concepts import EVERYDAY

@@ -32,8 +32,8 @@ from pleinair.cli.places import shipped
 from pleinair.cli.workspace import Workspace, open_workspace
 from pleinair.curation.stages import images_table
 from pleinair.evaluation.domains import held_out_errors
-from pleinair.evaluation.judge import load_judge
 from pleinair.evaluation.prompted import draw_and_judge
+from pleinair.model.judge import load_judge
 from pleinair.packs.pack import Pack
 from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page
 from pleinair.recipes import Recipe, find_recipe

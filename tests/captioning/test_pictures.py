@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pleinair.captioning.accuracy import Case, PixelVerifier, white_border
 from pleinair.captioning.claims import Claim
-from pleinair.captioning.colours import is_grey, share_of
 from pleinair.captioning.ocr import NoReader, RapidOCR, Writing
 from pleinair.captioning.pictures import Pixels, camera, pixels_of, read_bytes, to_send
+from pleinair.records.colours import is_grey, share_of
 from pleinair.records.errors import SourceError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pleinair.evaluation.evaluate import ACCURACIES, JudgedSet, accuracy_by_style, evaluate
-from pleinair.evaluation.judge import Judge, JudgeConfig, judge_pictures
+from pleinair.model.judge import Judge, JudgeConfig, judge_pictures
 
 JUDGE = Judge(
     JudgeConfig(

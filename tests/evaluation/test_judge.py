@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pleinair.evaluation.augment import augment
-from pleinair.evaluation.judge import Judge, JudgeConfig, Pictures, judge_pictures, load_judge, save_judge
 from pleinair.evaluation.judge_training import PROGRESS_FILE, JudgeProgress, JudgeTraining, schedule, train_judge
 from pleinair.evaluation.metrics import Indices, concept_top1, style_accuracy
+from pleinair.model.judge import Judge, JudgeConfig, Pictures, judge_pictures, load_judge, save_judge
 from pleinair.records.errors import CheckpointError, ConfigError
 
 STYLES, CONCEPTS = ("filled", "outline"), ("disc", "bar", "cross")

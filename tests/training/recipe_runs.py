@@ -14,7 +14,7 @@ from pleinair.cli.parts import Parts
 from pleinair.cli.places import shipped
 from pleinair.cli.steps import pack_step
 from pleinair.cli.workspace import Workspace, open_workspace
-from pleinair.evaluation.judge import load_judge
+from pleinair.model.judge import load_judge
 from pleinair.packing.pictures import CuratedPicture
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.records import StepRecord, read_records

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from pleinair.captioning.ask import ask
 from pleinair.captioning.claims import Claim
-from pleinair.captioning.colours import is_grey, share_of
 from pleinair.captioning.pictures import Pixels, to_send
 from pleinair.captioning.prompts import prompt
 from pleinair.captioning.scorer import ClaimScorer, Scorer, share_beaten
 from pleinair.captioning.templates import with_article
 from pleinair.endpoints import Chat, ChatRequest, Reply, Schema
+from pleinair.records.colours import is_grey, share_of
 from pleinair.records.errors import AnswerError, EndpointError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pleinair.checkpoint.quantise import dequantise, quantise_rowwise
+from pleinair.quantise import dequantise, quantise_rowwise
 from pleinair.records.errors import CheckpointError
 from pleinair.records.pickles import refuse_pickle
 from pleinair.tensor_files import save_tensors

@@ -112,8 +112,8 @@ def judged(model: Transformer, projection: FeatureProjection, pack: Pack, count:
     """Shares of drawings, of the first prompts of a pack, in which the shipped judge names style and concept."""
     from pleinair.cli.places import shipped
     from pleinair.cli.steps import open_text_encoder
-    from pleinair.evaluation.judge import load_judge
     from pleinair.evaluation.prompted import draw_and_judge
+    from pleinair.model.judge import load_judge
     from pleinair.sampling import Sampler, SamplingConfig
     from pleinair.sampling.shipped import load_autoencoder
 

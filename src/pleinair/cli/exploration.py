@@ -178,7 +178,7 @@ def ready_world(work: Workspace, labels: Sequence[str] = ()) -> World:
     from pleinair.cli import steps
     from pleinair.cli.places import shipped
     from pleinair.evaluation.exploration.world import World
-    from pleinair.evaluation.judge import load_judge
+    from pleinair.model.judge import load_judge
     from pleinair.packing.pictures import picture_set
     from pleinair.packs.pictures import load_pictures, save_pictures
 
@@ -235,8 +235,8 @@ def ready_witnesses(work: Workspace, world: World, reader: str = "rapidocr") -> 
     from pleinair.cli.places import shipped
     from pleinair.evaluation.exploration.fitting import fit_witnesses
     from pleinair.evaluation.features import PictureFeatures
-    from pleinair.evaluation.judge import load_judge
     from pleinair.model.efficientnet import fetch_efficientnet
+    from pleinair.model.judge import load_judge
 
     features = PictureFeatures(fetch_efficientnet(work.cache / "efficientnet-lite0"))
     folder = work.home / EXPLORATION / config_digest([features.name, list(world.keys)])[:12]

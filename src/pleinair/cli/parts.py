@@ -20,8 +20,8 @@ from pleinair.packs.pictures import PictureSet, load_pictures, save_pictures
 from pleinair.sampling.shipped import load_autoencoder, save_autoencoder
 
 if TYPE_CHECKING:
-    from pleinair.evaluation.judge import Judge
     from pleinair.krablet import Database
+    from pleinair.model.judge import Judge
 
 PICTURE_SIZE = 64
 AUTOENCODER_STEPS = 2600
@@ -42,7 +42,7 @@ class Parts:
 
 def ready_parts(work: Workspace, db: Database) -> Parts:
     """The parts, trained first when the run is from scratch; a training that was stopped goes on."""
-    from pleinair.evaluation.judge import load_judge
+    from pleinair.model.judge import load_judge
 
     if work.from_scratch:
         for name, train in (("autoencoder", train_autoencoder), ("judge", train_judge_on)):
@@ -118,8 +118,8 @@ def train_judge_on(work: Workspace, pictures: PictureSet, path: Path) -> None:
     from collections import Counter
 
     from pleinair.curation.sources import TRAINING_STYLES
-    from pleinair.evaluation.judge import JudgeConfig, save_judge
     from pleinair.evaluation.judge_training import train_judge
+    from pleinair.model.judge import JudgeConfig, save_judge
 
     counts = Counter(pictures.concepts)
     concepts = tuple(sorted(concept for concept, count in counts.items() if count >= MIN_STYLES_PER_CONCEPT))

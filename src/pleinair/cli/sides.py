@@ -15,10 +15,10 @@ from pleinair.records.preferences import PREFERENCES
 
 if TYPE_CHECKING:
     from pleinair.evaluation.exploration.world import Pictures
-    from pleinair.evaluation.judge import JudgeScores
     from pleinair.evaluation.people.judged import Look
     from pleinair.evaluation.people.shown import Showing
     from pleinair.evaluation.people.trials import Comparison
+    from pleinair.model.judge import JudgeScores
     from pleinair.records.preferences import PreferenceLog
 
 PORT = 8742

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pleinair.evaluation.evaluate import JudgedSet, Metrics, evaluate
-from pleinair.evaluation.judge import Judge, judge_pictures
 from pleinair.evaluation.metrics import nearest
+from pleinair.model.judge import Judge, judge_pictures
 from pleinair.packing.pictures import CuratedPicture
 from pleinair.sampling import Sampler, SamplingConfig
 

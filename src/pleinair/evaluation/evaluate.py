@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pleinair.evaluation.judge import Judge, JudgeScores, judge_pictures
 from pleinair.evaluation.metrics import (
     Estimate,
     Indices,
@@ -28,6 +27,7 @@ from pleinair.evaluation.metrics import (
     style_accuracy,
     vendi_score,
 )
+from pleinair.model.judge import Judge, JudgeScores, judge_pictures
 
 SET_NAMES = ("train", "heldout", "ceiling", "reconstruction", "floor", "real")
 ACCURACIES = ("style_accuracy", "concept_top1", "concept_top5")

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pleinair.curation.sources.rows import slug
-from pleinair.evaluation.judge import PICTURE_SIZE, Judge, Pictures, Scores, judge_pictures, load_judge
+from pleinair.model.judge import PICTURE_SIZE, Judge, Pictures, Scores, judge_pictures, load_judge
+from pleinair.records.names import slug
 
 _ARTICLE = re.compile(r"^(?:a|an|the) ")
 _STYLE = re.compile(r"^(.*) style$")

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from pleinair.evaluation.augment import augment
-from pleinair.evaluation.judge import Filters, Judge, JudgeConfig, Pictures, as_tensor
 from pleinair.evaluation.metrics import Indices
+from pleinair.model.judge import Filters, Judge, JudgeConfig, Pictures, as_tensor
 from pleinair.records.errors import CheckpointError
 from pleinair.tensor_files import save_tensors
 

@@ -1,6 +1,6 @@
 """Numbers about sets of pictures: accuracies of a judge, a Frechet distance, a diversity, nearest neighbours.
 
-Everything is NumPy in float64 over judge outputs (pleinair.evaluation.judge). Each number comes with how many pictures
+Everything is NumPy in float64 over judge outputs (pleinair.model.judge). Each number comes with how many pictures
 it rests on and a 95% bootstrap interval. The intervals cover the noise of drawing these pictures; they do not cover
 the bias of small sets, which makes a Frechet distance too large and a Vendi score too small.
 """

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pleinair.evaluation.judge import PICTURE_SIZE, Judge, JudgeScores, judge_pictures
+from pleinair.model.judge import PICTURE_SIZE, Judge, JudgeScores, judge_pictures
 from pleinair.sampling import Sampler, SamplingConfig
 
 Prompted = tuple[str, str, str]

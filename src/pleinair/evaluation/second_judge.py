@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from pleinair.checkpoint.compact import load_compact, save_compact
 from pleinair.config import from_document, to_document
 from pleinair.evaluation.features import Features
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.model.judge import JudgeScores
 
 Labels = npt.NDArray[np.int64]
 

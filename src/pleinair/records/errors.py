@@ -81,6 +81,10 @@ class BudgetError(EndpointError):
     """Asking a model server would go over the budget."""
 
 
+class RewardError(PleinairError):
+    """A reward gives no usable answer; the message names the reward and what it gave."""
+
+
 class RefusedError(PleinairError):
     """Work sent to a worker is unsigned, altered, expired, replayed, or cannot run there."""
 

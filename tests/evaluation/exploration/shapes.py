@@ -15,8 +15,8 @@ from pleinair.curation.heldout import held_out
 from pleinair.evaluation.exploration.requests import Asked, Plan, build_requests, plan_requests, to_document
 from pleinair.evaluation.exploration.subjects import Progress, Real, quiet
 from pleinair.evaluation.exploration.world import Pictures, World
-from pleinair.evaluation.judge import load_judge
 from pleinair.model.efficientnet import EfficientNetLite0
+from pleinair.model.judge import load_judge
 from pleinair.packs.pictures import PictureSet, save_pictures
 
 LABELS = ("fox", "key", "banana", "house", "rocket", "cactus", "red apple", "green apple", "red heart", "blue heart")

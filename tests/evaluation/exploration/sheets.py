@@ -10,7 +10,7 @@ from pleinair.curation.heldout import held_out
 from pleinair.evaluation.exploration.requests import Asked, Request
 from pleinair.evaluation.exploration.sheet import JUDGES, Seen, Sheet
 from pleinair.evaluation.exploration.world import World
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.model.judge import JudgeScores
 
 STYLES = ("ink", "oil", "chalk", "pixel", "paper")
 LABELS = tuple(f"thing {number:02}" for number in range(24))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pleinair.evaluation.exploration.reference import Trial, hits_by_strength, mix_lies_between, rises, style_reference
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.model.judge import JudgeScores
 
 NUM_STYLES, NUM_CONCEPTS = 4, 30
 TRIALS = [

@@ -12,8 +12,9 @@ from pleinair.evaluation.exploration.requests import WORDS, Asked, Request
 from pleinair.evaluation.exploration.sheet import Seen, Sheet
 from pleinair.evaluation.exploration.styles import colours, default_kinds
 from pleinair.evaluation.exploration.subjects import noise_pictures, written
-from pleinair.evaluation.exploration.writing import character_error, edit_distance, read_word, text_error
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.evaluation.exploration.writing import read_word, text_error
+from pleinair.model.judge import JudgeScores
+from pleinair.records.letters import character_error, edit_distance
 from tests.evaluation.exploration.sheets import LABELS, WORLD
 
 SHOWN = ("red", "blue", "yellow", "green")

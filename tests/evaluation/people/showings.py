@@ -14,8 +14,8 @@ import numpy as np
 from pleinair.evaluation.drawings import write_drawings
 from pleinair.evaluation.exploration.requests import Asked, build_requests, digest_requests, to_document
 from pleinair.evaluation.exploration.world import Pictures
-from pleinair.evaluation.judge import JudgeScores
 from pleinair.evaluation.people.shown import Showing, read_showing
+from pleinair.model.judge import JudgeScores
 from pleinair.records.preferences import PreferenceEvent, ShownPicture, ShownSide
 
 STYLES = {"noto": "noto", "openmoji": "openmoji", "blob": "blob"}

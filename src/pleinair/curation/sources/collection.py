@@ -20,8 +20,9 @@ from typing import Any
 from pleinair.curation.heldout import held_out
 from pleinair.curation.sources.debian import DebianPackage, fetch_debian
 from pleinair.curation.sources.npm import FetchProgress, Package, fetch_packages
-from pleinair.curation.sources.rows import PictureRow, slug
+from pleinair.curation.sources.rows import PictureRow
 from pleinair.records.errors import SourceError
+from pleinair.records.names import slug
 
 INDEX = "index.json"
 OnProgress = Callable[[FetchProgress], None]

@@ -23,8 +23,9 @@ from typing import Any
 from pleinair.curation.heldout import held_out
 from pleinair.curation.sources.icon_sets import IconIndex, read_index, unpack_files, unpack_icons
 from pleinair.curation.sources.npm import FetchProgress, Package, fetch_packages
-from pleinair.curation.sources.rows import PictureRow, slug
+from pleinair.curation.sources.rows import PictureRow
 from pleinair.records.errors import SourceError
+from pleinair.records.names import slug
 
 DRAWINGS, SKIN_TONES = "drawings", "skin-tones"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from pleinair.curation.heldout import held_out
-from pleinair.curation.sources.rows import PictureRow, short_hash, slug
+from pleinair.curation.sources.rows import PictureRow, short_hash
 from pleinair.curation.sources.sidecars import MAX_SIDECAR_BYTES, Facts, json_facts, text_facts
 from pleinair.records.errors import SourceError
+from pleinair.records.names import slug
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg")
 

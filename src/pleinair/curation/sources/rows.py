@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -58,14 +56,6 @@ class Source(Protocol):
     @property
     def notes(self) -> Sequence[str]:
         """Sentences on what the last listing found that is no row; complete when it has ended."""
-
-
-def slug(text: str) -> str:
-    """A lower-case ASCII name usable in keys and paths: `Flag: Cote d'Ivoire` -> `flag-cote-divoire`."""
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    for sign, word in (("&", "and"), ("'", ""), ("#", "hash"), ("*", "asterisk")):
-        ascii_text = ascii_text.replace(sign, word)
-    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
 
 
 def short_hash(text: str) -> str:

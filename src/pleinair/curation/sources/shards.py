@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pleinair.curation.sources.files import is_picture, path_uri, picture_row, printable
-from pleinair.curation.sources.rows import PictureRow, short_hash, slug
+from pleinair.curation.sources.rows import PictureRow, short_hash
 from pleinair.curation.sources.sidecars import MAX_SIDECAR_BYTES, Facts, json_facts, mapping_facts, text_facts
 from pleinair.records.errors import ImageError, SourceError
+from pleinair.records.names import slug
 
 PICTURE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "webp", "path", "image_path", "file_name")
 FACT_COLUMNS = (

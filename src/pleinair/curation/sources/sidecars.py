@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pleinair.curation.sources.rows import slug
+from pleinair.records.names import slug
 
 MAX_SIDECAR_BYTES = 2**20
 """No caption is longer; a longer file is something else."""

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pleinair.curation.sources.files import picture_row, printable
-from pleinair.curation.sources.rows import PictureRow, short_hash, slug
+from pleinair.curation.sources.rows import PictureRow, short_hash
 from pleinair.curation.sources.shards import FACT_COLUMNS, PICTURE_COLUMNS, opened_parquet
 from pleinair.curation.sources.sidecars import Facts, mapping_facts
 from pleinair.records.errors import SourceError
+from pleinair.records.names import slug
 
 URL_COLUMNS = ("url", "image_url", "uri", "link")
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")

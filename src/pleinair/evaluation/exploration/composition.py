@@ -23,7 +23,7 @@ from pleinair.evaluation.exploration.measured import Measured, mean_by_unit, mea
 from pleinair.evaluation.exploration.requests import Asked, Kind, Request
 from pleinair.evaluation.exploration.sheet import Sheet, Things, among_first
 from pleinair.evaluation.exploration.world import Pictures, World
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.model.judge import JudgeScores
 from pleinair.records.errors import require
 
 Pixels = npt.NDArray[np.uint8]

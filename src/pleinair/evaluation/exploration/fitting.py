@@ -21,8 +21,8 @@ from pleinair.evaluation.exploration.sheet import among_first
 from pleinair.evaluation.exploration.suite import Known
 from pleinair.evaluation.exploration.world import World, discrimination_gap
 from pleinair.evaluation.features import Features, PictureFeatures, Pictures
-from pleinair.evaluation.judge import Judge
 from pleinair.evaluation.second_judge import SecondJudgeConfig, fit_second_judge, load_second_judge, save_second_judge
+from pleinair.model.judge import Judge
 
 PIECE = 1024
 """Pictures looked at between two pieces that are kept."""

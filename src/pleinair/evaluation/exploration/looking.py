@@ -20,8 +20,8 @@ from pleinair.evaluation.exploration.sheet import Seen, Sheet, Things
 from pleinair.evaluation.exploration.world import Pictures, World
 from pleinair.evaluation.exploration.writing import read_word
 from pleinair.evaluation.features import PictureFeatures
-from pleinair.evaluation.judge import Judge, JudgeScores, judge_pictures
 from pleinair.evaluation.second_judge import SecondJudge
+from pleinair.model.judge import Judge, JudgeScores, judge_pictures
 
 
 @dataclass(frozen=True)

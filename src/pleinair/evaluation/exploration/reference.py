@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pleinair.evaluation.exploration.measured import Measured, mean_by_unit, measured
 from pleinair.evaluation.exploration.sheet import NUM_GUESSES, among_first
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.model.judge import JudgeScores
 
 
 @dataclass(frozen=True, kw_only=True)

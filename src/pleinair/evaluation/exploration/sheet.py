@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pleinair.evaluation.exploration.requests import Asked, Kind
 from pleinair.evaluation.exploration.world import Pictures, Rows, World
 from pleinair.evaluation.features import Features
-from pleinair.evaluation.judge import JudgeScores
+from pleinair.model.judge import JudgeScores
 
 Flags = npt.NDArray[np.bool_]
 JUDGES = ("first", "second")

@@ -20,8 +20,8 @@ from pleinair.evaluation.exploration.memory import nearest_trained
 from pleinair.evaluation.exploration.requests import Asked, from_document, to_document
 from pleinair.evaluation.exploration.sheet import JUDGES, NUM_GUESSES, Seen, Sheet, among_first
 from pleinair.evaluation.exploration.suite import Known
-from pleinair.evaluation.exploration.writing import character_error
 from pleinair.records.errors import ConfigError
+from pleinair.records.letters import character_error
 
 REQUESTS = "requests.jsonl"
 """Its name in a result's folder."""

@@ -9,6 +9,7 @@ from PIL import Image
 from pleinair.captioning.ocr import TextReader
 from pleinair.evaluation.exploration.measured import Measured, mean_by_unit, measured
 from pleinair.evaluation.exploration.sheet import Sheet
+from pleinair.records.letters import character_error
 
 READING_SIDE = 384
 """OCR models read lines some 30 pixels high: small pictures are enlarged."""
@@ -27,19 +28,3 @@ def text_error(sheet: Sheet) -> list[Measured]:
         character_error(one.request.text, seen.read or "") for one, seen in zip(asked.asked, asked.seen, strict=True)
     ]
     return [measured("text_error", mean_by_unit(asked.units, np.array(errors)), len(asked))]
-
-
-def character_error(wanted: str, read: str) -> float:
-    """Edits from what was read to what was wanted, per letter wanted, at most 1; case and spaces do not count."""
-    wanted, read = ("".join(text.casefold().split()) for text in (wanted, read))
-    return min(edit_distance(wanted, read) / len(wanted), 1.0)
-
-
-def edit_distance(first: str, second: str) -> int:
-    """Letters to insert, delete or replace (Levenshtein)."""
-    row = list(range(len(second) + 1))
-    for number, letter in enumerate(first, start=1):
-        corner, row[0] = row[0], number
-        for place, other in enumerate(second, start=1):
-            corner, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, corner + (letter != other))
-    return row[-1]

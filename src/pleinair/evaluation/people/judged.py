@@ -15,10 +15,10 @@ import numpy as np
 from pleinair.evaluation.exploration.measured import effective_number
 from pleinair.evaluation.exploration.sheet import NUM_GUESSES, among_first
 from pleinair.evaluation.exploration.world import Pictures
-from pleinair.evaluation.judge import JudgeScores
 from pleinair.evaluation.people.shown import Showing
 from pleinair.evaluation.people.sitting import Answered, Sitting
 from pleinair.evaluation.people.trials import Comparison, Half, Trial, session
+from pleinair.model.judge import JudgeScores
 from pleinair.records.preferences import Answer, Attribute, PreferenceLog
 
 JUDGED: tuple[Attribute, ...] = ("styles", "follows_style", "shows_thing")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pleinair.captioning.pictures import Pixels
+Pixels = NDArray[np.uint8]
+"""RGB, shape (height, width, 3)."""
 
 _HUES: Mapping[str, tuple[tuple[float, float], ...]] = {
     "red": ((345, 360), (0, 18)),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pleinair.checkpoint.quantise import SCALE_SUFFIX, dequantise, quantise_rowwise
+from pleinair.quantise import SCALE_SUFFIX, dequantise, quantise_rowwise
 from pleinair.records.errors import CheckpointError
 
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pleinair.checkpoint.quantise import dequantise, quantise_rowwise
+from pleinair.quantise import dequantise, quantise_rowwise
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.tensor_files import save_tensors
 

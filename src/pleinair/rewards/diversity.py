@@ -1,0 +1,62 @@
+"""How unlike the rest of its group a picture is: r_i = 1 - mean over j != i of cos(f_i, f_j).
+
+Noise is the most diverse of all: this reward belongs beside gates that a picture must pass (see `combine`). Its weight
+stays what it is through a run; fading it out lets the model collapse late instead of early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pleinair.records.errors import RewardError
+from pleinair.records.rewards import Gates, Pictures, RewardContext, RewardValues, Values
+
+PictureFeatures = Callable[[Pictures], npt.NDArray[np.float32]]
+"""(N, H, W, 3) to (N, F), of any length."""
+
+
+class DiversityReward:
+    """Value `diversity`, in 0..2; it does not apply to a picture that is alone in its group."""
+
+    pointwise = False
+
+    def __init__(
+        self,
+        features: PictureFeatures,
+        *,
+        identity: str = "",
+        parts: frozenset[str] = frozenset(),
+        name: str = "diversity",
+    ) -> None:
+        """`identity` and `parts` say what makes the features."""
+        self.features, self.identity, self.name = features, identity, name
+        self.parts = parts
+
+    def score(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> RewardValues:
+        """Values within each group of the context. Raises RewardError where features are no vectors."""
+        features_NF = np.asarray(self.features(pictures), np.float64)
+        if features_NF.ndim != 2 or len(features_NF) != len(pictures) or not np.isfinite(features_NF).all():
+            raise RewardError(
+                f"{self.name}: the features of {len(pictures)} pictures have shape {features_NF.shape}, or entries that are "
+                "not finite: give one finite vector per picture"
+            )
+        values, compared = unlikeness(features_NF, np.array(context.groups))
+        return RewardValues(values={self.name: values}, applies={self.name: compared})
+
+
+def unlikeness(features_NF: npt.NDArray[np.float64], groups_N: npt.NDArray[np.int64]) -> tuple[Values, Gates]:
+    """One minus the mean cosine with the others of the group, and whether there are others."""
+    length_N1 = np.linalg.norm(features_NF, axis=1, keepdims=True)
+    unit_NF = features_NF / np.maximum(length_N1, 1e-12)
+    values, compared = np.zeros(len(unit_NF), np.float32), np.zeros(len(unit_NF), np.bool_)
+    for group in np.unique(groups_N):
+        rows = np.flatnonzero(groups_N == group)
+        if len(rows) > 1:
+            unit_GF = unit_NF[rows]
+            with_itself = (unit_GF * unit_GF).sum(axis=1)
+            values[rows] = 1 - (unit_GF @ unit_GF.sum(axis=0) - with_itself) / (len(rows) - 1)
+            compared[rows] = True
+    return values, compared
