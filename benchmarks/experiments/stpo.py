@@ -271,9 +271,15 @@ def measure(arm: Arm, ground: Ground) -> Measured:
         records = read_records(run_dir / "steps.jsonl")
         seconds = sum(ground.size.batch_size / record.samples_per_second for record in records)
         whole = Measured(
-            arm=arm.name, level=arm.level, seed=arm.seed, seconds=seconds, curve=curve_of(records, ground),
-            stopped=len(records) < ground.size.num_steps, pictures=pictures.tolist(),
-        )  # fmt: skip
+            arm=arm.name,
+            level=arm.level,
+            seed=arm.seed,
+            swept=arm.seed == ground.size.sweep_seed,
+            seconds=seconds,
+            curve=curve_of(records, ground),
+            stopped=len(records) < ground.size.num_steps,
+            pictures=pictures.tolist(),
+        )
         staging = kept.with_suffix(".partial")
         staging.write_text(json.dumps(whole.document()))
         os.replace(staging, kept)
@@ -352,7 +358,8 @@ def draw(ground: Ground, sampler: Sampler, count: int, guidance: float = 0.0) ->
     config = SamplingConfig(
         num_steps=ground.size.gold_steps, guidance=guidance, resolution=SIDE, precision="fp32", batch_size=32
     )
-    return sampler.sample([prompt for prompt, _, _ in ground.prompts[:count]], range(count), config)
+    prompts = [prompt for prompt, _, _ in ground.prompts[:count]]
+    return sampler.sample(prompts, range(len(prompts)), config)
 
 
 def curve_of(records: Sequence[StepRecord], ground: Ground) -> Curve:

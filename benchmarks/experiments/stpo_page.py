@@ -33,6 +33,8 @@ class Measured:
     arm: str
     level: int
     seed: int
+    swept: bool
+    """Whether it was for choosing a strength: what is compared has other seeds."""
     seconds: float
     """Of training, measurements left out."""
     stopped: bool
@@ -100,7 +102,11 @@ class Ratio:
 def compare(measured: Sequence[Measured], own: str, other: str, levels: Mapping[str, int], gain: float) -> Ratio:
     """Drift of `own` over that of `other`, each the mean over seeds, with a 95% interval of resampled seeds."""
     drifts = [
-        {one.seed: one.at(gain, "drift") for one in measured if (one.arm, one.level) == (arm, levels[arm])}
+        {
+            one.seed: one.at(gain, "drift")
+            for one in measured
+            if (one.arm, one.level, one.swept) == (arm, levels[arm], False)
+        }
         for arm in (own, other)
     ]
     seeds = sorted(set(drifts[0]) & set(drifts[1]))
@@ -117,7 +123,7 @@ def compare(measured: Sequence[Measured], own: str, other: str, levels: Mapping[
 
 def compared_gain(measured: Sequence[Measured], headline: Sequence[str], levels: Mapping[str, int]) -> float:
     """The gain at which the headline options are compared: reached by every one of their runs."""
-    chosen = [one for one in measured if one.arm in headline and one.level == levels[one.arm]]
+    chosen = [one for one in measured if one.arm in headline and one.level == levels[one.arm] and not one.swept]
     return TARGET_SHARE * min(one.gain for one in chosen)
 
 
@@ -126,7 +132,7 @@ def verdicts(measured: Sequence[Measured], headline: Sequence[str], levels: Mapp
     own, gain = headline[-1], compared_gain(measured, headline, levels)
     if gain <= 0:
         return ["Not every run of the compared options raised the gold reward: nothing is equal to compare at."]
-    told = [f"Compared where the gold reward is {gain:.3f} above the base's."]
+    told = [f"Compared where the gold reward is {gain:.3g} above the base's."]
     for other, aim in AIMS.items():
         ratio = compare(measured, own, other, levels, gain)
         low, high = ratio.interval
@@ -135,7 +141,7 @@ def verdicts(measured: Sequence[Measured], headline: Sequence[str], levels: Mapp
             f"{own} drifts {ratio.value:.2f} times as far as {other} (95% {low:.2f} to {high:.2f}, {ratio.num_seeds} seeds); "
             f"to reach: {aim}, {word}."
         )
-    worse = [one.at(gain, "winners_worse") for one in measured if one.arm == own and one.level == levels[own]]
+    worse = [one.at(gain, "winners_worse") for one in measured if one.arm == own and not one.swept]
     share = float(np.nanmean(worse))
     told.append(
         f"Of {own}'s winners {share:.0%} are worse than under the reference; to reach: {WORSE_AIM:.0%}, "
@@ -184,24 +190,18 @@ COLUMNS = {
 def equal_table(measured: Sequence[Measured], headline: Sequence[str], levels: Mapping[str, int]) -> Html:
     """Every option and strength, means over seeds."""
     gain = compared_gain(measured, headline, levels)
-    columns = ["option", "strength", "seeds", "gold gained at most", *COLUMNS.values(), "margin accuracy at the end"]
+    columns = ["option", "strength", "runs for", "seeds", "gold gained at most", *COLUMNS.values()]
     rows = []
-    for arm, level in dict.fromkeys((one.arm, one.level) for one in measured):
-        own = [one for one in measured if (one.arm, one.level) == (arm, level)]
+    for arm, level, swept in dict.fromkeys((one.arm, one.level, one.swept) for one in measured):
+        own = [one for one in measured if (one.arm, one.level, one.swept) == (arm, level, swept)]
         cells = [_mean([one.at(gain, name) for one in own]) for name in COLUMNS]
-        ended = sum(one.stopped for one in own)
-        name = f"{arm}{', ended itself' if ended else ''}"
-        gained = _mean([one.gain for one in own])
         accuracy = _mean([one.curve["margin_accuracy"][-1] for one in own])
-        rows.append([name, str(level), str(len(own)), gained, *cells, accuracy])
-    return table(
-        [*columns, "minutes of a run"], [[*row, minutes] for row, minutes in zip(rows, _minutes(measured), strict=True)]
-    )
-
-
-def _minutes(measured: Sequence[Measured]) -> list[str]:
-    keys = dict.fromkeys((one.arm, one.level) for one in measured)
-    return [f"{np.mean([one.seconds for one in measured if (one.arm, one.level) == key]) / 60:.1f}" for key in keys]
+        ended = sum(one.stopped for one in own)
+        name = f"{arm}{f', {ended} ended themselves' if ended else ''}"
+        use, gained = "choosing" if swept else "comparing", _mean([one.gain for one in own])
+        minutes = f"{np.mean([one.seconds for one in own]) / 60:.1f}"
+        rows.append([name, str(level), use, str(len(own)), gained, *cells, accuracy, minutes])
+    return table([*columns, "margin accuracy at the end", "minutes of a run"], rows)
 
 
 def _mean(values: Sequence[float]) -> str:

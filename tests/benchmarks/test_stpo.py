@@ -12,14 +12,22 @@ from benchmarks.experiments.stpo_page import Measured, chosen_levels, compare, c
 HEADLINE = ("DPO", "DPO+SFT", "STPO")
 
 
-def run(arm: str, gold: list[float], drift: list[float], level: int = 0, seed: int = 0, worse: float = 0.0) -> Measured:
+def run(
+    arm: str,
+    gold: list[float],
+    drift: list[float],
+    level: int = 0,
+    seed: int = 0,
+    worse: float = 0.0,
+    swept: bool = False,
+) -> Measured:
     curve = {
         "step": [10.0 * place for place in range(len(gold))],
         "gold": gold,
         "drift": drift,
         "winners_worse": [worse] * len(gold),
     }
-    return Measured(arm=arm, level=level, seed=seed, seconds=1.0, stopped=False, curve=curve, pictures=[])
+    return Measured(arm=arm, level=level, seed=seed, swept=swept, seconds=1.0, stopped=False, curve=curve, pictures=[])
 
 
 def test_a_measurement_at_a_gain_lies_between_two_points_where_it_is_first_reached() -> None:
@@ -59,6 +67,14 @@ def test_a_ratio_is_of_means_over_seeds_and_its_interval_holds_it() -> None:
     assert found.value == pytest.approx(0.07)
     assert 0.05 <= found.interval[0] < 0.07 < found.interval[1] <= 0.09
     assert found.num_seeds == 3
+
+
+def test_what_chose_the_strength_is_not_compared() -> None:
+    levels = dict.fromkeys(HEADLINE, 0)
+    choosing = [run(arm, [0.0, 0.1], [0.0, 9.0], seed=100, swept=True) for arm in HEADLINE]
+    runs = [*both([0.05, 0.07]), *choosing]
+    assert compared_gain(runs, HEADLINE, levels) == pytest.approx(0.8)
+    assert compare(runs, "STPO", "DPO", levels, gain=0.05).num_seeds == 2
 
 
 def test_a_seed_at_which_one_never_gets_there_is_left_out_and_none_at_all_is_said() -> None:

@@ -54,7 +54,8 @@ class Drawing:
 
 def projection_file(sampler: Sampler) -> bytes:
     """What the text features came through, as a safetensors file."""
-    return save({name: values.contiguous() for name, values in sampler.projection.state_dict().items()})
+    written: bytes = save({name: values.contiguous() for name, values in sampler.projection.state_dict().items()})
+    return written
 
 
 def empty_manifest(sampler: Sampler, plan: Any) -> PairsManifest:
