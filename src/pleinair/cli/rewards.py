@@ -27,6 +27,7 @@ NAMES = ("rubric", "diversity", "artefact", "writing")
 PORT = 8790
 NUM_FAILURES = 512
 FAILURE_STEPS = 3
+DECODE_BATCH = 64
 NUM_REAL = 4000
 """Real pictures the artefact classifier sees; more teach it little and wait for the autoencoder."""
 
@@ -138,6 +139,7 @@ def say_judge(judge: PictureJudge, world: World) -> None:
 
 def fit_artefact(work: Workspace, world: World, options: argparse.Namespace) -> None:
     """The classifier, on real pictures as the autoencoder gives them back."""
+    from pleinair.cli.places import shipped
     from pleinair.curation.detectors.generated import reconstruct
     from pleinair.rewards.artefact import fit_artefacts, save_classifier
     from pleinair.sampling.shipped import load_autoencoder
@@ -145,7 +147,9 @@ def fit_artefact(work: Workspace, world: World, options: argparse.Namespace) -> 
     rows = np.random.default_rng(0).permutation(np.flatnonzero(~world.held_out))[:NUM_REAL]
     failures = None if options.failures_of is None else draw_failures(options.failures_of, world)
     line = ProgressLine("classifier of artefacts")
-    real = reconstruct(load_autoencoder(shipped("autoencoder")), world.pictures[rows])
+    codec = load_autoencoder(shipped("autoencoder"))
+    pieces = np.array_split(world.pictures[rows], -(-len(rows) // DECODE_BATCH))
+    real = np.concatenate([reconstruct(codec, piece) for piece in pieces])
     classifier, report = fit_artefacts(real, failures, on_progress=line.update)
     line.close()
     save_classifier(classifier, options.to / ARTEFACT)

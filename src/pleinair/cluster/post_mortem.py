@@ -29,6 +29,7 @@ from pleinair.records.run_events import (
     Loaded,
     Restarted,
     Started,
+    StoppedEarly,
     Straggler,
     read_events,
 )
@@ -87,6 +88,8 @@ class PostMortem:
     attempts: int
     state: str
     """`running`, `done`, `stopped` or `interrupted`; `running` also where the launcher was killed."""
+    stopped_early: str
+    """Why training ended before its last step by its own decision; empty where it did not."""
     durable_step: int
     durable_age_seconds: float
     """Since the last durable checkpoint, at the last event."""
@@ -119,6 +122,7 @@ def examine(run_dir: Path) -> PostMortem:
         world_size=started[-1].world_size if started else 1,
         attempts=max((event.attempt for event in events if isinstance(event, Started | Restarted)), default=1),
         state=_state(events),
+        stopped_early=next((one.reason for one in reversed(events) if isinstance(one, StoppedEarly)), ""),
         durable_step=max((event.step for event in events if isinstance(event, CheckpointSaved | Loaded)), default=0),
         durable_age_seconds=events[-1].at - (saved[-1].at if saved else events[0].at),
         silent_seconds=max(0.0, time.time() - events[-1].at),
@@ -217,6 +221,8 @@ def _lines(found: PostMortem) -> Iterator[str]:
         f"step {found.goodput.steps}, last checkpoint at {found.durable_step}, "
         f"{format_seconds(found.durable_age_seconds)} old at the last event"
     )
+    if found.stopped_early:
+        yield f"ended early, by its own decision: {found.stopped_early}"
     if found.saving is not None:
         yield _told_of_saving(found.saving)
     yield as_text(found.goodput)

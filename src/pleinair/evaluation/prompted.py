@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,3 +58,31 @@ def at_judges_size(pixels_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     size = (PICTURE_SIZE, PICTURE_SIZE)
     resized = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.LANCZOS)) for one in pixels_NHWC]
     return np.stack(resized)
+
+
+def naming_score(
+    judge: Judge, prompts: Sequence[Prompted]
+) -> Callable[[Sequence[str], npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+    """How surely the judge names what is asked for: its log-probability of style and concept, the mean of both.
+
+    The function takes some of `prompts` by their text, and pictures (N, H, W, 3). It is a number to watch and to check orders
+    by, never one to train on. Raises KeyError for another prompt.
+    """
+    styles, concepts = judge.config.style_names, judge.config.concept_names
+    rows = {prompt: (styles.index(style), concepts.index(concept)) for prompt, style, concept in prompts}
+
+    def score(texts: Sequence[str], pixels_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        scores = judge_pictures(judge, at_judges_size(pixels_NHWC))
+        asked_N2 = np.array([rows[text] for text in texts])
+        both = zip((scores.style_logits, scores.concept_logits), asked_N2.T, strict=True)
+        own = [np.take_along_axis(_log_softmax(logits), of[:, None], axis=1)[:, 0] for logits, of in both]
+        mean: npt.NDArray[np.float32] = np.mean(own, axis=0).astype(np.float32)
+        return mean
+
+    return score
+
+
+def _log_softmax(logits_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    shifted_NK = logits_NK.astype(np.float64) - logits_NK.max(axis=1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
+    return result

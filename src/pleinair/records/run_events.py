@@ -112,6 +112,17 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoppedEarly(Event):
+    """Training ended before its last step by its own decision: no failure, and nothing to start again."""
+
+    kind: ClassVar[str] = "stopped-early"
+    step: int
+    """Steps done."""
+    reason: str
+    """In a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankFailed(Event):
     """An exception ended a rank, as the rank itself says."""
 
@@ -181,7 +192,7 @@ _KINDS: dict[str, type[Event]] = {
     one.kind: one
     for one in (
         Started, Restarted, Entered, Rendezvous, Loaded, Step, CheckpointSaved,
-        RankFailed, Crash, Hang, Straggler, Decided, Finished,
+        StoppedEarly, RankFailed, Crash, Hang, Straggler, Decided, Finished,
     )
 }  # fmt: skip
 
@@ -311,6 +322,11 @@ class Heartbeat:
                 rank=self._rank,
             )
         )
+
+    def stopped(self, step: int, reason: str) -> None:
+        """Training ended early, by its own decision."""
+        self.flush()
+        self.tell(StoppedEarly(step=step, reason=reason, rank=self._rank))
 
     def close(self) -> None:
         """The rank is through; what is left is the end of its process."""

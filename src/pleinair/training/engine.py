@@ -185,7 +185,7 @@ class EngineConfig:
 
 
 class Hook(Protocol):
-    """Watches a run. It may also be any of `Begins`, `Ends`, `Guard`, `SeesSaves` and `saving.StoredHook`.
+    """Watches a run. It may also be any of `Begins`, `Ends`, `Guard`, `Stops`, `SeesStops`, `SeesSaves`, `saving.StoredHook`.
 
     Hooks run on every rank, in their order; those that write come after those that measure.
     """
@@ -219,6 +219,27 @@ class Guard(Protocol):
 
     def allows_update(self, run: Run[Any], loss: float, grad_norm: float) -> bool:
         """Called with the whole gradient there, equal on all ranks; raises to stop the run before the update."""
+        ...
+
+
+@runtime_checkable
+class Stops(Protocol):
+    """A hook that may end a run before its last step, for good: a checkpoint is written, and starting again finds it over.
+
+    Decide by records and settings alone, so that a run that was killed on the way decides the same again.
+    """
+
+    def stop_reason(self, run: Run[Any], record: StepRecord) -> str | None:
+        """A sentence to end after this step, None to go on; called when all hooks have measured it."""
+        ...
+
+
+@runtime_checkable
+class SeesStops(Protocol):
+    """A hook that hears that a run ended early."""
+
+    def stopped_early(self, step: int, reason: str) -> None:
+        """Called on every rank after `step` steps."""
         ...
 
 
@@ -259,6 +280,8 @@ class Run(Generic[Batch]):
         self.saves = SaveClock(config.checkpoint_interval, failures)
         self.step, self.learning_rate = 0, config.optimiser.learning_rate
         self.lineage: list[dict[str, Any]] = []
+        self.stopped: str | None = None
+        """Why the run is over before its last step, if it is."""
         self.batch: Batch | None = None
         """This rank's rows of the step that is being done."""
         self.compute_seconds = 0.0
@@ -277,6 +300,11 @@ class Run(Generic[Batch]):
         if head is not self.head:
             self.head = head
             self.optimiser.set_head(head)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to do."""
+        return self.stopped is not None or self.step >= self.total_steps
 
     def say(self, message: str) -> None:
         """Tell the person who runs this, once over all ranks."""
@@ -331,7 +359,7 @@ def train(
     failures: FailureHistory | None = None,
     on_message: Callable[[str], None] = print,
 ) -> Path:
-    """Train to the end of the last phase, resuming from `run_dir`; returns the final checkpoint's directory.
+    """Train to the end of the last phase, or until a hook stops it; resumes from `run_dir`; returns the final checkpoint.
 
     A fresh run starts from `parent` when given. With a `mesh` every rank calls this, with its part of one parallelised model
     and with loaders of its rows. `failures`, those of the run so far, have a part in how often it is saved.
@@ -351,12 +379,13 @@ def train(
     with _hooks_open(run, resumed), _writer_open(run) as writer:
         run.saves.training_began()
         with RecordLog(run_dir / "steps.jsonl", run.step, writes=run.mesh.rank == 0) as log:
-            while run.step < run.total_steps:
+            while not run.is_over:
                 record = _train_step(run, writer).with_metrics(run.saves.take_report())
                 for hook in hooks:
                     record = record.with_metrics(hook.after_step(run, record))
                 log.append(record)
                 run.go_to(run.step + 1)
+                _stop_if_asked(run, record)
                 final = _tell_of_saves(run, writer) or final
                 if _checkpoint_is_due(run):
                     log.sync()
@@ -451,6 +480,21 @@ def _accumulate_gradient(run: Run[Any]) -> tuple[float, dict[str, float]]:
     return means.pop("loss"), means
 
 
+def _stop_if_asked(run: Run[Any], record: StepRecord) -> None:
+    """End the run where a hook says so, on all ranks with the first reason given, unless the step was its last."""
+    stoppers = [hook for hook in run.hooks if isinstance(hook, Stops)]
+    if not stoppers or run.is_over:
+        return
+    reasons = [reason for hook in stoppers if (reason := hook.stop_reason(run, record)) is not None]
+    if not any_rank(bool(reasons), run.mesh):
+        return
+    run.stopped = gather_keys(reasons, run.mesh)[0]
+    run.say(f"the run ends early, after {run.step} of {run.total_steps} steps: {run.stopped}")
+    for hook in run.hooks:
+        if isinstance(hook, SeesStops):
+            hook.stopped_early(run.step, run.stopped)
+
+
 def _refuse_what_is_not_finite(run: Run[Any], loss: float, grad_norm: float) -> None:
     """Raises FloatingPointError, on all ranks, before anything of it reaches the weights."""
     if math.isfinite(loss) and math.isfinite(grad_norm):
@@ -463,7 +507,7 @@ def _refuse_what_is_not_finite(run: Run[Any], loss: float, grad_norm: float) -> 
 def _checkpoint_is_due(run: Run[Any]) -> bool:
     """One answer for all ranks, of rank 0's clock and costs."""
     at_fixed_step = bool(run.config.keep_every) and run.step % run.config.keep_every == 0
-    if at_fixed_step or run.step == run.total_steps:
+    if at_fixed_step or run.is_over:
         return True
     return any_rank(run.mesh.rank == 0 and run.saves.is_due(), run.mesh)
 
@@ -480,7 +524,7 @@ def _tell_of_saves(run: Run[Any], writer: CheckpointWriter) -> Path | None:
             newest = store / outcome.directory
             if news := run.saves.news():
                 run.say(news)
-        elif outcome.step == run.total_steps:
+        elif run.is_over and outcome.step == run.step:
             raise CheckpointError(f"the final checkpoint is not there: {outcome.reason}; then run again")
         else:
             run.say(f"{outcome.reason}; training goes on")

@@ -1,7 +1,7 @@
 """The state of a run as a checkpoint, and back: weights, head, optimiser, hooks, and where all of it came from.
 
 <stage.weights_file>   head.safetensors (only while a phase has one)   optimiser.safetensors + .json
-<hook.stored_file> ... what the stage stores beside                    run.json: step, phase, rate, lineage
+<hook.stored_file> ... what the stage stores beside                    run.json: step, rate, lineage, and why it ended early
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def run_document(run: Run[Any]) -> dict[str, Any]:
         "learning_rate": run.learning_rate,
         "has_head": run.head is not None,
         "lineage": run.lineage,
+        "stopped": run.stopped,
     }
 
 
@@ -107,8 +108,14 @@ def resume(run: Run[Any]) -> Path | None:
     if run.head is not None:
         load_into(newest, HEAD_FILE, run.head.state_dict())
     load_into(newest, OPTIMISER_FILE, ready_moments(run.optimiser, read_document(newest, "optimiser.json")))
-    run.lineage = read_document(newest, RUN_DOCUMENT)["lineage"]
-    run.say(f"resuming at step {manifest.step} from {newest.name}")
+    told = read_document(newest, RUN_DOCUMENT)
+    run.lineage, run.stopped = told["lineage"], told.get("stopped")
+    if run.stopped is None:
+        run.say(f"resuming at step {manifest.step} from {newest.name}")
+    else:
+        run.say(
+            f"the run ended at step {manifest.step}: {run.stopped}; to go on all the same, start another run from {newest}"
+        )
     return newest
 
 

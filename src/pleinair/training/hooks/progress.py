@@ -38,9 +38,13 @@ class Heart(Protocol):
         """A checkpoint is durable."""
         ...
 
+    def stopped(self, step: int, reason: str) -> None:
+        """Training ended early, by its own decision."""
+        ...
+
 
 class Beats:
-    """Tells a heart of the start, of every step, and of every checkpoint."""
+    """Tells a heart of the start, of every step, of every checkpoint, and of an early end."""
 
     def __init__(self, heart: Heart) -> None:
         self.heart = heart
@@ -63,3 +67,7 @@ class Beats:
                 write_seconds=outcome.write_seconds,
                 slowed_seconds=outcome.slowed_seconds,
             )
+
+    def stopped_early(self, step: int, reason: str) -> None:
+        """A hook ended the run."""
+        self.heart.stopped(step, reason)

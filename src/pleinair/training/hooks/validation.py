@@ -61,10 +61,20 @@ class ValidationConfig:
 
 
 class Validation:
-    """The hook: adds `validation/t0.1` ... and their mean `validation/loss`, and `validation_ema/...` given an average."""
+    """The hook: adds `validation/t0.1` ... and their mean `validation/loss`, and `validation_ema/...` given an average.
 
-    def __init__(self, loader: Loader[Any], config: ValidationConfig, average: MovingAverage | None = None) -> None:
-        self.loader, self.config, self.average = loader, config, average
+    Given a reference, another model of the same errors, also `validation_rise/...`: what the run has lost against it.
+    """
+
+    def __init__(
+        self,
+        loader: Loader[Any],
+        config: ValidationConfig,
+        average: MovingAverage | None = None,
+        reference: TimestepErrors | None = None,
+    ) -> None:
+        self.loader, self.config, self.average, self.reference = loader, config, average, reference
+        self._of_reference: dict[float, float] | None = None
 
     def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
         """Measure when due."""
@@ -72,7 +82,13 @@ class Validation:
             return {}
         stage: Any = run.main_stage
         with run.autocast():
-            measured = _named("validation", self._losses(stage, run.mesh))
+            losses = self._losses(stage, run.mesh)
+            measured = _named("validation", losses)
+            if self.reference is not None:
+                if self._of_reference is None:
+                    self._of_reference = self._losses(self.reference, run.mesh)
+                rises = {timestep: loss - self._of_reference[timestep] for timestep, loss in losses.items()}
+                measured |= _named("validation_rise", rises)
             if self.average is not None:
                 with self.average.applied(stage.model):
                     measured |= _named("validation_ema", self._losses(stage, run.mesh))

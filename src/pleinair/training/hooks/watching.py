@@ -11,17 +11,18 @@ from pleinair.training.averaging import MovingAverage
 from pleinair.training.engine import Hook, Loader
 from pleinair.training.hooks.curves import TensorBoard, Tracker
 from pleinair.training.hooks.determinism import Deterministic
+from pleinair.training.hooks.divergence import Divergence, DivergenceConfig
 from pleinair.training.hooks.pace import Pace, PaceConfig
 from pleinair.training.hooks.previews import Draw, Previews
 from pleinair.training.hooks.profiler import Profile
 from pleinair.training.hooks.spikes import SpikeConfig, Spikes
 from pleinair.training.hooks.throughput import Throughput
-from pleinair.training.hooks.validation import Validation, ValidationConfig
+from pleinair.training.hooks.validation import TimestepErrors, Validation, ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """What is watched; nothing here but `spikes.policy` changes what is trained."""
+    """What is watched; nothing here but `spikes.policy` and `divergence` changes what is trained."""
 
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     """Loss and gradient spikes."""
@@ -29,6 +30,8 @@ class WatchConfig:
     """Slow and stalled steps."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Where there are held-out rows: a recipe's run packs those of its pairs that are never trained on."""
+    divergence: DivergenceConfig | None = None
+    """Where preference training ends itself; None lets it run."""
     average_decay: float | None = None
     """Decay of a moving average of the weights, for comparison; None keeps none."""
     preview_every: int = 0
@@ -58,9 +61,10 @@ def watching(
     *,
     flops_of: Callable[[Any], float] | None = None,
     held_out: Loader[Any] | None = None,
+    reference: TimestepErrors | None = None,
     draw: Draw | None = None,
 ) -> list[Hook]:
-    """The hooks of a configuration, as far as what they need is given."""
+    """The hooks of a configuration, as far as what they need is given; `reference` is what validation is also held against."""
     hooks: list[Hook] = [Deterministic()] if config.deterministic else []
     hooks.append(Spikes(config.spikes))
     average = None if config.average_decay is None else MovingAverage(config.average_decay)
@@ -69,7 +73,9 @@ def watching(
     if flops_of is not None:
         hooks.append(Throughput(flops_of, config.peak_flops_per_second))
     if held_out is not None and config.validation.every:
-        hooks.append(Validation(held_out, config.validation, average))
+        hooks.append(Validation(held_out, config.validation, average, reference))
+    if config.divergence is not None:
+        hooks.append(Divergence(config.divergence))
     if draw is not None and config.preview_every:
         hooks.append(Previews(draw, config.preview_every))
     if config.profile is not None:
