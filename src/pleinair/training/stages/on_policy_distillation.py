@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pleinair.flow import VelocityFunction, timestep_schedule
 from pleinair.model.transformer import Transformer
+from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
 from pleinair.training.prompts import PromptBatch
@@ -105,6 +106,10 @@ class OnPolicyDistillation:
                 anchored = anchored + (velocity - kept).square().mean() / config.num_visits
         metrics = {"opd/teachers": routed.detach(), "opd/anchor": anchored.detach()}
         return LossOutput(routed + config.anchor_weight * anchored, metrics)
+
+    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
+        """(B,) of pictures, as for pretraining: what the student has kept of the data's own velocity."""
+        return self.pretrain.velocity_errors(batch, timestep_B, random)
 
     @torch.no_grad()
     def wanted(self, x: Tensor, timestep_B: Tensor, batch: PromptBatch) -> Tensor:

@@ -26,6 +26,7 @@ from pleinair.config import to_document
 from pleinair.flow import VelocityFunction, timestep_schedule
 from pleinair.flow.renoise import added_deviation, mixed_noise, per_row, renoise, split
 from pleinair.model.transformer import Transformer
+from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.sampling.sampler import SamplingConfig, guided_velocity
 from pleinair.sampling.stored import SAMPLING_DOCUMENT
@@ -155,6 +156,10 @@ class Tdm:
             "tdm/gap": (wanted - fake_clean.detach()).abs().mean(),
         }
         return LossOutput(fake_B.mean() + (student_B.mean() if turn else 0.0), metrics)
+
+    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
+        """(B,) of pictures, as for pretraining: what the student has kept of the data's own velocity."""
+        return self.pretrain.velocity_errors(batch, timestep_B, random)
 
     def _drawn(self, batch: PromptBatch, random: RowRandom) -> Drawn:
         """A segment of every row, the student's state at its start, and where inside it is compared."""
