@@ -23,8 +23,9 @@ from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Scorer, list_drawings,
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import combine_checkpoints
-from pleinair.checkpoint.store import digest_file, list_checkpoints, read_document, read_manifest
+from pleinair.checkpoint.store import digest_file, list_checkpoints, read_manifest
 from pleinair.cli import steps
+from pleinair.cli.distilling import on_policy_stage
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
 from pleinair.cli.parents import find_checkpoint
@@ -48,8 +49,7 @@ from pleinair.training.engine import EngineConfig, Parent, Phase, train
 from pleinair.training.hooks.progress import EachStep
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.prompts import CaptionLoader, InTurn
-from pleinair.training.stages.on_policy_distillation import OnPolicyConfig, OnPolicyDistillation
-from pleinair.training.stages.pretrain import Pretrain, PretrainConfig
+from pleinair.training.stages.on_policy_distillation import OnPolicyConfig
 
 BASE = "drawings-64"
 NAMES = tuple(DOMAINS)
@@ -211,15 +211,8 @@ def merged(made: Materials, children: Sequence[Path], amount: float, seed: int, 
 def distilled(made: Materials, teachers: Sequence[Path], seed: int) -> Path:
     """One student of all specialists, from the base, with the base as its anchor."""
     plan, name = made.plan, f"student-{seed}"
-    student, projection = steps.read_model(made.base)
-    latent_space = read_document(made.base, "config.json").get("latent_space", "")
     config = OnPolicyConfig(anchor_weight=plan.anchor_weight)
-    stage = OnPolicyDistillation(
-        Pretrain(student, projection, PretrainConfig(), latent_space),
-        [steps.read_transformer(teacher) for teacher in teachers],
-        config,
-        steps.read_transformer(made.base),
-    )
+    stage = on_policy_stage(made.base, teachers, config, anchor=made.base)
     own = LoaderConfig(batch_size=plan.student_batch, seed=seed)
     loaders = [
         CaptionLoader(LatentLoader(Pack(made.packs[domain].pack), SIDE, own), number)

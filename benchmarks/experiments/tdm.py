@@ -31,8 +31,9 @@ from benchmarks.experiments.drawn import (
 )
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
-from pleinair.checkpoint.store import read_document, read_manifest
+from pleinair.checkpoint.store import read_manifest
 from pleinair.cli import steps
+from pleinair.cli.distilling import few_step_stage
 from pleinair.cli.parents import find_checkpoint
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
@@ -48,8 +49,7 @@ from pleinair.training.engine import EngineConfig, Parent, Phase, train
 from pleinair.training.hooks.progress import EachStep
 from pleinair.training.optimisers import HeadConfig, OptimiserConfig
 from pleinair.training.prompts import PromptLoader, encode_prompts
-from pleinair.training.stages.pretrain import Pretrain, PretrainConfig
-from pleinair.training.stages.tdm import Tdm, TdmConfig
+from pleinair.training.stages.tdm import TdmConfig
 
 BASE = "drawings-64"
 REFERENCE = "teacher, 28 steps, guided"
@@ -168,16 +168,11 @@ def sampler_of(made: Materials, checkpoint: Path) -> Sampler:
 def trained(made: Materials, num_steps: int, seed: int) -> Path:
     """Distil, or find that it is done."""
     plan, name = made.plan, f"student-{num_steps}-{seed}"
-    student, projection = steps.read_model(made.base)
-    latent_space = read_document(made.base, "config.json").get("latent_space", "")
     config = TdmConfig(num_steps=num_steps, guidance=plan.guidance)
-    empty = projection(made.encoder.encode([""]).features_BTLD)
-    stage = Tdm(
-        Pretrain(student, projection, PretrainConfig(), latent_space), steps.read_transformer(made.base), config, empty
-    )
+    stage = few_step_stage(made.base, config, made.encoder)
     codec = load_autoencoder(shipped("autoencoder"))
     side = SIDE // codec.downscale
-    prompts = encode_prompts(made.prompts, made.encoder, projection)
+    prompts = encode_prompts(made.prompts, made.encoder, stage.pretrain.projection)
     loader = PromptLoader(prompts, (codec.latent_channels, side, side), plan.batch_size, seed=seed)
     rule = OptimiserConfig(
         learning_rate=plan.learning_rate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from pleinair.training.optimisers import HeadConfig, OptimiserConfig
 from pleinair.training.prompts import PromptBatch, PromptLoader, PromptSet
 from pleinair.training.random import RowRandom
 from pleinair.training.records import StepRecord
+from pleinair.training.rows import part
 from pleinair.training.stages.tdm import (
     Tdm,
     TdmConfig,
@@ -101,9 +102,57 @@ def test_a_student_that_is_exact_is_left_alone_with_fresh_noise_as_the_target_an
         assert abs(moved / teacher - 1) > 0.1
 
 
+@pytest.mark.parametrize("fake_target", ["fresh", "clean"])
+def test_the_loss_is_that_of_student_and_fake_between_the_ends_of_the_segments_the_student_goes_through(
+    fake_target: Any,
+) -> None:
+    torch.manual_seed(0)
+    student, teacher = rings.Points(), rings.Points()
+    config = TdmConfig(num_steps=2, shift_mu=0.0, guidance=1.5, fake_target=fake_target)
+    stage = Tdm(rings.stage_of(student), cast(Transformer, teacher), config, rings.EMPTY)
+    stage.head.load_state_dict(rings.Points().state_dict())
+    batch, random = rings.prompts((0, 1), batch_size=6).batch(0), RowRandom(0, 0, range(6))
+    found = stage.loss(batch, RowRandom(0, 0, range(6))).loss.item()
+
+    def velocity(model: Any, x: Tensor, t: float, features: Tensor = batch.text_features_BTLD) -> Tensor:
+        return model(x, torch.full((len(x),), t), features)
+
+    noise = random.normal(2, 4, 8)
+    second_B, share_B, fresh = random.uniform() >= 0.5, random.uniform(), random.normal(2, 4, 8)
+    middle = noise - 0.5 * velocity(student, noise, 1.0)
+    expected = 0.0
+    for row in range(6):
+        one = slice(row, row + 1)
+        text, start, end = batch.text_features_BTLD[one], 0.5 if second_B[row] else 1.0, 0.0 if second_B[row] else 0.5
+        x = middle[one] if second_B[row] else noise[one]
+        t = float(end + 0.02 + share_B[row] * 0.46)
+        own = velocity(student, x, start, text)
+        clean, toward = x - start * own, x + (1 - start) * own
+        ends = (torch.tensor([end]), torch.tensor([t]))
+        noisy = renoise(x + (end - start) * own, *ends, fresh[one])
+        fake = noisy - t * velocity(stage.head, noisy, t, text)
+        with_prompt, without = velocity(teacher, noisy, t, text), velocity(teacher, noisy, t, rings.EMPTY)
+        wanted = noisy - t * (with_prompt + 1.5 * (with_prompt - without))
+        expected += student_errors(clean, wanted, fake, config.huber).item() / 6
+        if fake_target == "fresh":
+            error = fresh_errors(fake, noisy, ends[1], added_deviation(*ends), fresh[one], 5.0)
+        else:
+            error = importance(mixed_noise(toward, *ends, fresh[one]), fresh[one])
+            error = error * clean_errors(fake, clean, ends[1], 5.0)
+        expected += error.item() / 6
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_parts_of_a_batch_have_the_loss_of_the_whole() -> None:
+    stage, batch, random = small_stage(), small_prompts().batch(0), RowRandom(0, 0, range(4))
+    whole = stage.loss(batch, random).loss.item()
+    parts = [stage.loss(part(batch, first, first + 2), random.part(first, first + 2)).loss.item() for first in (0, 2)]
+    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
+
+
 def distilled(directory: Path, letters: tuple[int, ...], config: TdmConfig, steps: int) -> rings.Points:
     student = rings.base()
-    stage = Tdm(rings.stage_of(student), rings.base(), config, rings.EMPTY)  # type: ignore[arg-type]
+    stage = Tdm(rings.stage_of(student), cast(Transformer, rings.base()), config, rings.EMPTY)
     rings.run(stage, rings.prompts(letters), steps, directory, head=FAKE)
     return student
 
@@ -173,13 +222,13 @@ def run_small(directory: Path, stop_after: int | None = None, **changes: Any) ->
     )
 
 
-@pytest.mark.parametrize("fake_updates", [1, 2])
-def test_a_stopped_distillation_resumes_bit_for_bit(tmp_path: Path, fake_updates: int) -> None:
-    calm = run_small(tmp_path / "calm", fake_updates=fake_updates)
+@pytest.mark.parametrize("changes", [{}, {"fake_updates": 2}, {"fake_target": "clean"}])
+def test_a_stopped_distillation_resumes_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    calm = run_small(tmp_path / "calm", **changes)
     with pytest.raises(KeyboardInterrupt):
-        run_small(tmp_path / "stopped", stop_after=3, fake_updates=fake_updates)
+        run_small(tmp_path / "stopped", stop_after=3, **changes)
     assert [int(path.name[5:]) for path in list_checkpoints(tmp_path / "stopped" / "checkpoints")] < [6]
-    again = run_small(tmp_path / "stopped", fake_updates=fake_updates)
+    again = run_small(tmp_path / "stopped", **changes)
     records = [read_records(tmp_path / name / "steps.jsonl") for name in ("calm", "stopped")]
     assert [record.loss for record in records[0]] == [record.loss for record in records[1]]
     assert len(records[0]) == 6

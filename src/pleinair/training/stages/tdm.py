@@ -62,7 +62,7 @@ class TdmConfig:
     least_timestep: float = 0.02
     """Nothing is compared at less noise than this."""
     edge: float = 0.04
-    """Share of a segment, at its noisy end, where nothing is compared."""
+    """Share of a segment, at each of its ends, where nothing is compared."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "fake_updates"):
@@ -73,10 +73,11 @@ class TdmConfig:
                 f"guidance is {self.guidance}, huber {self.huber} and snr_clip {self.snr_clip}: guidance is 0 (off) or "
                 "more, the others are positive"
             )
-        if not 0 <= self.edge < 1 or not 0 < self.least_timestep < self.schedule()[-2] * (1 - self.edge):
+        last = float(self.schedule()[-2])
+        if not 0 <= self.edge < 0.5 or not 0 < self.least_timestep < last * (1 - self.edge):
             raise ConfigError(
                 f"edge is {self.edge} and least_timestep {self.least_timestep}: something must be left of the last "
-                f"segment, which begins at {self.schedule()[-2]:.3f}"
+                f"segment, which begins at {last:.3f}"
             )
 
     def schedule(self) -> Tensor:
@@ -168,8 +169,8 @@ class Tdm:
         states = visited(self._velocity(self.model, batch, 0.0), noise, schedule)
         place_B = (random.uniform() * self.config.num_steps).long()
         start_B, end_B = schedule[place_B], schedule[place_B + 1]
-        least_B = end_B.clamp_min(self.config.least_timestep)
-        most_B = start_B - self.config.edge * (start_B - end_B)
+        edge_B = self.config.edge * (start_B - end_B)
+        least_B, most_B = (end_B + edge_B).clamp_min(self.config.least_timestep), start_B - edge_B
         between_B = least_B + random.uniform() * (most_B - least_B)
         return Drawn(at(states, place_B), start_B, end_B, between_B, random.normal(*batch.latent_shape))
 
