@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -36,5 +34,6 @@ def neighbour_coverage(samples_ND: Floats, reference_MD: Floats, k: int = 5) -> 
 def _distances(a_ND: Floats, b_MD: Floats) -> npt.NDArray[np.float64]:
     """(N, M) Euclidean, in float64."""
     a, b = a_ND.astype(np.float64), b_MD.astype(np.float64)
-    squares: npt.NDArray[Any] = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(np.clip(squares, 0, None))
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
+    distances: npt.NDArray[np.float64] = np.sqrt(np.clip(squares, 0, None))
+    return distances

@@ -149,5 +149,5 @@ class InTurn:
 def empty_prompt_of(pack: Pack) -> Tensor:
     """(1, T, L, D) float32 features of the empty prompt, as a pack holds them."""
     stored_TW = torch.from_numpy(pack.empty_prompt().copy())
-    features_TLD = stored_TW.view(getattr(torch, pack.manifest.dtype)).unflatten(-1, pack.manifest.token_shape)
+    features_TLD: Tensor = stored_TW.view(getattr(torch, pack.manifest.dtype)).unflatten(-1, pack.manifest.token_shape)
     return features_TLD.float()[None]

@@ -2,20 +2,19 @@
 
     noise --step--> x_1 --step--> x_2 ...       `visited` gives noise, x_1 ... x_(S-1) of S steps; `at` picks one per row
 
-A step is Euler's; with `eta` it exchanges a part of the noise it points to for fresh noise and keeps the noise level
-(coefficient-preserving sampling, Wang and Yu 2025): x' = (1 - t') clean + t' (cos(pi eta / 2) noise + sin(pi eta / 2) fresh).
+A step is Euler's. With `eta` it goes on by that share of its length and fresh noise brings it back (`flow.renoise`), which
+keeps the path's marginals as far as the solver does: with more steps, exactly.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
 from torch import Tensor
 
 from pleinair.flow import VelocityFunction
-from pleinair.flow.renoise import split
+from pleinair.flow.renoise import renoise
 from pleinair.training.random import RowRandom
 
 
@@ -26,13 +25,12 @@ def visited(
     """(S, B, ...) states at the starts of the S steps of a schedule, `noise` first; `random` is needed where eta > 0."""
     x, states = noise.float(), [noise.float()]
     for t, t_next in itertools.pairwise(schedule[:-1].tolist()):
-        timestep_B = torch.full((len(x),), t, device=x.device)
-        clean, pointed = split(x, velocity(x, timestep_B).float(), timestep_B)
+        lowest = max(t_next - eta * (t - t_next), 0.0)
+        x = x + (lowest - t) * velocity(x, x.new_full((len(x),), t)).float()
         if eta:
             assert random is not None
-            fresh = random.normal(*x.shape[1:])
-            pointed = math.cos(math.pi * eta / 2) * pointed + math.sin(math.pi * eta / 2) * fresh
-        x = (1 - t_next) * clean + t_next * pointed
+            low_B, next_B = x.new_full((len(x),), lowest), x.new_full((len(x),), t_next)
+            x = renoise(x, low_B, next_B, random.normal(*x.shape[1:]))
         states.append(x)
     # Autocast keeps weights that it casts, and these were cast without gradients: a later pass would train nothing.
     torch.clear_autocast_cache()

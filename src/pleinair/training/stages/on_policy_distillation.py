@@ -38,7 +38,7 @@ class OnPolicyConfig:
     shift_mu: float = 0.5
     """Shift of their schedule."""
     eta: float = 0.0
-    """Fresh noise in a step: 0 for the ODE, up to 1 for all of it."""
+    """Share of its length by which a step goes on, to be brought back by fresh noise: 0 for the ODE, at most 1."""
     num_visits: int = 3
     """States of each trajectory that are compared, spread over its steps."""
     anchor_weight: float = 0.0
