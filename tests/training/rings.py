@@ -136,7 +136,7 @@ def run(stage: Any, loader: PromptLoader, steps: int, directory: Path, **changes
     """Train through the engine."""
     optimiser = OptimiserConfig(
         **{
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
             "betas": (0.0, 0.95),
             "warmup_steps": 10,
             "decay_share": 0.6,
@@ -170,6 +170,11 @@ def asked_for(samples_N2: Tensor, letter: int) -> float:
     """The share of samples that are nearest to a mode the prompt asks for and lie on it."""
     distance, mode = torch.cdist(samples_N2, MODES).min(1)
     return float(((mode % 2 == letter) & (distance < 4 * DEVIATION)).float().mean())
+
+
+def on_modes(samples_N2: Tensor) -> float:
+    """The share of samples that lie on any mode."""
+    return float((torch.cdist(samples_N2, MODES).min(1).values < 4 * DEVIATION).float().mean())
 
 
 def mmd(a_ND: Tensor, b_MD: Tensor) -> float:

@@ -157,24 +157,24 @@ def distilled(directory: Path, letters: tuple[int, ...], config: TdmConfig, step
     return student
 
 
-@pytest.fixture(scope="module")
-def plain_student(tmp_path_factory: pytest.TempPathFactory) -> rings.Points:
-    return distilled(tmp_path_factory.mktemp("plain"), (2,), TdmConfig(guidance=0.0, shift_mu=rings.SHIFT_MU), 1000)
-
-
-def test_four_steps_of_the_student_are_near_fifty_of_the_teacher_and_lose_no_mode(plain_student: rings.Points) -> None:
+def test_four_steps_of_the_student_are_far_nearer_to_the_teacher_than_its_own_four_and_lose_no_mode(
+    tmp_path: Path,
+) -> None:
     teacher = rings.base()
-    target, floor = rings.draw(teacher, 2, 50), rings.draw(teacher, 2, 50, seed=2)
-    student, same_steps = rings.draw(plain_student, 2, 4), rings.draw(teacher, 2, 4)
-    distances = [rings.mmd(drawn, floor) for drawn in (student, same_steps, target)]
-    assert distances[0] < 0.1 * distances[1], distances
-    coverage = mode_coverage(student.numpy(), rings.MODES.numpy(), 3 * rings.DEVIATION, least_share=0.5)
-    assert coverage == 1.0
+    student = distilled(tmp_path, (2,), TdmConfig(guidance=0.0, shift_mu=rings.SHIFT_MU), 600)
+    target = rings.draw(teacher, 2, 50, seed=2)
+    ours, same_steps = rings.draw(student, 2, 4), rings.draw(teacher, 2, 4)
+    near, far = rings.mmd(ours, target), rings.mmd(same_steps, target)
+    assert near < 0.4 * far, (near, far)
+    assert rings.on_modes(ours) > 0.84
+    assert rings.on_modes(same_steps) < 0.7
+    covered = [mode_coverage(one.numpy(), rings.MODES.numpy(), 3 * rings.DEVIATION, 0.5) for one in (ours, same_steps)]
+    assert covered[0] == 1.0 > covered[1]
 
 
-def test_a_students_classes_are_those_of_the_guided_teacher_without_guidance(tmp_path: Path) -> None:
+def test_a_student_without_guidance_has_most_of_what_guidance_gives_its_teacher(tmp_path: Path) -> None:
     config, teacher = TdmConfig(guidance=2.0, shift_mu=rings.SHIFT_MU), rings.base()
-    student = distilled(tmp_path, (0, 1), config, 700)
+    student = distilled(tmp_path, (0, 1), config, 600)
     for letter in (0, 1):
         guided, unguided, ours = (
             rings.asked_for(drawn, letter)
@@ -184,8 +184,8 @@ def test_a_students_classes_are_those_of_the_guided_teacher_without_guidance(tmp
                 rings.draw(student, letter, 4),
             )
         )
-        assert unguided < 0.85 < guided, (unguided, guided)
-        assert ours > guided - 0.05, (ours, guided)
+        assert unguided < 0.75 < 0.9 < guided, (unguided, guided)
+        assert ours - unguided > 0.5 * (guided - unguided), (ours, unguided, guided)
 
 
 def small_prompts(rows: int = 8) -> PromptLoader:
@@ -267,11 +267,11 @@ def test_between_its_turns_the_student_has_no_gradient_and_the_teacher_never_has
 
 
 def test_the_student_learns_nothing_of_the_fake_models_loss_nor_the_other_way_round() -> None:
-    """With teacher and fake equal, and so the student's loss 0, only the fake model moves."""
-    stage = small_stage(guidance=0.0)
-    student, fake = gradients(stage, 0, torch.float32)
-    assert all(grad is not None and grad.abs().max() < 1e-6 for grad in student)
-    assert max(grad.abs().max() for grad in fake if grad is not None) > 1e-4
+    """A Huber distance so wide that the student's loss is flat leaves its gradient zero, and the fake model's as it was."""
+    (student, fake), (_, before) = (gradients(small_stage(huber=huber), 0, torch.float32) for huber in (1e6, 1e-3))
+    assert max(grad.abs().max() for grad in student if grad is not None) < 1e-4
+    assert max(grad.abs().max() for grad in fake if grad is not None) > 1e-3
+    assert all(torch.equal(*pair) for pair in zip(fake, before, strict=True) if pair[0] is not None)  # type: ignore[arg-type]
 
 
 def test_impossible_settings_are_refused_in_a_sentence() -> None:
