@@ -25,6 +25,12 @@ def test_small_sets_add_to_the_plain_distance_and_hardly_to_the_extrapolated_one
     assert abs(extrapolated) < 0.3 * plain
 
 
+def test_sets_that_belong_together_row_by_row_stay_so() -> None:
+    """Of copies every subset is a copy, too: the distance is 0 at every size."""
+    rows = gaussian(100, 0.0, 1.0, 0)
+    assert extrapolated_frechet_distance(rows, rows) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_it_is_the_same_on_every_call_and_refuses_more_features_than_it_can_follow() -> None:
     sets = gaussian(80, 0.0, 1.0, 0), gaussian(80, 1.0, 1.0, 1)
     assert extrapolated_frechet_distance(*sets) == extrapolated_frechet_distance(*sets)
