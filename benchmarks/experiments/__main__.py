@@ -1,12 +1,13 @@
-"""`python -m benchmarks.experiments lora|progressive|stpo`: run it, or go on with it, and write its page under docs/results."""
+"""`python -m benchmarks.experiments NAME`: run it, or go on with it, and write its page under docs/results."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("lora", "progressive", "stpo")
+NAMES = ("lora", "merging", "progressive", "stpo", "tdm")
 
 
 def main() -> None:
@@ -15,14 +16,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept (default: runs)")
     parser.add_argument("--home", type=Path, default=None, help="the warehouse, as for `pleinair run`")
     parser.add_argument("--out", type=Path, default=None, help="folder of the page (default: docs/results/NAME)")
-    parser.add_argument("--base", type=Path, help="stpo: a run to start from, with its packs (default: one is trained)")
-    parser.add_argument("--size", help="stpo: full or smallest (default: full)")
+    parser.add_argument("--base", help="the model to start from, as --parent (default: the experiment's own)")
+    parser.add_argument("--small", action="store_true", help="every line of it once, in minutes")
     options = parser.parse_args()
-    told = {name: value for name in ("base", "size") if (value := getattr(options, name)) is not None}
-    if told and options.name != "stpo":
-        parser.error(f"{options.name} takes no --{next(iter(told))}: leave it out")
-    out = options.out or Path("docs/results") / options.name
-    print(import_module(f"benchmarks.experiments.{options.name}").run(options.runs, options.home, out, **told))
+    run = import_module(f"benchmarks.experiments.{options.name}").run
+    more = {name: value for name in ("base", "small") if (value := getattr(options, name))}
+    if unknown := sorted(set(more) - set(inspect.signature(run).parameters)):
+        parser.error(f"{options.name} takes no --{unknown[0]}: leave it out")
+    print(run(options.runs, options.home, options.out or Path("docs/results") / options.name, **more))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import open_workspace
 from pleinair.config import config_digest
 from pleinair.curation.stages import images_table
-from pleinair.evaluation.judge import load_judge
 from pleinair.evaluation.prompted import Prompted, naming_score
+from pleinair.model.judge import load_judge
 from pleinair.packing.delta_pairs import DeltaConfig, make_delta_pairs, shortened
 from pleinair.packing.pair_drawing import Source
 from pleinair.packs.loader import LatentLoader
@@ -47,7 +47,6 @@ from pleinair.packs.plan import LoaderConfig
 from pleinair.pages import write_page
 from pleinair.pages.picture import Pixels
 from pleinair.recipes import find_recipe
-from pleinair.records.errors import ConfigError
 from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.engine import EngineConfig, Phase, train
@@ -106,7 +105,7 @@ class Size:
 
 SIZES = {
     "full": Size(),
-    "smallest": Size(
+    "small": Size(
         base_steps=2, num_steps=4, every=2, batch_size=4, num_pairs=12, num_gold=4, steps_of_winners=3, gold_steps=2,
         levels=(1,), seeds=(0, 1), threads=1,
     ),
@@ -154,10 +153,9 @@ class Ground:
     size: Size
 
 
-def run(runs: Path, home: Path | None, out: Path, base: Path | None = None, size: str = "full") -> Path:
+def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small: bool = False) -> Path:
     """Everything; returns the page. `base` is a run with checkpoints, a pack and its held-out pack; None trains one."""
-    if size not in SIZES:
-        raise ConfigError(f"size is {size!r}: give one of {', '.join(SIZES)}")
+    size = "small" if small else "full"
     ground = ready(runs, home, base, SIZES[size])
     measured = [measure(arm, ground) for arm in sweep(ground.size)]
     levels = chosen_levels(measured, HEADLINE)
@@ -192,9 +190,9 @@ def _gap(ground: Ground) -> str:
     )
 
 
-def ready(runs: Path, home: Path | None, base: Path | None, size: Size) -> Ground:
+def ready(runs: Path, home: Path | None, base: str | None, size: Size) -> Ground:
     """Base, packs, pairs and the prompts of the gold reward."""
-    place = base or trained_base(runs, home, size)
+    place = Path(base) if base else trained_base(runs, home, size)
     checkpoint = find_checkpoint(str(place), runs)
     model, projection = steps.read_model(checkpoint)
     pack, held_out = Pack(place / "pack"), Pack(place / "pack-held-out")

@@ -116,6 +116,23 @@ def test_specialists_of_one_parent_add_their_changes(tmp_path: Path) -> None:
     assert torch.allclose(read_tensors(merged, FILE)["weight"], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("latent_spaces", [("ours", "ours"), (None, "ours"), ("theirs", "ours")])
+def test_a_parent_that_is_older_than_the_name_of_its_latents_fits_children_of_any(
+    tmp_path: Path, latent_spaces: tuple[str | None, str]
+) -> None:
+    base, value = weights(2)
+    configs = [{"width": 4, **({"latent_space": name} if name else {})} for name in latent_spaces]
+    parent = save(tmp_path / "base", 9, base, config=configs[0])
+    came_from = {"checkpoint": str(parent), "identity": identity(read_manifest(parent))}
+    child = save(tmp_path / "child", 1, value, digest="child", lineage=[came_from], config=configs[1])
+    if latent_spaces[0] == "theirs":
+        with pytest.raises(CheckpointError, match="hold models of other configurations"):
+            combine_checkpoints(parent, [child], [1.0], out=tmp_path / "merged")
+        return
+    merged = combine_checkpoints(parent, [child], [1.0], out=tmp_path / "merged")
+    assert read_document(merged, "config.json")["latent_space"] == "ours"
+
+
 def test_a_model_of_another_parent_is_not_combined(tmp_path: Path) -> None:
     base, other, value = weights(3)
     parent, stranger = save(tmp_path / "base", 9, base), save(tmp_path / "stranger", 9, other)

@@ -5,7 +5,7 @@ from torch import nn
 from pleinair.model.lora import LoraConfig, add_lora, freeze_base
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import ConfigError
-from pleinair.training.optimisers import OptimiserConfig, ScheduledOptimiser, group_parameters
+from pleinair.training.optimisers import HeadConfig, OptimiserConfig, ScheduledOptimiser, group_parameters
 from tests.training.small_stages import TINY
 
 
@@ -131,3 +131,23 @@ def test_the_released_size_has_no_hidden_matrix_left_out() -> None:
     assert sum(p.numel() for _, p in group_parameters(model, "muon").muon) > 0.55 * sum(
         p.numel() for p in model.parameters()
     )
+
+
+def test_a_head_has_a_rate_and_betas_of_its_own_and_the_model_keeps_its() -> None:
+    rule = optimiser(Blocks((4, 4)), rule="adamw", betas=(0.5, 0.9), head=HeadConfig(rate_factor=5, betas=(0.0, 0.95)))
+    rule.set_head(nn.Linear(2, 2))
+    assert rule.set_step(0) == 0.1
+    rates = {name: {group["lr"] for group in part.param_groups} for name, part in rule.parts.items()}
+    betas = {name: {group["betas"] for group in part.param_groups} for name, part in rule.parts.items()}
+    assert rates == {"adamw": {0.1}, "head": {0.5}}
+    assert betas == {"adamw": {(0.5, 0.9)}, "head": {(0.0, 0.95)}}
+
+
+def test_a_head_without_settings_is_updated_as_the_model() -> None:
+    rule = optimiser(Blocks((4, 4)), rule="adamw", betas=(0.5, 0.9))
+    rule.set_head(nn.Linear(2, 2))
+    rule.set_step(0)
+    groups = [group for part in rule.parts.values() for group in part.param_groups]
+    assert {(group["lr"], group["betas"]) for group in groups} == {(0.1, (0.5, 0.9))}
+    with pytest.raises(ConfigError, match="head.rate_factor is 0: it must be positive"):
+        HeadConfig(rate_factor=0)

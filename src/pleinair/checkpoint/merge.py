@@ -31,7 +31,7 @@ from pleinair.records.errors import CheckpointError
 from pleinair.tensor_files import LazyTensor, write_tensors
 
 Weighting = Literal["uniform", "linear", "ema"]
-RUN_DOCUMENT = "run.json"
+RUN_DOCUMENT, CONFIG_DOCUMENT = "run.json", "config.json"
 TRAINING_FILES = frozenset(
     {"optimiser.safetensors", "optimiser.json", "head.safetensors", "ema.safetensors", RUN_DOCUMENT}
 )
@@ -167,11 +167,19 @@ def _check_tensors(first: Source, other: Source) -> None:
             raise CheckpointError(
                 f"{name} has another {keys[0]} in {first.directory} than in {other.directory}: merge models of one shape"
             )
-    documents = [
-        {name: read_document(source.directory, name) for name in _kept_documents(source)} for source in (first, other)
-    ]
-    if documents[0] != documents[1]:
+    if _configuration(first, other) != _configuration(other, first):
         raise CheckpointError(f"{first.directory} and {other.directory} hold models of other configurations")
+
+
+def _configuration(source: Source, other: Source) -> dict[str, Any]:
+    """What a source says its model is; a checkpoint that is older than the name of its latents fits those of any."""
+    documents, theirs = (
+        {name: read_document(one.directory, name) for name in _kept_documents(one)} for one in (source, other)
+    )
+    config = documents.get(CONFIG_DOCUMENT, {})
+    if not (config.get("latent_space") and theirs.get(CONFIG_DOCUMENT, {}).get("latent_space")):
+        documents[CONFIG_DOCUMENT] = {name: value for name, value in config.items() if name != "latent_space"}
+    return documents
 
 
 def _kept_documents(source: Source) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pleinair.model.text_encoder import FeatureProjection
     from pleinair.model.transformer import Transformer
     from pleinair.packs.pack import Pack
+    from pleinair.sampling import SamplingConfig
 
 
 def register(verbs: Any) -> None:
@@ -58,6 +60,8 @@ def domains(options: argparse.Namespace) -> int:
     from pleinair.records.errors import require
 
     require("torch", "train")
+    from pleinair.sampling.stored import sampling_of
+
     places = dict(_named(told) for told in options.checkpoints)
     checkpoints = {name: find_checkpoint(place, options.runs) for name, place in places.items()}
     packs = {Path(run).name: open_domain(Path(run)) for run in options.on}
@@ -69,7 +73,7 @@ def domains(options: argparse.Namespace) -> int:
             require_same_projection(checkpoint, pack.directory, projection_of_pack(pack))
             errors[domain][name] = held_out_errors(model, projection, pack)
             if options.draw:
-                accuracies[domain, name] = judged(model, projection, pack, options.draw)
+                accuracies[domain, name] = judged(model, projection, pack, options.draw, sampling_of(checkpoint))
             print(f"  {name} on {domain}: {errors[domain][name].mean():.4f}", flush=True)
     matrix = compare(errors, lambda domain, name: accuracies.get((domain, name), {}))
     options.output.mkdir(parents=True, exist_ok=True)
@@ -108,20 +112,21 @@ def projection_of_pack(pack: Pack) -> FeatureProjection:
     return read_projection(pack.directory)
 
 
-def judged(model: Transformer, projection: FeatureProjection, pack: Pack, count: int) -> dict[str, float]:
+def judged(
+    model: Transformer, projection: FeatureProjection, pack: Pack, count: int, sampling: SamplingConfig
+) -> dict[str, float]:
     """Shares of drawings, of the first prompts of a pack, in which the shipped judge names style and concept."""
     from pleinair.cli.places import shipped
     from pleinair.cli.steps import open_text_encoder
     from pleinair.evaluation.prompted import draw_and_judge
     from pleinair.model.judge import load_judge
-    from pleinair.sampling import Sampler, SamplingConfig
+    from pleinair.sampling import Sampler
     from pleinair.sampling.shipped import load_autoencoder
 
     sampler = Sampler(model, load_autoencoder(shipped("autoencoder")), open_text_encoder(), projection)
     (resolution,) = pack.manifest.resolutions
-    drawn = draw_and_judge(
-        sampler, load_judge(shipped("judge")), prompts_of(pack)[:count], SamplingConfig(resolution=resolution)
-    )
+    config = replace(sampling, resolution=resolution)
+    drawn = draw_and_judge(sampler, load_judge(shipped("judge")), prompts_of(pack)[:count], config)
     return {"style": drawn.style_accuracy, "concept": drawn.concept_accuracy}
 
 

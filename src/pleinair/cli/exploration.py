@@ -144,8 +144,9 @@ def open_model(name: str) -> tuple[Sampler, SamplingConfig]:
     from pleinair.cli.sample import open_sampler
     from pleinair.cli.steps import open_text_encoder, read_model
     from pleinair.model.transformer import Transformer
-    from pleinair.sampling import Sampler, SamplingConfig
+    from pleinair.sampling import Sampler
     from pleinair.sampling.shipped import load_autoencoder
+    from pleinair.sampling.stored import sampling_of
 
     place = Path(name)
     if name == "shipped":
@@ -164,9 +165,8 @@ def open_model(name: str) -> tuple[Sampler, SamplingConfig]:
             + ", ".join(REFERENCES)
         )
     transformer, projection = read_model(place)
-    return Sampler(
-        transformer, load_autoencoder(shipped("autoencoder")), open_text_encoder(), projection
-    ), SamplingConfig()
+    sampler = Sampler(transformer, load_autoencoder(shipped("autoencoder")), open_text_encoder(), projection)
+    return sampler, sampling_of(place)
 
 
 def ready_world(work: Workspace, labels: Sequence[str] = ()) -> World:

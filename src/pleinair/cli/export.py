@@ -84,10 +84,10 @@ def export_package(checkpoint: Path, output: Path) -> Path:
     """A checkpoint's transformer and text projection in 8 bits, as models come with the package. Never overwrites."""
     from pleinair.cli.steps import read_model
     from pleinair.records.errors import CheckpointError
-    from pleinair.sampling import SamplingConfig
     from pleinair.sampling.shipped import save_model
+    from pleinair.sampling.stored import sampling_of
 
     if output.exists():
         raise CheckpointError(f"{output} exists already: remove it or name another output")
-    save_model(*read_model(checkpoint), SamplingConfig(), output)
+    save_model(*read_model(checkpoint), sampling_of(checkpoint), output)
     return output

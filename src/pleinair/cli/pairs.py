@@ -61,7 +61,6 @@ def register(verbs: Any) -> None:
         help="folders of the judged pictures, and which checkpoint drew each",
     )
     chosen.add_argument("--synthetic", action="store_true", help="take answers of judges too, as stand-ins, marked so")
-    chosen.add_argument("--concepts", metavar="RECIPE", default="drawings-64", help="as given to evaluate")
     parser.set_defaults(run=pairs)
 
 
@@ -153,8 +152,8 @@ def read_prompts(place: Path) -> list[Prompted]:
 def with_reward(prompts: list[Prompted]) -> tuple[list[Prompted], tuple[str, Score] | None]:
     """Prompts that the shipped judge has names for, and the judge; of others all, and nothing that looks at their pairs."""
     from pleinair.cli.places import shipped
-    from pleinair.evaluation.judge import load_judge
     from pleinair.evaluation.prompted import naming_score
+    from pleinair.model.judge import load_judge
 
     judge = load_judge(shipped("judge"))
     styles, concepts = set(judge.config.style_names), set(judge.config.concept_names)
@@ -194,18 +193,13 @@ def read_results(options: argparse.Namespace) -> tuple[dict[tuple[str, str, int]
     from pleinair.checkpoint.manifests import identity
     from pleinair.checkpoint.store import read_manifest
     from pleinair.cli.parents import find_checkpoint
-    from pleinair.curation.sources import STYLES, TRAINING_STYLES
-    from pleinair.evaluation.people.shown import known_requests, read_gallery
-    from pleinair.recipes import find_recipe
+    from pleinair.evaluation.people.shown import read_gallery
 
-    known = known_requests(
-        find_recipe(options.concepts).concepts, {name: STYLES[name].words for name in TRAINING_STYLES}
-    )
     pictures: dict[tuple[str, str, int], Any] = {}
     checkpoints: dict[str, str] = {}
     for told in options.results:
         folder, separator, place = told.partition("=")
-        gallery = read_gallery(Path(folder), known)
+        gallery = read_gallery(Path(folder))
         if separator:
             checkpoints[gallery.identity] = identity(read_manifest(find_checkpoint(place, options.runs)))
         for one, picture in zip(gallery.asked, gallery.pictures, strict=True):

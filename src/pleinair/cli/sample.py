@@ -78,18 +78,16 @@ def sample(
 
     Fetches the text encoder (93 MB) the first time. Raises ConfigError for settings out of range or a prompt too long.
     """
-    from dataclasses import replace
-
     from PIL import Image
 
     from pleinair.records.errors import ConfigError
+    from pleinair.sampling.stored import with_choices
 
     if count < 1:
         raise ConfigError(f"count is {count}: give at least 1")
     sampler, config = open_sampler(run_dir, model)
-    chosen = {"num_steps": steps, "guidance": guidance}
     try:
-        config = replace(config, **{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
+        config = with_choices(config, steps, guidance)
         pixels = sampler.sample([prompt] * count, [seed + i for i in range(count)], config)
     except ValueError as refused:
         raise ConfigError(str(refused)) from refused
@@ -100,15 +98,16 @@ def sample(
 def open_sampler(run_dir: Path | None = None, model: Path | None = None) -> tuple[Sampler, SamplingConfig]:
     """Sampler and settings of a run's newest checkpoint, of a packaged model, or of the one that is shipped."""
     from pleinair.cli.places import shipped
-    from pleinair.cli.steps import load_checkpoint, open_text_encoder
-    from pleinair.sampling import Sampler, SamplingConfig
+    from pleinair.cli.steps import newest_of, open_text_encoder, read_model
+    from pleinair.sampling import Sampler
     from pleinair.sampling.shipped import load_autoencoder, load_model
+    from pleinair.sampling.stored import sampling_of
 
     if run_dir is None:
         transformer, projection, config = load_model(model or shipped(SHIPPED_MODEL))
     else:
-        transformer, projection, _ = load_checkpoint(run_dir)
-        config = SamplingConfig()
+        checkpoint = newest_of(run_dir)
+        (transformer, projection), config = read_model(checkpoint), sampling_of(checkpoint)
     own = None if run_dir is None else run_dir / "parts" / "autoencoder.safetensors"
     autoencoder = load_autoencoder(own if own is not None and own.exists() else shipped("autoencoder"))
     return Sampler(transformer, autoencoder, open_text_encoder(), projection), config

@@ -212,10 +212,16 @@ def _alone(work: Workspace, mesh: Mesh) -> AbstractContextManager[None]:
 
 def load_checkpoint(run_dir: Path) -> tuple[Transformer, FeatureProjection, str]:
     """The newest model of a run, its projection, and what identifies it. Raises CheckpointError when there is none."""
+    checkpoint = newest_of(run_dir)
+    return *read_model(checkpoint), config_digest(read_manifest(checkpoint))
+
+
+def newest_of(run_dir: Path) -> Path:
+    """The newest whole checkpoint of a run. Raises CheckpointError when there is none."""
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint: train first")
-    return *read_model(checkpoint), config_digest(read_manifest(checkpoint))
+    return checkpoint
 
 
 def read_model(checkpoint: Path) -> tuple[Transformer, FeatureProjection]:

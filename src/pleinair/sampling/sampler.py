@@ -43,12 +43,16 @@ class SamplingConfig:
     """Pictures drawn at once."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Autocast dtype of the transformer; the state stays float32."""
+    distilled: bool = False
+    """The weights were trained for these steps alone, without guidance: `sample` refuses others."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}: give at least 1")
         if self.guidance < 0:
             raise ValueError(f"guidance is {self.guidance}: give 0 (off) or more")
+        if self.distilled and self.guidance:
+            raise ValueError(f"guidance is {self.guidance} and the weights are distilled: it is in them, give 0")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     matrices inside the blocks            Muon (rule "muon") or AdamW, decayed
     other weights, zero-centred norms     AdamW, decayed: a norm's scale 1 + g decays towards 1
     biases, modulation tables, vectors    AdamW, not decayed
-    a stage's head (iREPA's projector)    AdamW, and gone with it
+    a stage's head (iREPA's projector)    AdamW, and gone with it; at a rate and with betas of its own if asked
 
 Embeddings, first and last layers, norms and modulation tables never go to Muon (Krea 2 report, optimiser ablation); its
 updates are matched to AdamW's size, 0.2 sqrt(max(inputs, outputs)), as in Moonlight, so both share one learning rate.
@@ -12,7 +12,7 @@ updates are matched to AdamW's size, 0.2 sqrt(max(inputs, outputs)), as in Moonl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,20 @@ from pleinair.training.schedule import DecayShape, warmup_stable_decay
 HEAD = "head"
 """Name of the optimiser's part that updates a stage's head."""
 Named = Sequence[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """How a stage's head is updated where it differs from the model."""
+
+    rate_factor: float = 1.0
+    """Its learning rate over the model's, at every step."""
+    betas: tuple[float, float] | None = None
+    """AdamW's averaging of its gradient and square; None for the model's."""
+
+    def __post_init__(self) -> None:
+        if self.rate_factor <= 0:
+            raise ConfigError(f"head.rate_factor is {self.rate_factor}: it must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +63,8 @@ class OptimiserConfig:
     """Curve of the decay."""
     min_factor: float = 0.0
     """Share of the peak rate that the decay ends at."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """What is trained beside the model, while a stage has such a thing."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -96,7 +112,7 @@ class ScheduledOptimiser:
         self.parts: dict[str, torch.optim.Optimizer] = {}
         self.names: dict[str, list[str]] = {}
         groups = group_parameters(model, config.rule)
-        self._add_adamw("adamw", groups.decayed, groups.plain)
+        self._add_adamw("adamw", groups.decayed, groups.plain, config.betas)
         if groups.muon:
             # Stacking matrices of one shape into batched products was measured: no faster on a CPU.
             self.names["muon"] = [name for name, _ in groups.muon]
@@ -111,7 +127,7 @@ class ScheduledOptimiser:
         if not self.parts:
             raise ConfigError("no parameter of the model requires gradients: there is nothing to train")
 
-    def _add_adamw(self, part: str, decayed: Named, plain: Named) -> None:
+    def _add_adamw(self, part: str, decayed: Named, plain: Named, betas: tuple[float, float]) -> None:
         config = self.config
         groups = [
             {"params": [parameter for _, parameter in named], "weight_decay": decay}
@@ -120,7 +136,7 @@ class ScheduledOptimiser:
         ]
         if groups:
             self.names[part] = [name for name, _ in (*decayed, *plain)]
-            self.parts[part] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+            self.parts[part] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
     def set_head(self, head: nn.Module | None) -> None:
         """Train this head from now on, without moments yet; None forgets the one there was, and its moments."""
@@ -128,10 +144,10 @@ class ScheduledOptimiser:
         self.names.pop(HEAD, None)
         if head is not None:
             groups = group_parameters(head, "adamw")
-            self._add_adamw(HEAD, groups.decayed, groups.plain)
+            self._add_adamw(HEAD, groups.decayed, groups.plain, self.config.head.betas or self.config.betas)
 
     def set_step(self, step: int) -> float:
-        """Set the learning rate of this step and return it."""
+        """Set the learning rate of this step, the head's by its factor, and return the model's."""
         config = self.config
         rate = config.learning_rate * warmup_stable_decay(
             step,
@@ -141,9 +157,9 @@ class ScheduledOptimiser:
             shape=config.decay_shape,
             min_factor=config.min_factor,
         )
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * config.head.rate_factor if name == HEAD else rate
         return rate
 
     def step(self) -> None:

@@ -1,0 +1,140 @@
+"""What experiments on the drawings share: pictures and prompts without a warehouse, and what is measured of a set.
+
+drawing sets --list, decode, resize--> CuratedPicture         judge, reference pictures --Scorer--> numbers of drawings
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pleinair.captioning.templates import captions
+from pleinair.cli.places import cache_dir, shipped
+from pleinair.cli.steps import open_text_encoder
+from pleinair.curation.pictures import decode
+from pleinair.curation.sources import find_source, open_image
+from pleinair.curation.sources.media import WORDING
+from pleinair.evaluation.coverage import neighbour_coverage
+from pleinair.evaluation.frechet import extrapolated_frechet_distance
+from pleinair.evaluation.metrics import frechet_distance
+from pleinair.evaluation.picture_statistics import high_frequency_share, saturation
+from pleinair.evaluation.prompted import Prompted, at_judges_size, draw_and_judge
+from pleinair.model.judge import judge_pictures, load_judge
+from pleinair.model.text_encoder import TextEncoder
+from pleinair.model.text_encoders.cache import CachedTextEncoder
+from pleinair.packing.pictures import CuratedPicture, resize_square
+from pleinair.sampling import Sampler, SamplingConfig
+
+SIDE = 64
+NUM_SHOWN = 8
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+"""Student's t for 95% of a mean, by the number of values."""
+Pixels = npt.NDArray[np.uint8]
+
+
+def list_drawings(labels: Sequence[str], styles: Sequence[str]) -> list[CuratedPicture]:
+    """The drawings of some things in some styles, on white, read from their packages; in the order of their sets."""
+    wanted_labels, wanted_styles = set(labels), set(styles)
+    made = []
+    for row in find_source("drawings", cache_dir()).list():
+        if row.label not in wanted_labels or row.style not in wanted_styles:
+            continue
+        texts = captions(row.as_dict(), WORDING)
+        if texts is None:
+            continue
+        pixels = resize_square(Image.fromarray(decode(open_image(row.uri, cache_dir()))), SIDE)
+        lengths = (texts.long, texts.medium, texts.short)
+        facts = (row.image_name, row.style, row.concept, row.label, row.held_out)
+        made.append(CuratedPicture(*facts, lengths, {SIDE: pixels}))
+    return made
+
+
+def prompted(pictures: Sequence[CuratedPicture]) -> list[Prompted]:
+    """Short caption, style and concept of each."""
+    return [(one.captions[-1], one.style or "", one.concept or "") for one in pictures]
+
+
+def text_encoder() -> TextEncoder:
+    """The text encoder, each prompt encoded once on this machine."""
+    return CachedTextEncoder(open_text_encoder(), cache_dir() / "experiments-text")
+
+
+class Scorer:
+    """Numbers of drawings of some prompts, against the real pictures of the same prompts."""
+
+    def __init__(self, pictures: Sequence[CuratedPicture], space: Sequence[CuratedPicture], num_features: int) -> None:
+        """Features are the judge's, along the `num_features` directions in which those of `space` differ most."""
+        self.judge = load_judge(shipped("judge"))
+        self.prompts = prompted(pictures)
+        embedded = judge_pictures(self.judge, self._pixels(space)).embedding
+        self.mean = embedded.mean(0)
+        self.directions = np.linalg.svd(embedded - self.mean, full_matrices=False)[2][:num_features].T
+        self.real = self._pixels(pictures)
+        self.real_features = self.features(judge_pictures(self.judge, self.real).embedding)
+
+    @staticmethod
+    def _pixels(pictures: Sequence[CuratedPicture]) -> Pixels:
+        return at_judges_size(np.stack([one.pixels[SIDE] for one in pictures]))
+
+    def features(self, embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(N, num_features)."""
+        reduced: npt.NDArray[np.float32] = (embedding - self.mean) @ self.directions
+        return reduced
+
+    def of_real(self) -> dict[str, Any]:
+        """What the real pictures themselves have of it."""
+        return {**_looks(self.real), "pixels": self.real[:NUM_SHOWN].tolist()}
+
+    def of_model(self, sampler: Sampler, config: SamplingConfig) -> dict[str, Any]:
+        """Draw every prompt once, and everything that is measured of the drawings."""
+        drawn = draw_and_judge(sampler, self.judge, self.prompts, config)
+        features = self.features(drawn.scores.embedding)
+        k = min(5, len(features) - 1)
+        return {
+            "style": drawn.style_accuracy,
+            "concept": drawn.concept_accuracy,
+            "frechet": frechet_distance(features, self.real_features),
+            "frechet_extrapolated": extrapolated_frechet_distance(features, self.real_features),
+            "coverage": neighbour_coverage(features, self.real_features, k),
+            **_looks(drawn.pixels_NHWC),
+            "pixels": drawn.pixels_NHWC[:NUM_SHOWN].tolist(),
+        }
+
+
+def _looks(pixels_NHWC: Pixels) -> dict[str, float]:
+    return {
+        "fine_detail": float(high_frequency_share(pixels_NHWC).mean()),
+        "saturation": float(saturation(pixels_NHWC).mean()),
+    }
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, kept as JSON, so that an experiment goes on where it was stopped."""
+    if not path.exists():
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f"{path.name}.partial")
+        staging.write_text(json.dumps(made))
+        staging.replace(path)
+    return json.loads(path.read_text())
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half of its 95% interval over runs (Student's t); no width for a single value."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, math.nan
+    return mean, float(T_95.get(count, 2.3) * np.std(values, ddof=1) / math.sqrt(count))
+
+
+def shown(values: Sequence[float], form: str = ".3f") -> str:
+    """`0.812 +- 0.010`, or the value alone."""
+    mean, half = spread(values)
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" \u00b1 {half:{form}}")
