@@ -67,8 +67,8 @@ def exploration_page(story: Story) -> str:
             Section(
                 heading="Measures",
                 lead="Each with its 95% interval over prompts, beside real pictures of the same requests, which are the most "
-                "that it can be expected to say. A difference between two runs smaller than `visible` would be missed more "
-                "often than once in five. `judges` is what they name right on real pictures that they never saw, and how "
+                "that it can be expected to say. A difference between two runs smaller than 'visible' would be missed more "
+                "often than once in five. 'judges' is what they name right on real pictures that they never saw, and how "
                 "well they tell same from different (.5 is chance); first and second.",
                 body=_measures(story),
             ),
@@ -142,9 +142,9 @@ def _measures(story: Story) -> Html:
                 "" if second is None else with_interval(second),
                 " / ".join(f"{one.value:.2f}" for one in real.values()),
                 f"{first.detectable:.2f}",
-                _trust(meaning.told_by, story.judges),
                 f"{first.num_pictures}",
                 f"{len(first.units)}",
+                _trust(meaning.told_by, story.judges),
             ]
         )
     columns = [
@@ -156,11 +156,11 @@ def _measures(story: Story) -> Html:
         "second judge",
         "real",
         "visible",
-        "judges",
         "pictures",
         "units",
+        "judges",
     ]
-    return table(columns, rows, number_columns=columns[4:])
+    return table(columns, rows, number_columns=columns[4:-1])
 
 
 def _rejected(result: Result, name: str) -> str:
@@ -170,13 +170,13 @@ def _rejected(result: Result, name: str) -> str:
 
 
 def _trust(told_by: Sequence[ToldBy], judges: Sequence[JudgeReport]) -> str:
-    """`style 0.76 / 0.78, gap 0.89 / 0.91`."""
+    """`style 0.76 / 0.78 (gap 0.89 / 0.91)`."""
     told = []
     for what in told_by:
         right = [one.style if what == "style" else one.concept_top5 for one in judges]
         gaps = [one.style_gap if what == "style" else one.concept_gap for one in judges]
         shown, gap = (" / ".join(f"{value:.2f}" for value in values) for values in (right, gaps))
-        told.append(f"{what} {shown}, gap {gap}")
+        told.append(f"{what} {shown} (gap {gap})")
     return "; ".join(told)
 
 
