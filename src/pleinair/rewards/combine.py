@@ -25,7 +25,7 @@ from pleinair.rewards.gold import Gold, refuse_gold
 from pleinair.rewards.statistics import Alarm, StatisticsConfig, ValueStatistics, restored
 
 Score = Callable[[Sequence[str], Pictures, RewardContext], RewardValues]
-TOTAL = "reward"
+TOTAL = "weighted sum"
 """The weighted sum, among the statistics."""
 
 
@@ -104,7 +104,7 @@ class RewardMix:
         return [alarm for name, known in sorted(self._known.items()) for alarm in known.alarms(name)]
 
     def statistics(self) -> dict[str, ValueStatistics]:
-        """What is known of each value, and of their weighted sum as `reward`."""
+        """What is known of each value, and of their weighted sum, under that name."""
         return dict(self._known)
 
     def state(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class RewardMix:
         """Go on from `state`. Raises ConfigError for something else."""
         self._known = {name: restored(self.config.statistics, one) for name, one in state.items()}
 
-    def _all(self) -> list[tuple[str, Score]]:
+    def _all(self) -> Sequence[tuple[str, Score]]:
         """Rewards and gold, by name."""
         return [(one.name, one.score) for one in self.rewards] + [(one.name, one.score) for one in self.gold]
 
