@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def drawn(runs: Path, out: Path, *more: str) -> list[str]:
     words = ["pairs", str(runs / "demo"), "--runs", str(runs), "--prompts", str(runs / "demo" / "pack"), "-o", str(out)]
-    few = ["--count", "12", "--ways", "steps", "guidance", "--steps", "3", "--fewer-steps", "1", "--resolution", "32"]
+    few = ["--count", "6", "--ways", "steps", "guidance", "--steps", "3", "--fewer-steps", "1", "--resolution", "32"]
     return [*words, *few, *more]
 
 
@@ -48,10 +48,10 @@ def test_pairs_of_a_runs_own_prompts_are_drawn_and_trained_on(
 ) -> None:
     assert main(drawn(runs, tmp_path / "pairs", "--say")) == 0
     said = capsys.readouterr().out
-    assert "12 pairs in" in said
-    assert ": 12 synthetic" in said
+    assert "6 pairs in" in said
+    assert ": 6 synthetic" in said
     assert "100% hold a picture of" in said
-    assert "of 12 winners are better by the judge" in said
+    assert "of 6 winners are better by the judge" in said
     checkpoint = newest_checkpoint(runs / "demo" / "checkpoints")
     assert checkpoint is not None
     policy = identity(read_manifest(checkpoint))
@@ -60,13 +60,13 @@ def test_pairs_of_a_runs_own_prompts_are_drawn_and_trained_on(
         Pretrain(model, projection, PretrainConfig()), FrozenCopy(model), PreferenceConfig(), reference_identity=policy
     )
     loader = Anchored(
-        PairLoader(Pairs(tmp_path / "pairs"), PairLoaderConfig(batch_size=4), policy),
-        LatentLoader(Pack(runs / "demo" / "pack"), 32, LoaderConfig(batch_size=4)),
+        PairLoader(Pairs(tmp_path / "pairs"), PairLoaderConfig(batch_size=3), policy),
+        LatentLoader(Pack(runs / "demo" / "pack"), 32, LoaderConfig(batch_size=3)),
     )
     config = EngineConfig(
         num_threads=1, precision="fp32", optimiser=OptimiserConfig(learning_rate=1e-4, warmup_steps=1)
     )
-    train(stage, [Phase("pairs", 3, 4, loader)], config, tmp_path / "run", config_digest="d", on_message=lambda _: None)
+    train(stage, [Phase("pairs", 3, 3, loader)], config, tmp_path / "run", config_digest="d", on_message=lambda _: None)
     first, *_, last = read_records(tmp_path / "run" / "steps.jsonl")
     assert first.metrics["drift"] < 1e-9 < last.metrics["drift"]
 
