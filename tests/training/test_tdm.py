@@ -252,8 +252,7 @@ def gradients(stage: Tdm, step: int, precision: torch.dtype) -> tuple[list[Tenso
     return [p.grad for p in stage.model.parameters()], [p.grad for p in stage.head.parameters()]
 
 
-def test_rolling_out_without_gradients_takes_none_from_the_pass_after_it_in_bfloat16() -> None:
-    """Autocast would hand the pass the weights that it cast, and cut, for the rollout."""
+def test_every_parameter_of_student_and_fake_has_a_gradient_in_bfloat16_after_a_rollout_without() -> None:
     for of_model in gradients(small_stage(), 0, torch.bfloat16):
         assert all(grad is not None and grad.abs().max() > 0 for grad in of_model)
 

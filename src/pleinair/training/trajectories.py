@@ -32,8 +32,6 @@ def visited(
             low_B, next_B = x.new_full((len(x),), lowest), x.new_full((len(x),), t_next)
             x = renoise(x, low_B, next_B, random.normal(*x.shape[1:]))
         states.append(x)
-    # Autocast keeps weights that it casts, and these were cast without gradients: a later pass would train nothing.
-    torch.clear_autocast_cache()
     return torch.stack(states)
 
 

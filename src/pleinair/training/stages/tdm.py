@@ -150,7 +150,7 @@ class Tdm:
         fake_clean, _ = split(noisy, self.head(noisy, drawn.between_B, *text).float(), drawn.between_B)
         fake_B = self._fake_errors(fake_clean, noisy, clean.detach(), noise.detach(), drawn)
         wanted = self._teachers_clean(noisy, drawn.between_B, batch)
-        student_B = student_errors(clean, wanted, fake_clean.detach(), config.huber)
+        student_B = student_errors(clean, wanted, fake_clean, config.huber)
         metrics = {
             "tdm/student": student_B.detach().mean(),
             "tdm/fake": fake_B.detach().mean(),
