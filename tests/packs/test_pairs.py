@@ -53,6 +53,9 @@ def test_an_epoch_shows_each_pair_once_and_the_next_one_in_another_order(tmp_pat
     epochs = [[key for step in range(len(read)) for key in read.keys(epoch * len(read) + step)] for epoch in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [sorted(f"k{number}" for number in range(24))] * 2
     assert epochs[0] != epochs[1]
+    alike = loader(write_pairs(tmp_path / "one shape", count=24, piece=24), batch_size=3)
+    first, second = ({frozenset(alike.keys(step)) for step in range(begin, begin + 8)} for begin in (0, 8))
+    assert len(first & second) < 4, "pairs meet others in the next epoch"
 
 
 def test_a_step_gives_the_same_batch_whatever_was_asked_before(tmp_path: Path) -> None:

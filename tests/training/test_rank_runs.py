@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pleinair.checkpoint.pieces import INDEX
-from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_tensors
+from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_document, read_tensors
 from pleinair.cli.main import main
 from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
-from pleinair.training.engine import Phase, read_records, train
+from pleinair.training.engine import Phase, Run, StepRecord, read_records, train
 from pleinair.training.hooks.progress import EachStep
 from pleinair.training.mesh import Mesh, open_mesh
 from pleinair.training.optimisers import OptimiserConfig
@@ -32,7 +32,17 @@ CONFIG = settings(
 )
 
 
-def run(directory: Path, mesh: Mesh, stop_after: int = NUM_STEPS) -> None:
+class OneRankHasEnough:
+    """Asks to end the run after a step, on one rank alone."""
+
+    def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
+        return {}
+
+    def stop_reason(self, run: Run[Any], record: StepRecord) -> str | None:
+        return "rank 1 has enough" if run.mesh.rank == 1 and record.step == 2 else None
+
+
+def run(directory: Path, mesh: Mesh, stop_after: int = NUM_STEPS, hooks: Sequence[Any] = ()) -> None:
     def stop(record: Any, total: int) -> None:
         if record.step + 1 > stop_after:
             raise KeyboardInterrupt
@@ -40,7 +50,9 @@ def run(directory: Path, mesh: Mesh, stop_after: int = NUM_STEPS) -> None:
     stage = pretrain_stage()
     parallelize(stage.model, mesh.device_mesh, ParallelConfig(mesh=MeshConfig(shard=mesh.world_size)))
     phases = [Phase("latents", NUM_STEPS, 8, Share(mesh))]
-    train(stage, phases, CONFIG, directory, config_digest="d", mesh=mesh, hooks=[EachStep(stop)], on_message=print)
+    train(
+        stage, phases, CONFIG, directory, config_digest="d", mesh=mesh, hooks=[EachStep(stop), *hooks], on_message=print
+    )
 
 
 def on_a_rank(directory: Path, ports: Sequence[int]) -> None:
@@ -50,6 +62,7 @@ def on_a_rank(directory: Path, ports: Sequence[int]) -> None:
         with pytest.raises(KeyboardInterrupt):
             run(directory / "stopped", mesh, STOP_AFTER)
         run(directory / "stopped", mesh)
+        run(directory / "early", mesh, hooks=[OneRankHasEnough()])
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +91,14 @@ def test_two_ranks_have_the_losses_and_weights_of_one(runs: Path) -> None:
 
 def test_ranks_that_stop_go_on_bit_for_bit(runs: Path) -> None:
     assert losses(runs / "stopped") == losses(runs / "whole")
+
+
+def test_all_ranks_end_early_where_one_has_a_reason(runs: Path) -> None:
+    assert len(losses(runs / "early")) == 3
+    newest = newest_checkpoint(runs / "early" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step-00000003"
+    assert read_document(newest, "run.json")["stopped"] == "rank 1 has enough"
 
 
 def test_every_rank_writes_its_pieces_and_the_checkpoint_verifies(runs: Path) -> None:
