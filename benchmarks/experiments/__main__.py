@@ -1,4 +1,4 @@
-"""`python -m benchmarks.experiments lora|progressive`: run it, or go on with it, and write its page under docs/results."""
+"""`python -m benchmarks.experiments NAME`: run it, or go on with it, and write its page under docs/results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("lora", "progressive")
+NAMES = ("lora", "progressive", "prompt_pool")
 
 
 def main() -> None:
