@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pleinair.flow import euler
-from pleinair.flow.stochastic import Window, log_probability, transition
+from pleinair.flow.stochastic import Window, coefficients, log_probability, transition
 from pleinair.model.text_encoder import EncodedText
 from pleinair.records.errors import CheckpointError, ConfigError, RewardError
 from pleinair.records.rewards import Assessment, Pictures, RewardContext
@@ -125,6 +125,18 @@ def test_without_a_window_the_picture_is_the_samplers_own_without_guidance() -> 
     assert np.abs(pictures_of(sampler, drawn.samples_BCHW, 3).astype(int) - expected.astype(int)).max() <= 1
 
 
+def test_every_step_of_the_window_adds_noise_of_its_own() -> None:
+    drawn, schedule = draw(DRAWING, Window(first=0, size=2)), DRAWING.schedule()
+    noises = []
+    for step in range(2):
+        deviation = coefficients("cps", schedule[step], schedule[step + 1], 0.8).deviation
+        noises.append((drawn.states_BSCHW[:, step + 1] - drawn.means_BWCHW[:, step]) / float(deviation))
+    for noise in noises:
+        assert noise.std() == pytest.approx(1, abs=0.25)
+    assert abs(float((noises[0] * noises[1]).mean())) < 0.35
+    assert abs(float((noises[0] * drawn.states_BSCHW[:, 0]).mean())) < 0.35, "nor is it the noise that it began with"
+
+
 def test_members_that_share_their_noise_part_at_the_window() -> None:
     drawn = draw(replace(DRAWING, shared_noise=True), Window(first=1, size=2))
     starts = drawn.states_BSCHW[:, 0]
@@ -159,6 +171,22 @@ def test_the_window_moves_over_all_its_places_and_never_takes_the_last_step_of_c
     assert firsts == {0, 1}
     assert {replace(DRAWING, sde="flow").window(0, iteration).first for iteration in range(40)} == {0, 1, 2}
     assert replace(DRAWING, window_first=1).window(0, 3) == Window(first=1, size=2)
+
+
+def test_prompts_are_chosen_by_all_that_was_stored_before_whoever_stored_it(tmp_path: Path) -> None:
+    loader = rollouts(tmp_path)
+    for step in range(0, 12, 2):
+        loader.batch(step)
+    pool = loader.pool
+    known = pool.nothing_known()
+    for iteration in range(6):
+        facts = read_facts(tmp_path / f"iteration-{iteration:08d}")
+        assert tuple(group.prompt for group in facts.groups) == pool.choose(known, iteration, 2, 0)
+        known = pool.fold(known, iteration, facts.groups)
+    late = rollouts(tmp_path)
+    late.batch(12)
+    facts = read_facts(tmp_path / "iteration-00000006")
+    assert tuple(group.prompt for group in facts.groups) == pool.choose(known, 6, 2, 0)
 
 
 def test_a_run_that_goes_on_uses_what_these_weights_drew_and_draws_anew_what_others_did(tmp_path: Path) -> None:
