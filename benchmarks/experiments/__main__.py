@@ -7,7 +7,7 @@ import inspect
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("lora", "merging", "progressive", "stpo", "tdm")
+NAMES = ("lora", "merging", "progressive", "prompt_pool", "stpo", "tdm")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 training:  t = sample_timesteps(...)   x_t = interpolate(x0, noise, t)   loss = |model(x_t, t) - velocity_target|^2
 sampling:  x0 = euler(velocity, noise, timestep_schedule(num_steps, shift_mu(num_image_tokens)))
+with probabilities: `flow.stochastic`
 """
 
 from pleinair.flow.guidance import guide
