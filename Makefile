@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training \
-	experiment-ablations experiment-lora experiment-progressive clean
+	experiment-ablations experiment-lora experiment-merging experiment-progressive experiment-prompt_pool \
+	experiment-stpo experiment-tdm clean
 
 demo: $(VENV)/installed
 	$(BIN)/pleinair run demo
@@ -34,7 +35,8 @@ bench-krablet bench-model bench-curation bench-training: bench-%: $(VENV)/instal
 	$(BIN)/python -m benchmarks.$*
 
 # Experiments, each with a page in docs/results; all may be stopped and go on when started again.
-experiment-lora experiment-progressive: experiment-%: $(VENV)/installed
+experiment-lora experiment-merging experiment-progressive experiment-prompt_pool experiment-stpo experiment-tdm: \
+		experiment-%: $(VENV)/installed
 	$(BIN)/python -m benchmarks.experiments $*
 
 experiment-ablations: $(VENV)/installed

@@ -27,7 +27,7 @@ from benchmarks.krablet.rounds import commit, machine
 from pleinair.captioning.templates import with_article
 from pleinair.cli.places import shipped
 from pleinair.cli.steps import open_text_encoder
-from pleinair.evaluation.judge import Judge, judge_pictures, load_judge
+from pleinair.model.judge import Judge, judge_pictures, load_judge
 from pleinair.pages import Section, Series, element, line_plot, page, table, write_page
 from pleinair.recipes.concepts import EVERYDAY
 from pleinair.records.rewards import Assessment, Pictures, RewardContext
