@@ -81,23 +81,26 @@ SUBJECTS: Sequence[Order] = (
     Order.of("default_kinds_per_prompt", "untrained <= model <= reconstruction <= real"),
     Order.of("unseen_gap", "real <= model"),
     Order.of("tail_gap", "real <= model"),
-    Order.of("can_style", "untrained < model < reconstruction <= real"),
-    Order.of("can_concept", "untrained < model < reconstruction <= real"),
-    Order.of("can_both", "untrained < model < reconstruction <= real"),
-    Order.of("can_unseen", "untrained < model < reconstruction <= real"),
+    Order.of("can_style", "untrained < model <= reconstruction <= real"),
+    Order.of("can_concept", "untrained < model <= reconstruction <= real"),
+    Order.of("can_both", "untrained < model <= reconstruction <= real"),
+    Order.of("can_unseen", "untrained < model <= reconstruction <= real"),
     Order.of("transfer", "untrained < model <= reconstruction <= real"),
-    Order.of("diversity", "untrained < model < reconstruction <= real"),
-    Order.of("can_colour", "untrained < model <= reconstruction <= real"),
+    Order.of("diversity", "untrained < model <= reconstruction <= real"),
+    Order.of("can_colour", "untrained <= model <= reconstruction <= real"),
     Order.of("near_copies", "untrained <= model < reconstruction <= real"),
-    Order.of("can_user", "untrained <= model < reconstruction <= real"),
-    Order.of("can_long", "untrained <= model < reconstruction <= real"),
-    Order.of("can_language", "untrained <= model < reconstruction <= real"),
-    Order.of("can_count", "untrained <= model < reconstruction <= real"),
-    Order.of("can_pair", "untrained <= model < reconstruction <= real"),
-    Order.of("can_position", "untrained <= model < reconstruction <= real"),
+    Order.of("can_user", "untrained <= model <= reconstruction <= real"),
+    Order.of("can_long", "untrained <= model <= reconstruction <= real"),
+    Order.of("can_language", "untrained <= model <= reconstruction <= real"),
+    Order.of("can_count", "untrained <= model <= reconstruction <= real"),
+    Order.of("can_pair", "untrained <= model <= reconstruction <= real"),
+    Order.of("can_position", "untrained <= model <= reconstruction <= real"),
     Order.of("text_error", "real <= reconstruction < model <= untrained"),
 )
-"""What a model, the autoencoder's reconstructions and real pictures must give."""
+"""What a model, the autoencoder's reconstructions and real pictures must give.
+
+A model that learned its pairs beats an untrained one; it need not be worse than real pictures at doing what it is told.
+"""
 
 UNORDERED: Mapping[str, str] = {
     "diversity_ungated": "noise and nonsense raise it, which is why there is a gate",
