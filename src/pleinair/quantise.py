@@ -39,6 +39,11 @@ def quantise_rowwise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
+def as_stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state as it comes back from 8-bit storage, which changes it no more: to be calibrated and measured like that."""
+    return dequantise(quantise_rowwise(state))
+
+
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 rows and their scales. A scale is rounded up, so that no entry needs more than 127 levels."""
     largest = weight.flatten(1).abs().amax(dim=1) / LEVELS

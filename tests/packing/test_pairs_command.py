@@ -11,13 +11,11 @@ from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import newest_checkpoint, read_manifest
 from pleinair.cli.main import main
 from pleinair.cli.steps import read_model
-from pleinair.curation.sources import STYLES, TRAINING_STYLES
-from pleinair.evaluation.people.shown import known_requests, read_gallery
+from pleinair.evaluation.people.shown import read_gallery
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
-from pleinair.recipes import find_recipe
 from pleinair.records.preferences import PreferenceLog
 from pleinair.training.engine import EngineConfig, Phase, read_records, train
 from pleinair.training.optimisers import OptimiserConfig
@@ -98,9 +96,7 @@ def test_pairs_are_made_of_what_people_chose_on_the_page(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, _ = write_three(tmp_path)
-    styles = {name: STYLES[name].words for name in TRAINING_STYLES}
-    known = known_requests(find_recipe("drawings-64").concepts, styles)
-    left, right = (read_gallery(folder, known).side([0, 1]) for folder in (first, second))
+    left, right = (read_gallery(folder).side([0, 1]) for folder in (first, second))
     log = PreferenceLog(tmp_path / "preferences.jsonl")
     chosen = event(left=left, right=right, answer="right")
     log.append([event(left=left, right=right, control="left", trial="control"), chosen])

@@ -254,7 +254,8 @@ def ask_suite(world: World, size: Size, seed: int) -> list[Asked]:
 
 def write_all(work: Workspace, out: Path, result: Result, sheet: Sheet, witnesses: Witnesses, known: Known) -> Result:
     """`metrics.json`, `requests.jsonl` and the page, each by rename; gives the result with what its self test rejects."""
-    from pleinair.cli.report import commit, machine
+    from pleinair.cli.report import commit, licence, machine
+    from pleinair.curation.sources import TRAINING_STYLES
     from pleinair.evaluation.exploration.fitting import judge_reports
     from pleinair.evaluation.exploration.page import Story, exploration_page
     from pleinair.evaluation.exploration.self_test import self_test
@@ -279,6 +280,7 @@ def write_all(work: Workspace, out: Path, result: Result, sheet: Sheet, witnesse
         tested=tested,
         preferences=answers_about(result, out.parent / PREFERENCES),
         facts=facts,
+        licences=[licence(style) for style in TRAINING_STYLES],
     )
     write_page(out / "report.html", exploration_page(story))
     return result

@@ -103,6 +103,7 @@ def fit_judge(world: World, folder: Path, *, seed: int, epochs: int) -> None:
     """A judge of rewards: trained on the pictures that models train on, calibrated on half of the held-out pairs."""
     from pleinair.evaluation.judge_training import train_judge
     from pleinair.model.judge import JudgeConfig
+    from pleinair.quantise import as_stored
     from pleinair.rewards.picture_judge import PictureJudge, calibrated, save_picture_judge
 
     line, rows = ProgressLine("judge of rewards"), np.flatnonzero(~world.held_out)
@@ -118,6 +119,7 @@ def fit_judge(world: World, folder: Path, *, seed: int, epochs: int) -> None:
         resume_dir=folder / "judge-training",
     )
     line.close()
+    judge.load_state_dict(as_stored(judge.state_dict()))
     kept = np.flatnonzero(world.held_out)[::2]
     save_picture_judge(
         calibrated(PictureJudge(judge), world.pictures[kept], world.styles[kept], world.concepts[kept]), folder / JUDGE

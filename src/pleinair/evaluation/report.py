@@ -435,10 +435,7 @@ def licence_section(licences: Sequence[StyleLicence]) -> Section | None:
         [one.style, one.author, element("a", one.licence, href=one.licence_url), one.source, one.changes]
         for one in licences
     ]
-    lead = (
-        "The model learned from these drawing sets, and real drawings on this page (ceiling, neighbours, dropped "
-        "examples) are theirs, under their licences."
-    )
+    lead = "The model learned from these drawing sets, and the real drawings on this page are theirs, under their licences."
     body = table(("style", "author", "licence", "source", "changes"), rows, number_columns=())
     return Section(heading="Whose drawings", body=body, lead=lead)
 

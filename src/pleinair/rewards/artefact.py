@@ -24,6 +24,7 @@ from pleinair.config import from_document, to_document
 from pleinair.model.artefacts import ArtefactConfig, ArtefactNet
 from pleinair.model.digest import part_digest
 from pleinair.model.judge import as_tensor
+from pleinair.quantise import as_stored
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.records.rewards import Pictures, RewardContext, RewardValues
 from pleinair.rewards.calibration import (
@@ -139,6 +140,7 @@ def fit_artefacts(
 ) -> tuple[Classifier, ArtefactReport]:
     """Train, calibrate and measure on (N, H, W, 3) real pictures and, if given, a model's failures, (M, H, W, 3).
 
+    Weights are rounded to what `save_classifier` keeps before they are calibrated: a file says the same.
     The same arguments give the same classifier (CPU, same threads). Raises ValueError for fewer than 20 real pictures.
     """
     config = config or ArtefactTraining()
@@ -153,6 +155,7 @@ def fit_artefacts(
     torch.manual_seed(config.seed)
     network = ArtefactNet(ArtefactConfig(faults=faults))
     _train(network, sets, config, on_progress)
+    network.load_state_dict(as_stored(network.state_dict()))
     classifier = _calibrated(network, sets, config.seed)
     return classifier, _measured(classifier, sets, config.seed)
 

@@ -20,6 +20,7 @@ from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result, To
 from pleinair.evaluation.exploration.tail import recall_by_count
 from pleinair.evaluation.exploration.world import Pictures, Rows
 from pleinair.evaluation.people.report import people_section
+from pleinair.evaluation.report import StyleLicence, licence_section
 from pleinair.pages import (
     GridCell,
     Html,
@@ -55,6 +56,8 @@ class Story:
     preferences: Sequence[PreferenceEvent]
     """Answers about this subject beside others, of the same prompts."""
     facts: Mapping[str, str]
+    licences: Sequence[StyleLicence]
+    """Of the drawings that are shown or were learned from."""
 
 
 def exploration_page(story: Story) -> str:
@@ -103,6 +106,7 @@ def exploration_page(story: Story) -> str:
                 "every judge and checker made of it. Nothing is left out.",
                 body=join(_sheets(story.sheet)),
             ),
+            *filter(None, [licence_section(story.licences)]),
         ],
         kicker=f"suite exploration, {result.size}, {result.num_pictures} pictures, seed {result.seed}",
         footer=f"prompts {result.prompts_sha256[:12]}, drawn by {result.identity[:12]}; "
