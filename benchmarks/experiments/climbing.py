@@ -1,8 +1,8 @@
 """One arm of an experiment on reinforcement learning: GRPO from the base, watched by all who are not climbed.
 
-    base --rollouts, no guidance--> RewardMix --Grpo--> weights --every few iterations--> Probe: fixed prompts, fixed noise
-                                                                                             |
-    gold judge, gold classifier, the shipped judge, diversity <------------------------------'
+base --rollouts, no guidance--> RewardMix --Grpo--> weights --every few iterations--> Probe: fixed prompts, fixed noise
+                                                                                         |
+gold judge, gold classifier, the shipped judge, diversity <------------------------------'
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class Probe:
             "diversity": float(np.mean([vendi_score(one) for one in groups])),
             "fine_detail": float(high_frequency_share(pixels).mean()),
             "saturation": float(saturation(pixels).mean()),
-            **{f"{name}_{key}": value for name in ("reward", "gold") for key, value in self._said(name, pixels).items()},
+            **{
+                f"{name}_{key}": value for name in ("reward", "gold") for key, value in self._said(name, pixels).items()
+            },
         }
 
     def _said(self, name: str, pixels: Pixels) -> dict[str, float]:
