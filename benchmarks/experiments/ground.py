@@ -11,7 +11,7 @@ All are fitted to pictures that training may see; held-out pairs calibrate the j
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from pleinair.packing.pictures import CuratedPicture
 from pleinair.packs.pack import Pack
 from pleinair.pages import Html, element, table
 from pleinair.recipes.concepts import EVERYDAY
+from pleinair.records.rewards import Reward
 from pleinair.rewards.artefact import (
     ArtefactReward,
     ArtefactTraining,
@@ -184,14 +185,21 @@ class Ground:
     def mix(self, weights: dict[str, float], form: Form = "rubric") -> RewardMix:
         """Rewards to climb, by weight of `rubric`, `artefact` and `diversity`; gold of all but the last beside them."""
         reward, gold = self.fitted["reward"], self.fitted["gold"]
-        makers = {"rubric": lambda: reward.rubric(form), "artefact": reward.artefact, "diversity": reward.diversity}
+        makers: dict[str, Callable[[], Reward]] = {
+            "rubric": lambda: reward.rubric(form),
+            "artefact": reward.artefact,
+            "diversity": reward.diversity,
+        }
         held = [Gold(gold.rubric()), Gold(gold.artefact())]
         return RewardMix([makers[name]() for name in weights], MixConfig(weights=weights), gold=held)
 
     def facts(self) -> Html:
         """For a page: what was fitted, and how right it is."""
         rows = [[name, what, *cells] for name, one in self.fitted.items() for what, *cells in told_rows(one.told)]
-        note = f"Fitted to {self.plan.labels and len(self.plan.labels)} things in {len(self.plan.styles)} styles through {SIDE} px."
+        plan = self.plan
+        note = (
+            f"Fitted to {len(plan.labels)} things in {len(plan.styles)} styles, held-out pairs left out, at {SIDE} px."
+        )
         return element("div", element("p", note), table(["member", "of", "right", "sound or true above others"], rows))
 
 

@@ -45,7 +45,7 @@ from pleinair.recipes import find_recipe
 from pleinair.records.rewards import RewardContext
 from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.shipped import load_autoencoder
-from pleinair.training.engine import EngineConfig, Phase, train
+from pleinair.training.engine import EngineConfig, Hook, Phase, train
 from pleinair.training.hooks.divergence import Divergence, DivergenceConfig
 from pleinair.training.hooks.progress import EachStep
 from pleinair.training.hooks.samples import Samples, high_frequency_shares
@@ -130,7 +130,7 @@ class Arm:
         methods = {"DPO": "dpo", "DPO+SFT": "dpo_sft", "DPOP": "dpop", "SDPO": "sdpo"}
         if self.name in methods:
             return PreferenceConfig(method=methods[self.name], beta=2 * margin)  # type: ignore[arg-type]
-        return PreferenceConfig(**{"beta": margin, **WITHOUT.get(self.name, {})})  # type: ignore[arg-type]
+        return PreferenceConfig(**{"beta": margin, **WITHOUT.get(self.name, {})})  # type: ignore[arg-type, dict-item]
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def train_arm(arm: Arm, ground: Ground, run_dir: Path) -> Pixels:
         min(ground.shared.held_out.manifest.resolutions),
         LoaderConfig(batch_size=rows, drop_caption=0.0, remainder="short"),
     )
-    hooks = [
+    hooks: list[Hook] = [
         Validation(
             held_out,
             ValidationConfig(every=size.every, num_batches=min(2, len(held_out))),
