@@ -136,6 +136,6 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def shown(values: Sequence[float], form: str = ".3f") -> str:
-    """`0.812 +- 0.010`, or the value alone."""
+    """`0.812 +- 0.010`, or the value alone; a sign that `form` asks for is the mean's."""
     mean, half = spread(values)
-    return f"{mean:{form}}" + ("" if math.isnan(half) else f" \u00b1 {half:{form}}")
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" \u00b1 {half:{form.lstrip('+')}}")

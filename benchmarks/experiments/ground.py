@@ -11,7 +11,7 @@ All are fitted to pictures that training may see; held-out pairs calibrate the j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,26 +156,12 @@ class Ground:
     @cached_property
     def trained_prompts(self) -> list[Prompted]:
         """What rewards may be climbed on."""
-        return self._asked(held_out=False)
+        return asked([one for one in self.pictures if not one.held_out], self.fitted["reward"].judge)
 
     @cached_property
     def unseen_prompts(self) -> list[Prompted]:
         """Pairs that no model and no reward was trained on."""
-        return self._asked(held_out=True)
-
-    def _asked(self, held_out: bool) -> list[Prompted]:
-        """Short captions whose thing and style every parser finds and every judge has a name for."""
-        shipped_names = load_judge(shipped("judge")).config
-        parse = self.fitted["reward"].judge.parser()
-        found: dict[str, Prompted] = {}
-        for one in self.pictures:
-            prompt, style, concept = one.captions[-1], one.style or "", one.concept or ""
-            if one.held_out != held_out or concept not in shipped_names.concept_names:
-                continue
-            said = {(of.kind, (of.subject or of.value).replace(" ", "-")) for of in parse([prompt])[0]}
-            if {("object", concept), ("style", style)} <= said:
-                found[prompt] = (prompt, style, concept)
-        return list(found.values())
+        return asked([one for one in self.pictures if one.held_out], self.fitted["reward"].judge)
 
     def sampler(self, checkpoint: Path | None = None) -> Sampler:
         """Of the base, or of another checkpoint."""
@@ -183,15 +169,8 @@ class Ground:
         return Sampler(model, load_autoencoder(shipped("autoencoder")), self.encoder, projection)
 
     def mix(self, weights: dict[str, float], form: Form = "rubric") -> RewardMix:
-        """Rewards to climb, by weight of `rubric`, `artefact` and `diversity`; gold of all but the last beside them."""
-        reward, gold = self.fitted["reward"], self.fitted["gold"]
-        makers: dict[str, Callable[[], Reward]] = {
-            "rubric": lambda: reward.rubric(form),
-            "artefact": reward.artefact,
-            "diversity": reward.diversity,
-        }
-        held = [Gold(gold.rubric()), Gold(gold.artefact())]
-        return RewardMix([makers[name]() for name in weights], MixConfig(weights=weights), gold=held)
+        """Rewards to climb, by weight of `rubric`, `artefact` and `diversity`; gold beside them."""
+        return mix_of(self.fitted, weights, form)
 
     def facts(self) -> Html:
         """For a page: what was fitted, and how right it is."""
@@ -201,6 +180,29 @@ class Ground:
             f"Fitted to {len(plan.labels)} things in {len(plan.styles)} styles, held-out pairs left out, at {SIDE} px."
         )
         return element("div", element("p", note), table(["member", "of", "right", "sound or true above others"], rows))
+
+
+def asked(pictures: Sequence[CuratedPicture], judge: PictureJudge) -> list[Prompted]:
+    """Short captions whose thing and style the parser finds, and for which the shipped judge has names; each once."""
+    names, parse, found = load_judge(shipped("judge")).config, judge.parser(), dict[str, Prompted]()
+    for one in pictures:
+        prompt, style, concept = one.captions[-1], one.style or "", one.concept or ""
+        said = {(of.kind, (of.subject or of.value).replace(" ", "-")) for of in parse([prompt])[0]}
+        if {("object", concept), ("style", style)} <= said and concept in names.concept_names:
+            found[prompt] = (prompt, style, concept)
+    return list(found.values())
+
+
+def mix_of(fitted: Mapping[str, Fitted], weights: dict[str, float], form: Form) -> RewardMix:
+    """What is climbed, of the member `reward`, and what is watched, of the member `gold`: rubric and soundness."""
+    reward, gold = fitted["reward"], fitted["gold"]
+    makers: dict[str, Callable[[], Reward]] = {
+        "rubric": lambda: reward.rubric(form),
+        "artefact": reward.artefact,
+        "diversity": reward.diversity,
+    }
+    held = [Gold(gold.rubric()), Gold(gold.artefact())]
+    return RewardMix([makers[name]() for name in weights], MixConfig(weights=weights), gold=held)
 
 
 def told_rows(told: dict[str, Any]) -> list[list[str]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, Row, climbed, numbers
-from benchmarks.experiments.drawn import NUM_SHOWN, once, shown, spread
+from benchmarks.experiments.drawn import NUM_SHOWN, once, shown
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
@@ -85,19 +85,19 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     (base,) = [row for row in rows if row["model"] == "base"]
     for key, says in HEADLINE.items():
         before, after = gaps(rows, key)
-        mean, half = spread([row["plain"][key] for row in rows if row["model"] == "climbed"])
+        plain = shown([row["plain"][key] for row in rows if row["model"] == "climbed"])
         beside = (
-            f"Plain pictures go from {base['plain'][key]:.3f} to {mean:.3f} \u00b1 {half:.3f}; guided ones of the base have "
+            f"Plain pictures go from {base['plain'][key]:.3f} to {plain}; guided ones of the base have "
             f"{base['guided'][key]:.3f}."
         )
         if before <= 0:
             told.append(f"{says}: guidance adds {before:+.3f} to the base, so there is no gap to close. {beside}")
             continue
-        gone, wide = spread([1 - gap / before for gap in after])
-        word = "reached" if gone >= CLOSED else "not reached"
+        gone = [1 - gap / before for gap in after]
+        word = "reached" if float(np.mean(gone)) >= CLOSED else "not reached"
         told.append(
-            f"{says}: guidance adds {before:+.3f} before and {np.mean(after):+.3f} after, {gone:.0%} \u00b1 {wide:.0%} of the gap "
-            f"is gone; to reach: {CLOSED:.0%}, {word}. {beside}"
+            f"{says}: guidance adds {before:+.3f} before and {np.mean(after):+.3f} after, {shown(gone, '.0%')} of the gap is gone; "
+            f"to reach: {CLOSED:.0%}, {word}. {beside}"
         )
     return told
 

@@ -31,7 +31,7 @@ from benchmarks.experiments.climbing import (
     last_pictures,
     numbers,
 )
-from benchmarks.experiments.drawn import NUM_SHOWN, spread
+from benchmarks.experiments.drawn import NUM_SHOWN, shown, spread
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
@@ -80,28 +80,32 @@ def fallen(rows: Sequence[Row], arm: str) -> list[float]:
     return fall
 
 
+def above_zero(values: Sequence[float]) -> bool:
+    """Whether the mean over seeds is, beyond its interval where it has one."""
+    mean, half = spread(values)
+    return mean - (0.0 if np.isnan(half) else half) > 0
+
+
 def diverges(rows: Sequence[Row], arm: str) -> bool:
-    """Whether the climbed judge's values end above the base's while gold fell from its best, over the seeds, beyond the noise."""
-    gained, _ = spread(change_of(rows, arm, "reward_rubric"))
-    mean, half = spread(fallen(rows, arm))
-    return gained > 0 and mean - (0.0 if np.isnan(half) else half) > 0
+    """Whether the climbed judge's values end above the base's while gold fell from its best, beyond the noise."""
+    return float(np.mean(change_of(rows, arm, "reward_rubric"))) > 0 and above_zero(fallen(rows, arm))
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """What was to be seen, and whether it was."""
     told = []
     for arm, expected in ((WITHOUT, True), (WITH, False)):
-        climbed_gain, gold_gain = (spread(change_of(rows, arm, key)) for key in ("reward_rubric", "gold_rubric"))
         found = diverges(rows, arm)
-        told.append(
-            f"{arm}: the climbed judge gains {climbed_gain[0]:+.3f} \u00b1 {climbed_gain[1]:.3f}, gold {gold_gain[0]:+.3f} "
-            f"\u00b1 {gold_gain[1]:.3f}, and ends {np.mean(fallen(rows, arm)):.3f} below its best. It "
-            f"{'diverges' if found else 'does not diverge'}; expected: it {'does' if expected else 'does not'}."
+        climbed_gain, gold_gain, rise = (
+            change_of(rows, arm, key) for key in ("reward_rubric", "gold_rubric", "gold_artefacts")
         )
-        rise, half = spread(change_of(rows, arm, "gold_artefacts"))
-        rises = rise - (0.0 if np.isnan(half) else half) > 0
         told.append(
-            f"{arm}: the artefact rate changes by {rise:+.3f} \u00b1 {half:.3f}. It {'rises' if rises else 'does not rise'}; "
+            f"{arm}: the climbed judge gains {shown(climbed_gain, '+.3f')}, gold {shown(gold_gain, '+.3f')}, and ends "
+            f"{shown(fallen(rows, arm))} below where it was best. It {'diverges' if found else 'does not diverge'}; expected: it "
+            f"{'does' if expected else 'does not'}."
+        )
+        told.append(
+            f"{arm}: the artefact rate changes by {shown(rise, '+.3f')}. It {'rises' if above_zero(rise) else 'does not rise'}; "
             f"expected: it {'does' if expected else 'does not'}."
         )
     return told

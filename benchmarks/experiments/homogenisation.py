@@ -12,7 +12,7 @@ are drawn without guidance, the base too: that is its most diverse. A claim is m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, climb
-from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, once, shown, spread
+from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, once, shown
 from benchmarks.experiments.exploring import FULL, Explorer, open_explorer
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.stpo import Arm
@@ -32,6 +32,7 @@ from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
 from pleinair.evaluation.exploration.ledger import AXES
 from pleinair.evaluation.exploration.requests import Plan as Asking
+from pleinair.evaluation.exploration.suite import NO_JUDGE
 from pleinair.packing.delta_pairs import DeltaConfig, make_delta_pairs
 from pleinair.packing.pair_drawing import Source
 from pleinair.packs.loader import LatentLoader
@@ -291,41 +292,52 @@ def say(said: str) -> None:
     print(f"  {said}", flush=True)
 
 
-def share_kept(rows: Sequence[Row], model: str, axis: str) -> dict[str, list[float]]:
-    """By judge and seed, a model's value over the base's."""
+def of_base(rows: Sequence[Row], axis: str) -> dict[str, float]:
+    """The base's value of an axis, by judge."""
     (base,) = [row["axes"][axis] for row in rows if row["model"] == BASE]
-    own = [row["axes"][axis] for row in rows if row["model"] == model]
-    return {judge: [one[judge] / value if value else float("nan") for one in own] for judge, value in base.items()}
+    return dict(base)
 
 
-def gained(rows: Sequence[Row], model: str, axis: str) -> dict[str, tuple[float, float]]:
-    """By judge, how much more than the base's a model's value is, over the seeds."""
-    (base,) = [row["axes"][axis] for row in rows if row["model"] == BASE]
+def share_kept(rows: Sequence[Row], model: str) -> dict[str, list[float]]:
+    """By judge and seed, a model's default-mode diversity over the base's; no judge that sees none in the base."""
+    own = [row["axes"]["diversity"] for row in rows if row["model"] == model]
+    return {
+        judge: [one[judge] / value for one in own] for judge, value in of_base(rows, "diversity").items() if value > 0
+    }
+
+
+def gained(rows: Sequence[Row], model: str, axis: str) -> dict[str, list[float]]:
+    """By judge and seed, how much more than the base's a model's value is."""
     own = [row["axes"][axis] for row in rows if row["model"] == model]
-    return {judge: spread([one[judge] - value for one in own]) for judge, value in base.items()}
+    return {judge: [one[judge] - value for one in own] for judge, value in of_base(rows, axis).items()}
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """What the chain was to reach, judge by judge, and what the baselines keep."""
-    end, told = CHAIN[-1], []
-    kept = {judge: float(np.mean(of)) for judge, of in share_kept(rows, end, "diversity").items()}
-    reached = [value >= KEPT for value in kept.values()]
-    listed = ", ".join(f"{value:.0%} by the {judge} judge" for judge, value in kept.items())
-    told.append(f"Default-mode diversity kept by the chain: {listed}; to reach: {KEPT:.0%}, {_word(reached)}.")
+    end = CHAIN[-1]
+    kept = share_kept(rows, end)
+    if not kept:
+        return ["No judge sees the base draw what it is asked for: it has no diversity to keep."]
+    word = _word([float(np.mean(of)) >= KEPT for of in kept.values()])
+    told = [f"Default-mode diversity kept by the chain: {_listed(kept, '.0%')}; to reach: {KEPT:.0%}, {word}."]
     for axis, says in (("can_both", "can it"), ("transfer", "transfer")):
         more = gained(rows, end, axis)
-        listed = ", ".join(f"{mean:+.3f} \u00b1 {half:.3f} ({judge})" for judge, (mean, half) in more.items())
-        told.append(
-            f"{says}: {listed} since the base; to reach: more, {_word([mean > 0 for mean, _ in more.values()])}."
-        )
+        word = _word([float(np.mean(of)) > 0 for of in more.values()])
+        told.append(f"{says}: {_listed(more, '+.3f')} since the base; to reach: more, {word}.")
     golds = {name: float(np.mean([row["gold"] for row in rows if row["model"] == name])) for name in (end, *BASELINES)}
     for name in BASELINES:
-        shares = share_kept(rows, name, "diversity")
-        listed = ", ".join(f"{np.mean(of):.0%} ({judge})" for judge, of in shares.items())
         told.append(
-            f"{name} keeps {listed} of the diversity, at a gold reward of {golds[name]:.3f} (chain: {golds[end]:.3f})."
+            f"{name} keeps {_listed(share_kept(rows, name), '.0%')} of the diversity, can_both "
+            f"{_listed(gained(rows, name, 'can_both'), '+.3f')}, at a gold reward of {golds[name]:.3f} (chain: {golds[end]:.3f})."
         )
     return told
+
+
+def _listed(by_judge: Mapping[str, Sequence[float]], form: str) -> str:
+    """`97% +- 2% (first judge), ...`."""
+    return ", ".join(
+        shown(of, form) + ("" if judge == NO_JUDGE else f" ({judge} judge)") for judge, of in by_judge.items()
+    )
 
 
 def _word(reached: Sequence[bool]) -> str:
@@ -337,7 +349,7 @@ def _word(reached: Sequence[bool]) -> str:
 def ledger_table(rows: Sequence[Row]) -> Html:
     """Models by axes, each by each judge that tells it; means over seeds with intervals."""
     columns = [(axis, judge) for axis in AXES if axis in rows[0]["axes"] for judge in rows[0]["axes"][axis]]
-    names = [axis if judge == "none" else f"{axis}, {judge} judge" for axis, judge in columns]
+    names = [axis if judge == NO_JUDGE else f"{axis}, {judge} judge" for axis, judge in columns]
     cells = []
     for name in (BASE, *CHAIN, *BASELINES):
         own = [row for row in rows if row["model"] == name]
