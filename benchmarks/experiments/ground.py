@@ -140,8 +140,8 @@ class Ground:
     @property
     def identity(self) -> str:
         """Of base and rewards: what is measured on another ground is not gone on with."""
-        judges = [one.judge.identity for one in self.fitted.values()]
-        return ".".join([identity(read_manifest(self.base)), *judges])
+        told = [one for of in self.fitted.values() for one in (of.judge.identity, of.artefact().identity)]
+        return ".".join([identity(read_manifest(self.base)), *told])
 
     @property
     def pack(self) -> Pack:
@@ -256,7 +256,8 @@ def trained(work: Workspace, runs: Path, plan: GroundPlan) -> Path:
 
 def fit(name: str, pictures: Sequence[CuratedPicture], plan: GroundPlan, folder: Path) -> Fitted:
     """A member's judge and classifier, fitted or found in `folder`."""
-    places = [folder / f"{name}-{what}.safetensors" for what in ("judge", "artefact")]
+    stem = f"{name}-{plan.judge_epochs}-{plan.artefact_steps}"
+    places = [folder / f"{stem}-{what}.safetensors" for what in ("judge", "artefact")]
     folder.mkdir(parents=True, exist_ok=True)
     small = np.stack([one.pixels[SIDE] for one in pictures])
     held_out = np.array([one.held_out for one in pictures])
@@ -265,7 +266,7 @@ def fit(name: str, pictures: Sequence[CuratedPicture], plan: GroundPlan, folder:
         faults = fit_classifier(small[~held_out], MEMBERS[name].seed, plan, places[1])
         return {"judge": fit_judge(name, pictures, at_judges_size(small), plan, places[0]), "artefact": faults}
 
-    told = once(folder / f"{name}.json", made)
+    told = once(folder / f"{stem}.json", made)
     return Fitted(load_picture_judge(places[0]), load_classifier(places[1]), told)
 
 
