@@ -41,7 +41,7 @@ def test_gold_falls_from_where_the_mean_over_seeds_was_best() -> None:
         curve("arm", 0, gold_rubric=[0.5, 0.7, 0.6], reward_rubric=[0.5, 0.7, 0.9]),
         curve("arm", 1, gold_rubric=[0.5, 0.8, 0.9], reward_rubric=[0.5, 0.7, 0.9]),
     ]
-    assert hacking.fallen(rows, "arm") == pytest.approx([0.0, 0.0])
+    assert hacking.fallen(rows, "arm") == pytest.approx([0.1, -0.1])
     assert not hacking.diverges(rows, "arm")
     falling = [curve("arm", seed, gold_rubric=[0.5, 0.7, last], reward_rubric=[0.5, 0.7, 0.9])
                for seed, last in enumerate((0.60, 0.59, 0.61))]  # fmt: skip
