@@ -7,7 +7,18 @@ import inspect
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("lora", "merging", "progressive", "prompt_pool", "stpo", "tdm")
+NAMES = (
+    "guidance",
+    "hacking",
+    "homogenisation",
+    "lora",
+    "merging",
+    "progressive",
+    "prompt_pool",
+    "rubric",
+    "stpo",
+    "tdm",
+)
 
 
 def main() -> None:

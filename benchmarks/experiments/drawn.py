@@ -32,7 +32,8 @@ from pleinair.model.text_encoders.cache import CachedTextEncoder
 from pleinair.packing.pictures import CuratedPicture, resize_square
 from pleinair.sampling import Sampler, SamplingConfig
 
-SIDE = 64
+SIDE = 32
+"""Of the pictures, in pixels: what a small model learns in minutes; judges see them enlarged."""
 NUM_SHOWN = 8
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Student's t for 95% of a mean, by the number of values."""
@@ -135,6 +136,6 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def shown(values: Sequence[float], form: str = ".3f") -> str:
-    """`0.812 +- 0.010`, or the value alone."""
+    """`0.812 +- 0.010`, or the value alone; a sign that `form` asks for is the mean's."""
     mean, half = spread(values)
-    return f"{mean:{form}}" + ("" if math.isnan(half) else f" \u00b1 {half:{form}}")
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" \u00b1 {half:{form.lstrip('+')}}")

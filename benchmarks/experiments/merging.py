@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Scorer, list_drawings, once, shown, spread, text_encoder
+from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Scorer, once, shown, spread
+from benchmarks.experiments.ground import stand
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import combine_checkpoints
@@ -28,7 +29,7 @@ from pleinair.cli import steps
 from pleinair.cli.distilling import on_policy_stage
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
-from pleinair.cli.parents import find_checkpoint
+from pleinair.cli.parents import config_of
 from pleinair.cli.parts import Parts
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
@@ -36,12 +37,12 @@ from pleinair.cli.workspace import Workspace, open_workspace
 from pleinair.config import config_digest, to_document
 from pleinair.evaluation.domains import held_out_errors
 from pleinair.model.judge import load_judge
+from pleinair.model.text_encoder import TextEncoder
 from pleinair.packing.pictures import CuratedPicture
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
 from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page
-from pleinair.recipes.concepts import DRAWINGS, EVERYDAY
 from pleinair.recipes.later_stages import DOMAINS
 from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.shipped import load_autoencoder
@@ -51,10 +52,11 @@ from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.prompts import CaptionLoader, InTurn
 from pleinair.training.stages.on_policy_distillation import OnPolicyConfig
 
-BASE = "drawings-64"
 NAMES = tuple(DOMAINS)
 """The domains, in the order in which teachers are numbered."""
 MIXED, STUDENT = "mixed", "on-policy student"
+SIZES = ("width", "num_layers", "num_heads", "num_kv_heads")
+"""In which the base differs from the recipes of fine-tuning."""
 KEPT = 0.95
 """Share of each specialist's skill that the student is to have on its domain."""
 
@@ -63,7 +65,6 @@ KEPT = 0.95
 class Plan:
     """How much is trained and judged."""
 
-    labels: tuple[str, ...] = DRAWINGS
     num_seeds: int = 3
     num_steps: int = 60
     """Of each specialist; the mixed model has as many for each domain."""
@@ -83,7 +84,7 @@ class Plan:
 
 FULL = Plan()
 SMALL = Plan(
-    labels=EVERYDAY[:20], num_seeds=2, num_steps=3, batch_size=4, amounts=(0.5, 1.0), drawn_amounts=(0.5,), student_steps=2,
+    num_seeds=2, num_steps=3, batch_size=4, amounts=(0.5, 1.0), drawn_amounts=(0.5,), student_steps=2,
     student_batch=2, num_judged=8, num_features=2, sampling_steps=3,
 )  # fmt: skip
 
@@ -99,6 +100,7 @@ class Materials:
     """By domain, and of both: whose `pack` and `held_out` are written."""
     scorers: Mapping[str, Scorer]
     """By domain."""
+    encoder: TextEncoder
 
     @property
     def home(self) -> Path:
@@ -107,9 +109,9 @@ class Materials:
         return self.runs / f"merging-{stamp[:12]}"
 
 
-def run(runs: Path, home: Path | None, out: Path, base: str = BASE, small: bool = False) -> Path:
+def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small: bool = False) -> Path:
     """All models, then the page; returns it. No warehouse is needed."""
-    made = prepared(runs, base, SMALL if small else FULL)
+    made = prepared(runs, base, small)
     rows = measured(made, "base", 0, made.base)
     returns: list[dict[str, Any]] = []
     for seed in range(made.plan.num_seeds):
@@ -126,19 +128,20 @@ def run(runs: Path, home: Path | None, out: Path, base: str = BASE, small: bool 
     return out / "report.html"
 
 
-def prepared(runs: Path, base: str, plan: Plan) -> Materials:
+def prepared(runs: Path, base: str | None, small: bool) -> Materials:
     """Packs of each domain and of both, and who measures."""
-    place = find_checkpoint(base, runs)
+    plan, ground = SMALL if small else FULL, stand(runs, base, small)
     autoencoder = shipped("autoencoder")
     parts = Parts(load_autoencoder(autoencoder), digest_file(autoencoder).sha256, load_judge(shipped("judge")))
-    pictures = {domain: list_drawings(plan.labels, styles) for domain, styles in DOMAINS.items()}
+    pictures = {domain: [one for one in ground.pictures if one.style in styles] for domain, styles in DOMAINS.items()}
     both = [one for of in pictures.values() for one in of]
     packs = {}
     for name, of in {**pictures, MIXED: both}.items():
-        packs[name] = open_workspace(build_parser().parse_args(["train", *words_of(runs, place, name, plan, "pack")]))
+        words = words_of(runs, ground.base, name, plan, f"{len(both)}-pack")
+        packs[name] = open_workspace(build_parser().parse_args(["train", *words]))
         steps.pack_step(packs[name], of, parts)
     scorers = {domain: Scorer(judged(of, plan.num_judged), both, plan.num_features) for domain, of in pictures.items()}
-    return Materials(place, runs, plan, packs, scorers)
+    return Materials(ground.base, runs, plan, packs, scorers, ground.encoder)
 
 
 def judged(pictures: Sequence[CuratedPicture], count: int) -> list[CuratedPicture]:
@@ -151,12 +154,13 @@ def words_of(runs: Path, base: Path, name: str, plan: Plan, last: object, *more:
     """The command line of one fine-tuning, or of its pack."""
     many = plan.num_steps * (len(NAMES) if name == MIXED else 1)
     settings = [
-        f"name=merging-{len(plan.labels)}-{name}-{last}",
+        f"name=merging-{name}-{last}",
         f"phases=({{'resolution': {SIDE}, 'num_steps': {many}, 'batch_size': {plan.batch_size}}},)",
         f"engine.keep_every={many // 3}",
         f"engine.optimiser.learning_rate={plan.learning_rate}",
         "watch.preview_every=0",
         f"watch.validation.every={many}",
+        *(f"transformer.{size}={getattr(config_of(base), size)}" for size in SIZES),
         *more,
     ]
     recipe = f"drawings-sft-{NAMES[0] if name == MIXED else name}"
@@ -170,7 +174,7 @@ def fine_tuned(made: Materials, name: str, seed: int) -> list[Path]:
     words = words_of(made.runs, made.base, name, made.plan, last, pack, f"engine.seed={seed}")
     if pleinair(["train", *words]):
         raise SystemExit(f"the fine-tuning on {name} did not end well")
-    kept = made.runs / f"merging-{len(made.plan.labels)}-{name}-{last}" / "checkpoints"
+    kept = made.runs / f"merging-{name}-{last}" / "checkpoints"
     return list_checkpoints(kept)[-3:]
 
 
@@ -234,7 +238,7 @@ def distilled(made: Materials, teachers: Sequence[Path], seed: int) -> Path:
 
 def measured(made: Materials, name: str, seed: int, checkpoint: Path, drawn: bool = True) -> list[dict[str, Any]]:
     """One model on every domain."""
-    sampling = SamplingConfig(num_steps=made.plan.sampling_steps)
+    sampling = SamplingConfig(num_steps=made.plan.sampling_steps, resolution=SIDE)
 
     def measure() -> list[dict[str, Any]]:
         model, projection = steps.read_model(checkpoint)
@@ -242,7 +246,7 @@ def measured(made: Materials, name: str, seed: int, checkpoint: Path, drawn: boo
         for domain, scorer in made.scorers.items():
             row: dict[str, Any] = {"domain": domain, "error": error_on(made, domain, checkpoint)}
             if drawn:
-                sampler = Sampler(model, load_autoencoder(shipped("autoencoder")), text_encoder(), projection)
+                sampler = Sampler(model, load_autoencoder(shipped("autoencoder")), made.encoder, projection)
                 row |= scorer.of_model(sampler, sampling)
             rows.append(row)
         return rows

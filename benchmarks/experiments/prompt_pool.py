@@ -1,165 +1,152 @@
 """Which prompts get the rollouts: the prompt pool against uniform choice, with equally many of them.
 
-    the shipped model, no guidance --8 pictures of each of the candidates--> 24 prompts whose rewards differ most
-                                                                             24 whose rewards differ least
+    the base, no guidance --8 pictures of each prompt that training may see--> 24 prompts whose rewards differ most
+                                                                               24 whose rewards differ least
     arm x seed --GRPO over these 48--> mean reward of all 48, of new noise, before and after
 
-The reward is the judge's probability of the thing and of the style that the prompt names, their mean. It is optimised here, so
-what it says of the pictures is no measure of quality: the question is only how much of it the same rollouts gain. Both arms
-start from the same weights, draw with seeds of their own, and are measured with the same noise, after every few iterations.
+The reward is the rubric of a judge that was fitted to be climbed. What it says of the pictures is no measure of quality: the
+question is only how much of it the same rollouts gain; gold, of another judge, is told beside it. Both arms start from the
+same weights, draw with seeds of their own, and are measured with the same noise, after every few iterations.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from benchmarks.experiments.drawn import SIDE, once, spread
+from benchmarks.experiments.ground import Ground, stand
 from benchmarks.krablet.rounds import commit, machine
-from pleinair.captioning.templates import with_article
-from pleinair.cli.places import shipped
-from pleinair.cli.steps import open_text_encoder
-from pleinair.model.judge import Judge, judge_pictures, load_judge
+from pleinair.cli.distilling import student_of
+from pleinair.config import config_digest, to_document
 from pleinair.pages import Section, Series, element, line_plot, page, table, write_page
-from pleinair.recipes.concepts import EVERYDAY
-from pleinair.records.rewards import Assessment, Pictures, RewardContext
+from pleinair.records.rewards import Pictures, RewardContext
+from pleinair.rewards.combine import MixConfig, RewardMix
+from pleinair.rewards.rubric import RubricConfig, RubricReward
 from pleinair.sampling import Sampler
-from pleinair.sampling.shipped import load_autoencoder, load_model
-from pleinair.training.engine import EngineConfig, Hook, Phase, Run, read_records, train
+from pleinair.training.engine import EngineConfig, Hook, Parent, Phase, Run, train
 from pleinair.training.hooks.rewards import Earnings
 from pleinair.training.mesh import Mesh
 from pleinair.training.optimisers import OptimiserConfig
-from pleinair.training.records import StepRecord
+from pleinair.training.records import StepRecord, read_records
 from pleinair.training.rollouts.drawing import DrawingConfig, PromptFeatures, draw_groups, pictures_of, seed_of
 from pleinair.training.rollouts.loader import RolloutBatch, RolloutConfig, Rollouts
 from pleinair.training.rollouts.pool import PoolConfig, PromptPool
 from pleinair.training.stages.grpo import Grpo, GrpoConfig
-from pleinair.training.stages.pretrain import Pretrain, PretrainConfig
 
-SEEDS = (0, 1, 2, 3, 4)
 ARMS = {"pool": PoolConfig(), "uniform": PoolConfig(by="uniform")}
-STYLES = ("noto", "fluent-flat", "openmoji")
-HALF = 24
-NUM_ITERATIONS, MEASURED_EVERY = 16, 8
-DRAWING = DrawingConfig(num_steps=6, resolution=64, window_size=2, precision="fp32")
-ROLLOUT = RolloutConfig(num_groups=8, group_size=8, drawing=DRAWING)
-BATCH_SIZE = 32
-LEARNING_RATE = 1e-4
-NUM_MEASURED = 8
-"""Pictures of each prompt, both to sort the candidates and to measure an arm."""
-DEVIATION_FLOOR = 0.02
-"""Added to a group's deviation: a group of equal pictures must not teach its noise."""
+AIM = 1.3
+"""Times the reward that uniform choice gains, by the same rollouts."""
 Rewards = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Named:
-    """The assessor: how sure the judge is of what the prompt names."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is drawn and learned."""
 
-    judge: Judge
-    named: dict[str, tuple[int, int]]
-    """Prompt -> style and concept, as the judge numbers them."""
-
-    def rewards(self, prompts: Sequence[str], pictures: Pictures) -> Rewards:
-        """Mean of the two probabilities."""
-        scores = judge_pictures(self.judge, pictures)
-        style, concept = (
-            torch.from_numpy(logits).softmax(1).numpy() for logits in (scores.style_logits, scores.concept_logits)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    half: int = 24
+    """Prompts of either kind."""
+    num_iterations: int = 32
+    measured_every: int = 8
+    """Iterations."""
+    rollout: RolloutConfig = field(
+        default_factory=lambda: RolloutConfig(
+            num_groups=8,
+            group_size=8,
+            keep=4,
+            drawing=DrawingConfig(num_steps=6, resolution=SIDE, window_size=2, precision="fp32"),
         )
-        rows, places = np.arange(len(prompts)), np.array([self.named[prompt] for prompt in prompts])
-        mean: Rewards = (style[rows, places[:, 0]] + concept[rows, places[:, 1]]) / 2
-        return mean
+    )
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    num_measured: int = 8
+    """Pictures of each prompt, both to sort the candidates and to measure an arm."""
+    num_candidates: int = 400
+    """At most."""
+    threads: int = 2
 
-    def assess(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> Assessment:
-        """Rewards less the group's mean, over its deviation and a floor."""
-        reward = self.rewards(prompts, pictures)
-        by_group = reward.reshape(max(context.groups) + 1, -1)
-        deviation = by_group.std(axis=1, keepdims=True) + DEVIATION_FLOOR
-        advantages = ((by_group - by_group.mean(axis=1, keepdims=True)) / deviation).reshape(-1)
-        return Assessment(advantages=advantages, reward=reward, values={"judge": reward})
+
+FULL = Plan()
+SMALL = Plan(
+    seeds=(0, 1), half=2, num_iterations=2, measured_every=1, batch_size=2, num_measured=2, num_candidates=6, threads=1,
+    rollout=RolloutConfig(
+        num_groups=2, group_size=2, drawing=DrawingConfig(num_steps=3, resolution=SIDE, window_size=1, precision="fp32")
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The model as it is shipped, and who assesses it."""
+    """What all runs share."""
 
-    sampler: Sampler
-    assessor: Named
+    ground: Ground
+    plan: Plan
+    home: Path
 
     @cached_property
     def features(self) -> PromptFeatures:
         """Every prompt is encoded once, for all runs."""
-        return PromptFeatures(self.sampler.text_encoder, self.sampler.projection)
+        base = self.ground.sampler()
+        return PromptFeatures(base.text_encoder, base.projection)
 
-    def fresh(self) -> Sampler:
-        """The shipped weights again."""
-        return Sampler(
-            copy.deepcopy(self.sampler.transformer),
-            self.sampler.codec,
-            self.sampler.text_encoder,
-            self.sampler.projection,
-        )
+    def reward(self, member: str) -> RubricReward:
+        """The rubric of one of the ground's judges, without a gate: the pool is to see what the judge says, not its floor."""
+        judge = self.ground.fitted[member].judge
+        return RubricReward(judge.parser(), judge, RubricConfig(essential_above=0))
 
-    def measured(self, sampler: Sampler, prompts: Sequence[str], salt: str) -> Rewards:
-        """(P, NUM_MEASURED) rewards of pictures drawn without guidance; `salt` chooses their noise."""
-        seeds = [seed_of(0, 0, salt, prompt, member) for prompt in prompts for member in range(NUM_MEASURED)]
-        drawn = draw_groups(sampler, self.features, prompts, seeds, DRAWING, DRAWING.window(0, 0))
+    def measured(self, sampler: Sampler, prompts: Sequence[str], salt: str, member: str = "reward") -> Rewards:
+        """(P, num_measured) rewards of pictures drawn without guidance; `salt` chooses their noise."""
+        each, drawing = self.plan.num_measured, self.plan.rollout.drawing
+        seeds = [seed_of(0, 0, salt, prompt, number) for prompt in prompts for number in range(each)]
+        drawn = draw_groups(sampler, self.features, prompts, seeds, drawing, drawing.window(0, 0))
         pictures = pictures_of(sampler, drawn.samples_BCHW, 64)
-        of_each = [prompt for prompt in prompts for _ in range(NUM_MEASURED)]
-        return self.assessor.rewards(of_each, pictures).reshape(len(prompts), NUM_MEASURED)
+        of_each = [prompt for prompt in prompts for _ in range(each)]
+        return self.said(of_each, pictures, member).reshape(len(prompts), each)
+
+    def said(self, prompts: Sequence[str], pictures: Pictures, member: str) -> Rewards:
+        """What a judge's rubric says of each picture."""
+        context = RewardContext(seeds=(0,) * len(pictures), groups=tuple(range(len(pictures))))
+        return self.reward(member).score(prompts, pictures, context).values["rubric"]
 
 
-def run(runs: Path, home: Path | None, out: Path) -> Path:
+def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small: bool = False) -> Path:
     """Both arms with every seed, then the page; returns it. What is done is kept under `runs` and not done again."""
-    parts = open_parts()
-    chosen, sorted_by = chosen_prompts(parts)
-    rows = [arm_row(parts, chosen, arm, seed, runs) for seed in SEEDS for arm in ARMS]
+    plan, ground = SMALL if small else FULL, stand(runs, base, small)
+    parts = Parts(ground, plan, runs / f"prompt-pool-{config_digest([ground.identity, to_document(plan)])[:12]}")
+    sorted_by: list[dict[str, Any]] = once(parts.home / "prompts.json", lambda: chosen_prompts(parts))
+    chosen = [one["prompt"] for one in sorted_by]
+    rows = [arm_row(parts, chosen, arm, seed) for seed in plan.seeds for arm in ARMS]
     out.mkdir(parents=True, exist_ok=True)
-    document = {"rows": rows, "prompts": sorted_by, "commit": commit(), "machine": machine()}
+    document = {"rows": rows, "prompts": sorted_by, "plan": asdict(plan), "commit": commit(), "machine": machine()}
     (out / "prompt_pool.json").write_text(json.dumps(document, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, sorted_by))
+    write_page(out / "report.html", report(rows, sorted_by, parts))
     return out / "report.html"
 
 
-def open_parts() -> Parts:
-    """The shipped model, autoencoder and judge."""
-    transformer, projection, _ = load_model(shipped("drawings-64"))
-    judge = load_judge(shipped("judge"))
-    styles, concepts = judge.config.style_names, judge.config.concept_names
-    named = {
-        f"{with_article(label)}, {style} style": (styles.index(style), concepts.index(label.replace(" ", "-")))
-        for label in EVERYDAY
-        for style in STYLES
-        if label.replace(" ", "-") in concepts
-    }
-    sampler = Sampler(transformer, load_autoencoder(shipped("autoencoder")), open_text_encoder(), projection)
-    return Parts(sampler, Named(judge, named))
-
-
-def chosen_prompts(parts: Parts) -> tuple[list[str], list[dict[str, Any]]]:
+def chosen_prompts(parts: Parts) -> list[dict[str, Any]]:
     """The candidates that differ most and least in what they earn, and what was measured of them."""
-    candidates = list(parts.assessor.named)
-    rewards = parts.measured(parts.sampler, candidates, "sorting")
+    half, known = parts.plan.half, parts.ground.trained_prompts
+    places = np.linspace(0, len(known) - 1, min(parts.plan.num_candidates, len(known))).round().astype(int)
+    candidates = [known[place][0] for place in places]
+    rewards = parts.measured(parts.ground.sampler(), candidates, "sorting")
     order = np.argsort(-rewards.std(axis=1), kind="stable")
-    kept = [*order[:HALF], *order[-HALF:]]
-    told = [
+    return [
         {
             "prompt": candidates[place],
-            "half": "open" if number < HALF else "decided",
+            "half": "open" if number < half else "decided",
             "mean": float(rewards[place].mean()),
             "deviation": float(rewards[place].std()),
         }
-        for number, place in enumerate(kept)
+        for number, place in enumerate([*order[:half], *order[-half:]])
     ]
-    return [candidates[place] for place in kept], told
 
 
 class Measuring:
@@ -169,62 +156,67 @@ class Measuring:
         self.parts, self.sampler, self.prompts, self.every = parts, sampler, prompts, every
 
     def after_step(self, run: Run[Any], record: StepRecord) -> dict[str, float]:
-        """The mean, when due."""
+        """The means, when due."""
         if (record.step + 1) % self.every:
             return {}
+        half = self.parts.plan.half
         rewards = self.parts.measured(self.sampler, self.prompts, "measuring").mean(axis=1)
         return {
             "measured/all": float(rewards.mean()),
-            "measured/open": float(rewards[:HALF].mean()),
-            "measured/decided": float(rewards[HALF:].mean()),
+            "measured/open": float(rewards[:half].mean()),
+            "measured/decided": float(rewards[half:].mean()),
         }
 
 
-def arm_row(parts: Parts, prompts: Sequence[str], arm: str, seed: int, runs: Path) -> dict[str, Any]:
+def arm_row(parts: Parts, prompts: Sequence[str], arm: str, seed: int) -> dict[str, Any]:
     """One run, or what was kept of it."""
-    directory = runs / f"prompt-pool-{arm}-{seed}"
-    kept = directory / "measured.json"
-    if kept.exists():
-        row: dict[str, Any] = json.loads(kept.read_text())
-        return row
-    before = float(parts.measured(parts.sampler, prompts, "measuring").mean())
-    records = train_arm(parts, prompts, arm, seed, directory)
-    points = [
-        (record.step + 1, record.metrics["measured/all"]) for record in records if "measured/all" in record.metrics
-    ]
-    opened = [record.metrics["measured/open"] for record in records if "measured/open" in record.metrics]
-    row = {
-        "arm": arm,
-        "seed": seed,
-        "before": before,
-        "after": points[-1][1],
-        "open_after": opened[-1],
-        "steps": [0, *(step for step, _ in points)],
-        "rewards": [before, *(reward for _, reward in points)],
-        "deviation": float(
-            np.mean([r.metrics["rollout/deviation"] for r in records if "rollout/deviation" in r.metrics])
-        ),
-        "seconds": sum(BATCH_SIZE / record.samples_per_second for record in records),
-    }
-    kept.write_text(json.dumps(row))
-    return row
+
+    def before(member: str) -> float:
+        return float(parts.measured(parts.ground.sampler(), prompts, "measuring", member).mean())
+
+    def made() -> dict[str, Any]:
+        directory = parts.home / f"{arm}-{seed}"
+        first = once(parts.home / "base.json", lambda: {member: before(member) for member in parts.ground.fitted})
+        last = train_arm(parts, prompts, arm, seed, directory)
+        records = read_records(directory / "steps.jsonl")
+        points = [record for record in records if "measured/all" in record.metrics]
+        deviations = [r.metrics["rollout/deviation"] for r in records if "rollout/deviation" in r.metrics]
+        gold = parts.measured(parts.ground.sampler(last), prompts, "measuring", "gold")
+        return {
+            "before": first["reward"],
+            "after": points[-1].metrics["measured/all"],
+            "open_after": points[-1].metrics["measured/open"],
+            "gold_gained": float(gold.mean()) - first["gold"],
+            "steps": [0, *(record.step + 1 for record in points)],
+            "rewards": [first["reward"], *(record.metrics["measured/all"] for record in points)],
+            "deviation": float(np.mean(deviations)),
+            "seconds": sum(parts.plan.batch_size / record.samples_per_second for record in records),
+        }
+
+    return {"arm": arm, "seed": seed, **once(parts.home / f"{arm}-{seed}.json", made)}
 
 
-def train_arm(parts: Parts, prompts: Sequence[str], arm: str, seed: int, directory: Path) -> list[StepRecord]:
-    """GRPO from the shipped weights."""
-    sampler = parts.fresh()
-    stage = Grpo(Pretrain(sampler.transformer, sampler.projection, PretrainConfig()), GrpoConfig(clip=5e-3))
+def train_arm(parts: Parts, prompts: Sequence[str], arm: str, seed: int, directory: Path) -> Path:
+    """GRPO from the base; gives the last checkpoint."""
+    plan, ground = parts.plan, parts.ground
+    base, stage = ground.sampler(), Grpo(student_of(ground.base), GrpoConfig(clip=5e-3))
+    sampler = Sampler(stage.model, base.codec, base.text_encoder, base.projection)
+    mix = RewardMix([parts.reward("reward")], MixConfig(weights={"rubric": 1.0}))
     loader = Rollouts(
-        sampler, parts.assessor, PromptPool(prompts, ARMS[arm]), ROLLOUT, directory / "rollouts",
-        batch_size=BATCH_SIZE, seed=seed, mesh=Mesh(),
+        sampler, mix, PromptPool(prompts, ARMS[arm]), plan.rollout, directory / "rollouts", batch_size=plan.batch_size,
+        seed=seed, mesh=Mesh(),
     )  # fmt: skip
     steps = loader.steps_per_iteration
-    optimiser = OptimiserConfig(learning_rate=LEARNING_RATE, warmup_steps=2, decay_share=0.0, weight_decay=0.0)
-    config = EngineConfig(seed=seed, precision="fp32", optimiser=optimiser, keep_checkpoints=1)
-    hooks: list[Hook] = [Earnings(loader), Measuring(parts, sampler, prompts, MEASURED_EVERY * steps)]
-    phase: Phase[RolloutBatch] = Phase("rl", NUM_ITERATIONS * steps, BATCH_SIZE, loader)
-    train(stage, [phase], config, directory, config_digest=f"{arm}-{seed}", hooks=hooks, on_message=lambda _: None)
-    return read_records(directory / "steps.jsonl")
+    optimiser = OptimiserConfig(learning_rate=plan.learning_rate, warmup_steps=2, decay_share=0.0, weight_decay=0.0)
+    config = EngineConfig(
+        seed=seed, precision="fp32", optimiser=optimiser, keep_checkpoints=1, num_threads=plan.threads
+    )
+    hooks: list[Hook] = [Earnings(loader), Measuring(parts, sampler, prompts, plan.measured_every * steps)]
+    phase: Phase[RolloutBatch] = Phase("rl", plan.num_iterations * steps, plan.batch_size, loader)
+    return train(
+        stage, [phase], config, directory, config_digest=config_digest([parts.home.name, arm, seed]), hooks=hooks,
+        parent=Parent(checkpoint=ground.base), on_message=lambda _: None,
+    )  # fmt: skip
 
 
 def gains(rows: Sequence[dict[str, Any]], arm: str) -> npt.NDArray[np.float64]:
@@ -232,37 +224,44 @@ def gains(rows: Sequence[dict[str, Any]], arm: str) -> npt.NDArray[np.float64]:
     return np.array([row["after"] - row["before"] for row in rows if row["arm"] == arm])
 
 
-def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and half its 95% interval over seeds (normal; wide for few)."""
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return float(values.mean()), float(half)
-
-
-def verdict(rows: Sequence[dict[str, Any]]) -> str:
+def verdict(rows: Sequence[dict[str, Any]], num_pictures: int) -> str:
     """The comparison in a sentence."""
     pool, uniform = gains(rows, "pool"), gains(rows, "uniform")
-    ratio = pool.mean() / uniform.mean()
-    mean, half = interval(pool - uniform)
-    pictures = NUM_ITERATIONS * ROLLOUT.num_pictures
-    return (
-        f"After {pictures} pictures the pool has gained {pool.mean():+.4f} and uniform choice {uniform.mean():+.4f} of mean "
-        f"reward over all prompts, a ratio of {ratio:.2f}; the difference is {mean:+.4f} \u00b1 {half:.4f} over {len(pool)} seeds."
+    mean, half = spread((pool - uniform).tolist())
+    told = (
+        f"After {num_pictures} pictures the pool has gained {pool.mean():+.4f} and uniform choice {uniform.mean():+.4f} of mean "
+        f"reward over all prompts; the difference is {mean:+.4f} \u00b1 {half:.4f} over {len(pool)} seeds."
     )
+    if uniform.mean() <= 0:
+        return f"{told} Uniform choice gained nothing: there is no ratio."
+    ratio = pool.mean() / uniform.mean()
+    return f"{told} A ratio of {ratio:.2f}; to reach: {AIM}, {'reached' if ratio >= AIM else 'not reached'}."
 
 
-def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]]) -> str:
+def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], parts: Parts) -> str:
     """The page."""
+    plan = parts.plan
     opening = element(
         "div",
         element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("p", verdict(rows)),
+        element("p", verdict(rows, plan.num_iterations * plan.rollout.num_pictures)),
     )
-    columns = ["arm", "seed", "before", "after", "gained", "open half after", "deviation inside its groups", "minutes"]
+    columns = [
+        "arm",
+        "seed",
+        "before",
+        "after",
+        "gained",
+        "gold gained",
+        "open half after",
+        "deviation in groups",
+        "minutes",
+    ]
     cells = [
         [
             row["arm"], str(row["seed"]), f"{row['before']:.4f}", f"{row['after']:.4f}",
-            f"{row['after'] - row['before']:+.4f}", f"{row['open_after']:.4f}", f"{row['deviation']:.4f}",
-            f"{row['seconds'] / 60:.1f}",
+            f"{row['after'] - row['before']:+.4f}", f"{row['gold_gained']:+.4f}", f"{row['open_after']:.4f}",
+            f"{row['deviation']:.4f}", f"{row['seconds'] / 60:.1f}",
         ]
         for row in rows
     ]  # fmt: skip
@@ -272,6 +271,9 @@ def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]]) ->
         Section(heading="Numbers", body=table(columns, cells)),
         Section(heading="Mean reward", body=line_plot(series, x_label="update", y_label="mean reward, all prompts")),
         Section(heading="Prompts", body=table(["prompt", "half", "mean reward", "deviation"], listed)),
+        Section(heading="The rewards", body=parts.ground.facts()),
     ]
-    footer = f"make experiment-prompt_pool, commit {commit()}, {machine()}. Seeds {SEEDS}; float32, no guidance."
+    footer = (
+        f"make experiment-prompt_pool, commit {commit()}, {machine()}. Seeds {plan.seeds}; base {parts.ground.base}."
+    )
     return page("The prompt pool against uniform choice", opening, sections, footer=footer)

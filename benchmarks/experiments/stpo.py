@@ -2,8 +2,8 @@
 
 A base model draws pairs of known order: winners as usual, with guidance and many steps; losers without guidance, with few steps,
 or from half the prompt. Every option trains on the same pairs from the same base. What the pictures are worth is told by a gold
-reward that no pair and no update has seen: how surely a judge names the style and the thing of held-out prompts, drawn without
-guidance from fixed noise. Options move at different speeds, so they are compared where their gold reward is equal, by
+reward that no pair and no update has seen: how likely a judge of its own holds style and thing of held-out prompts, drawn
+without guidance from fixed noise. Options move at different speeds, so they are compared where their gold reward is equal, by
 interpolation along each run: how far the velocity has drifted on pretraining data, and how many winners got worse.
 
 The strength of each option is chosen on one seed and compared on others. Nothing is clipped; all share AdamW and its rate.
@@ -19,37 +19,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from benchmarks.experiments.drawn import SIDE
+from benchmarks.experiments.ground import RECIPE, Fitted, stand
+from benchmarks.experiments.ground import Ground as Shared
 from benchmarks.experiments.stpo_page import Curve, Measured, chosen_levels, report
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
 from pleinair.cli import steps
-from pleinair.cli.domains import prompts_of
-from pleinair.cli.main import build_parser
-from pleinair.cli.main import main as pleinair
-from pleinair.cli.parents import find_checkpoint, read_projection, require_same_projection
-from pleinair.cli.parts import ready_parts
 from pleinair.cli.places import shipped
 from pleinair.cli.previews import KnownPrompts
 from pleinair.cli.progress import ProgressLine
-from pleinair.cli.workspace import open_workspace
 from pleinair.config import config_digest
-from pleinair.curation.stages import images_table
-from pleinair.evaluation.prompted import Prompted, naming_score
-from pleinair.model.judge import load_judge
+from pleinair.evaluation.prompted import Prompted
 from pleinair.packing.delta_pairs import DeltaConfig, make_delta_pairs, shortened
 from pleinair.packing.pair_drawing import Source
 from pleinair.packs.loader import LatentLoader
-from pleinair.packs.pack import Pack
 from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
 from pleinair.pages import write_page
 from pleinair.pages.picture import Pixels
 from pleinair.recipes import find_recipe
+from pleinair.records.rewards import RewardContext
 from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.shipped import load_autoencoder
-from pleinair.training.engine import EngineConfig, Phase, train
+from pleinair.training.engine import EngineConfig, Hook, Phase, train
 from pleinair.training.hooks.divergence import Divergence, DivergenceConfig
 from pleinair.training.hooks.progress import EachStep
 from pleinair.training.hooks.samples import Samples, high_frequency_shares
@@ -59,7 +55,6 @@ from pleinair.training.records import StepRecord, read_records
 from pleinair.training.stages.preference import FrozenCopy, Preference, PreferenceConfig
 from pleinair.training.stages.pretrain import Pretrain
 
-RECIPE, SIDE = "demo", 32
 HEADLINE = ("DPO", "DPO+SFT", "STPO")
 SWEPT = ("DPO", "DPO+SFT", "DPOP", "SDPO", "MaPO", "STPO")
 MARGINS = (5.0, 50.0, 500.0)
@@ -73,14 +68,14 @@ WITHOUT = {
 SHUFFLED = "STPO, labels shuffled"
 BUDGET = DivergenceConfig(drift=0.5, window=10)
 NUM_SHOWN = 6
+LEAST_CHANCE = 1e-4
+"""Less than this a judge is not believed to tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """How much is trained and measured."""
 
-    base_steps: int = 900
-    """Of the base model, where none is given."""
     num_steps: int = 240
     """Of every run."""
     every: int = 20
@@ -106,7 +101,7 @@ class Size:
 SIZES = {
     "full": Size(),
     "small": Size(
-        base_steps=2, num_steps=4, every=2, batch_size=4, num_pairs=12, num_gold=4, steps_of_winners=3, gold_steps=2,
+        num_steps=4, every=2, batch_size=4, num_pairs=12, num_gold=4, steps_of_winners=3, gold_steps=2,
         levels=(1,), seeds=(0, 1), threads=1,
     ),
 }  # fmt: skip
@@ -135,7 +130,7 @@ class Arm:
         methods = {"DPO": "dpo", "DPO+SFT": "dpo_sft", "DPOP": "dpop", "SDPO": "sdpo"}
         if self.name in methods:
             return PreferenceConfig(method=methods[self.name], beta=2 * margin)  # type: ignore[arg-type]
-        return PreferenceConfig(**{"beta": margin, **WITHOUT.get(self.name, {})})  # type: ignore[arg-type]
+        return PreferenceConfig(**{"beta": margin, **WITHOUT.get(self.name, {})})  # type: ignore[arg-type, dict-item]
 
 
 @dataclass(frozen=True)
@@ -143,9 +138,8 @@ class Ground:
     """What all arms share."""
 
     source: Source
-    checkpoint: Path
-    pack: Pack
-    held_out: Pack
+    shared: Shared
+    """Base, packs, rewards."""
     pairs: Pairs
     prompts: list[Prompted]
     """Of the gold reward, one for each picture."""
@@ -154,9 +148,9 @@ class Ground:
 
 
 def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small: bool = False) -> Path:
-    """Everything; returns the page. `base` is a run with checkpoints, a pack and its held-out pack; None trains one."""
+    """Everything; returns the page. `base` is another model of the demo's architecture than its own."""
     size = "small" if small else "full"
-    ground = ready(runs, home, base, SIZES[size])
+    ground = ready(runs, base, SIZES[size], small)
     measured = [measure(arm, ground) for arm in sweep(ground.size)]
     levels = chosen_levels(measured, HEADLINE)
     headline = [Arm(name=name, level=levels[name], seed=seed) for name in HEADLINE for seed in ground.size.seeds]
@@ -190,37 +184,44 @@ def _gap(ground: Ground) -> str:
     )
 
 
-def ready(runs: Path, home: Path | None, base: str | None, size: Size) -> Ground:
+def ready(runs: Path, base: str | None, size: Size, small: bool) -> Ground:
     """Base, packs, pairs and the prompts of the gold reward."""
-    place = Path(base) if base else trained_base(runs, home, size)
-    checkpoint = find_checkpoint(str(place), runs)
-    model, projection = steps.read_model(checkpoint)
-    pack, held_out = Pack(place / "pack"), Pack(place / "pack-held-out")
-    require_same_projection(checkpoint, pack.directory, read_projection(pack.directory))
-    judge = load_judge(shipped("judge"))
-    names = (judge.config.style_names, judge.config.concept_names)
-    trained, unseen = (known(list(prompts_of(one)), *names) for one in (pack, held_out))
+    shared = stand(runs, base, small)
+    model, projection = steps.read_model(shared.base)
+    trained, unseen = shared.trained_prompts, shared.unseen_prompts
     asked = [unseen[number % len(unseen)] for number in range(size.num_gold)]
     texts = list(dict.fromkeys(prompt for prompt, _, _ in [*trained, *unseen]))
-    encoder = KnownPrompts(steps.open_text_encoder(), ["", *texts, *shorter(texts)])
+    encoder = KnownPrompts(shared.encoder, ["", *texts, *shorter(texts)])
     source = Source(
         Sampler(model, load_autoencoder(shipped("autoencoder")), encoder, projection),
-        identity(read_manifest(checkpoint)),
+        identity(read_manifest(shared.base)),
     )
     line, config = ProgressLine("pairs"), pair_settings(size)
-    own = (
-        runs / f"stpo-{config_digest([source.identity, config, size])[:8]}"
-    )  # another base or size has runs of its own
+    # Another base, size or judge has runs of its own.
+    own = runs / f"stpo-{config_digest([shared.identity, config, size])[:8]}"
     own.mkdir(parents=True, exist_ok=True)
     make_delta_pairs(
         own / "pairs",
         [trained[number % len(trained)][0] for number in range(size.num_pairs)],
         source,
         config,
-        reward=("the judge", naming_score(judge, trained)),
+        reward=("the reward's judge", likelihood(shared.fitted["reward"])),
         on_progress=line.update,
     )
-    return Ground(source, checkpoint, pack, held_out, Pairs(own / "pairs"), asked, own, size)
+    return Ground(source, shared, Pairs(own / "pairs"), asked, own, size)
+
+
+def likelihood(fitted: Fitted) -> Callable[[Sequence[str], Pixels], npt.NDArray[np.float32]]:
+    """The log of a judge's chance that a picture shows all that its prompt requires: without ends, as a reward's mean has."""
+    reward = fitted.rubric("holistic")
+
+    def score(prompts: Sequence[str], pixels: Pixels) -> npt.NDArray[np.float32]:
+        context = RewardContext(seeds=(0,) * len(pixels), groups=tuple(range(len(pixels))))
+        chance = reward.score(prompts, pixels, context).values["rubric"]
+        logs: npt.NDArray[np.float32] = np.log(np.maximum(chance, LEAST_CHANCE))
+        return logs
+
+    return score
 
 
 def pair_settings(size: Size) -> DeltaConfig:
@@ -233,31 +234,6 @@ def shorter(prompts: Sequence[str]) -> list[str]:
     """What losers by `prompt` are drawn from."""
     config = DeltaConfig(sampling=SamplingConfig())
     return list(dict.fromkeys(shortened(prompt, config.kept_words, config.seed) for prompt in prompts))
-
-
-def known(prompts: list[Prompted], styles: Sequence[str], concepts: Sequence[str]) -> list[Prompted]:
-    """Those whose style and thing the judge has names for."""
-    return [one for one in prompts if one[1] in styles and one[2] in concepts]
-
-
-def trained_base(runs: Path, home: Path | None, size: Size) -> Path:
-    """A run of the demo recipe at 32 px alone, with its packs; drawings are listed and curated first where they are not."""
-    settings = (
-        "name=stpo-base",
-        f"phases=({{'resolution': {SIDE}, 'num_steps': {size.base_steps}, 'batch_size': 64}},)",
-        f"engine.num_threads={size.threads}",
-    )
-    words = [RECIPE, "--runs", str(runs), *(word for setting in settings for word in ("--set", setting))]
-    work = open_workspace(build_parser().parse_args(["pack", *words, *(["--home", str(home)] if home else [])]))
-    if not (work.held_out / "pack.json").exists():
-        with steps.open_database(work) as db:
-            if not images_table(db).count("source = 'drawings'"):
-                steps.ingest_step(work, db)
-            steps.curate_step(work, db)
-            steps.pack_step(work, steps.curated_pictures(work, db), ready_parts(work, db))
-    if pleinair(["train", *words]):
-        raise SystemExit("the base did not train to its end")
-    return work.run_dir
 
 
 def measure(arm: Arm, ground: Ground) -> Measured:
@@ -287,19 +263,19 @@ def measure(arm: Arm, ground: Ground) -> Measured:
 def train_arm(arm: Arm, ground: Ground, run_dir: Path) -> Pixels:
     """Train, and draw with what was trained."""
     size = ground.size
-    model, projection = steps.read_model(ground.checkpoint)
+    model, projection = steps.read_model(ground.shared.base)
     recipe = find_recipe(RECIPE)
-    pretrain = Pretrain(model, projection, recipe.pretrain, ground.pack.manifest.latent_space)
+    pretrain = Pretrain(model, projection, recipe.pretrain, ground.shared.pack.manifest.latent_space)
     reference = FrozenCopy(model)
     stage = Preference(pretrain, reference, arm.config, reference_identity=ground.source.identity)
     sampler = replace(ground.source.sampler, transformer=model)
-    rows = min(32, ground.held_out.manifest.num_rows)
+    rows = min(32, ground.shared.held_out.manifest.num_rows)
     held_out = LatentLoader(
-        ground.held_out,
-        min(ground.held_out.manifest.resolutions),
+        ground.shared.held_out,
+        min(ground.shared.held_out.manifest.resolutions),
         LoaderConfig(batch_size=rows, drop_caption=0.0, remainder="short"),
     )
-    hooks = [
+    hooks: list[Hook] = [
         Validation(
             held_out,
             ValidationConfig(every=size.every, num_batches=min(2, len(held_out))),
@@ -335,7 +311,7 @@ def loader_of(arm: Arm, ground: Ground) -> Anchored:
         PairLoaderConfig(batch_size=size.batch_size, seed=seed, shuffle_labels=arm.name == SHUFFLED),
         ground.source.identity,
     )
-    return Anchored(pairs, LatentLoader(ground.pack, SIDE, LoaderConfig(batch_size=size.batch_size, seed=seed)))
+    return Anchored(pairs, LatentLoader(ground.shared.pack, SIDE, LoaderConfig(batch_size=size.batch_size, seed=seed)))
 
 
 def engine_of(arm: Arm, size: Size) -> EngineConfig:
@@ -380,8 +356,8 @@ def measured_base(ground: Ground) -> dict[str, float]:
 
 
 def gold_of(ground: Ground) -> Callable[[Pixels], dict[str, float]]:
-    """The judge's mean log-probability of what was asked for."""
-    score = naming_score(load_judge(shipped("judge")), ground.prompts)
+    """How likely the gold judge, which no pair was checked by, holds what was asked for: the mean of logs."""
+    score = likelihood(ground.shared.fitted["gold"])
     texts = [prompt for prompt, _, _ in ground.prompts]
     return lambda pixels: {"gold": float(score(texts, pixels).mean())}
 

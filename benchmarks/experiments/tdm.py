@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,22 @@ from benchmarks.experiments.drawn import (
     NUM_SHOWN,
     SIDE,
     Scorer,
-    list_drawings,
     once,
     prompted,
     shown,
     spread,
-    text_encoder,
 )
+from benchmarks.experiments.ground import stand
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
 from pleinair.cli import steps
 from pleinair.cli.distilling import few_step_stage
-from pleinair.cli.parents import find_checkpoint
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
-from pleinair.curation.sources import TRAINING_STYLES
 from pleinair.model.text_encoder import TextEncoder
 from pleinair.pages import GridCell, GridRow, Section, element, grid, page, table, write_page
-from pleinair.recipes.concepts import DRAWINGS, EVERYDAY
 from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.sampling.stored import sampling_of
@@ -51,7 +47,6 @@ from pleinair.training.optimisers import HeadConfig, OptimiserConfig
 from pleinair.training.prompts import PromptLoader, encode_prompts
 from pleinair.training.stages.tdm import TdmConfig
 
-BASE = "drawings-64"
 REFERENCE = "teacher, 28 steps, guided"
 WITHIN = 0.10
 """How near the student is to come to the reference."""
@@ -61,13 +56,11 @@ WITHIN = 0.10
 class Plan:
     """How much is trained and judged."""
 
-    labels: tuple[str, ...] = DRAWINGS
-    styles: tuple[str, ...] = TRAINING_STYLES
     seeds: tuple[tuple[int, int], ...] = ((8, 5), (4, 2))
     """Steps of the students, and how many are trained of each."""
     num_updates: int = 600
     batch_size: int = 16
-    num_judged: int = 480
+    num_judged: int = 160
     num_features: int = 32
     learning_rate: float = 1e-4
     """The student's."""
@@ -78,7 +71,7 @@ class Plan:
 
 FULL = Plan()
 SMALL = Plan(
-    labels=EVERYDAY[:4], styles=TRAINING_STYLES[:4], seeds=((4, 2),), num_updates=3, batch_size=2, num_judged=8, num_features=2
+    seeds=((4, 2),), num_updates=3, batch_size=2, num_judged=8, num_features=2
 )  # fmt: skip
 
 
@@ -105,9 +98,9 @@ class Materials:
         return self.runs / f"tdm-{self.stamp}"
 
 
-def run(runs: Path, home: Path | None, out: Path, base: str = BASE, small: bool = False) -> Path:
+def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small: bool = False) -> Path:
     """All students, all drawings, then the page; returns it. No warehouse is needed."""
-    made = prepared(runs, base, SMALL if small else FULL)
+    made = prepared(runs, base, small)
     rows: list[dict[str, Any]] = [{"name": "real pictures", "seed": 0, **made.scorer.of_real()}]
     rows += [teacher_row(made, name, config) for name, config in teachers_ways(made.plan).items()]
     for num_steps, num_seeds in made.plan.seeds:
@@ -120,23 +113,28 @@ def run(runs: Path, home: Path | None, out: Path, base: str = BASE, small: bool 
     return out / "report.html"
 
 
-def prepared(runs: Path, base: str, plan: Plan) -> Materials:
+def prepared(runs: Path, base: str | None, small: bool) -> Materials:
     """Real pictures, the split of prompts, the encoder."""
-    pictures = list_drawings(plan.labels, plan.styles)
+    plan, ground = SMALL if small else FULL, stand(runs, base, small)
+    pictures = ground.pictures
     order = np.random.default_rng(0).permutation(len(pictures))
     judged = [pictures[row] for row in sorted(order[: plan.num_judged])]
     learned = [pictures[row] for row in sorted(order[plan.num_judged :])]
     prompts = tuple(dict.fromkeys(prompt for prompt, _, _ in prompted(learned)))
     scorer = Scorer(judged, pictures, plan.num_features)
-    return Materials(find_checkpoint(base, runs), runs, plan, text_encoder(), prompts, scorer)
+    return Materials(ground.base, runs, plan, ground.encoder, prompts, scorer)
 
 
 def teachers_ways(plan: Plan) -> dict[str, SamplingConfig]:
     """How the teacher is sampled."""
-    ways = {f"teacher, {n} steps, guided": SamplingConfig(num_steps=n, guidance=plan.guidance) for n in (52, 28)}
+
+    def way(num_steps: int, guidance: float) -> SamplingConfig:
+        return SamplingConfig(num_steps=num_steps, guidance=guidance, resolution=SIDE)
+
+    ways = {f"teacher, {n} steps, guided": way(n, plan.guidance) for n in (52, 28)}
     for num_steps, _ in plan.seeds:
-        ways[f"teacher, {num_steps} steps, guided"] = SamplingConfig(num_steps=num_steps, guidance=plan.guidance)
-        ways[f"teacher, {num_steps} steps, unguided"] = SamplingConfig(num_steps=num_steps, guidance=0.0)
+        ways[f"teacher, {num_steps} steps, guided"] = way(num_steps, plan.guidance)
+        ways[f"teacher, {num_steps} steps, unguided"] = way(num_steps, 0.0)
     return ways
 
 
@@ -151,7 +149,7 @@ def teacher_row(made: Materials, name: str, config: SamplingConfig) -> dict[str,
 def student_row(made: Materials, num_steps: int, seed: int) -> dict[str, Any]:
     """One student, trained and measured."""
     checkpoint = trained(made, num_steps, seed)
-    config = sampling_of(checkpoint)
+    config = replace(sampling_of(checkpoint), resolution=SIDE)
     row = once(
         made.home / f"student-{num_steps}-{seed}.json",
         lambda: made.scorer.of_model(sampler_of(made, checkpoint), config),

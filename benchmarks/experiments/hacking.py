@@ -1,0 +1,132 @@
+"""Are rewards hacked without the artefact reward? Prompt following climbed for long, with and without it.
+
+    base --GRPO--> arm `with artefact reward`:    rubric + half of P(sound)
+               '-> arm `without artefact reward`: rubric alone
+    along both: the climbed judge beside a gold one of another network and seed, and a gold classifier of artefacts
+
+Both arms are pushed at three times the rate and for twice as long as elsewhere, with nothing that holds them near the base. A
+reward is hacked where it goes on rising while gold falls from the best it had. The artefact rate is what the gold classifier
+holds unsound: neither arm climbs it. In one arm the same faults are climbed by a classifier of another seed; both learned from
+one set of pictures, so what they share in blindness is not seen here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.experiments.climbing import (
+    SMALL_CLIMB,
+    ClimbPlan,
+    Probe,
+    Row,
+    arms_table,
+    change_of,
+    climbed,
+    curves,
+    last_pictures,
+    numbers,
+)
+from benchmarks.experiments.drawn import NUM_SHOWN, shown, spread
+from benchmarks.experiments.ground import Ground, stand
+from benchmarks.krablet.rounds import commit, machine
+from pleinair.config import config_digest, to_document
+from pleinair.pages import Section, element, page, write_page
+
+WITH, WITHOUT = "with artefact reward", "without artefact reward"
+ARMS: dict[str, dict[str, float]] = {WITH: {"rubric": 1.0, "artefact": 0.5}, WITHOUT: {"rubric": 1.0}}
+PUSHED = replace(ClimbPlan(), num_iterations=80, learning_rate=3e-4)
+MEASURES = {
+    "reward_rubric": "climbed judge's rubric",
+    "gold_rubric": "gold judge's rubric",
+    "gold_artefacts": "with artefacts, by gold",
+    "reward_artefacts": "with artefacts, by the climbed one",
+    "concept": "thing named",
+    "style": "style named",
+    "fine_detail": "fine detail",
+    "saturation": "saturation",
+    "diversity": "different pictures of a prompt",
+}
+
+
+def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small: bool = False) -> Path:
+    """Both arms with every seed, then the page; returns it. What is done is kept under `runs` and not done again."""
+    plan = SMALL_CLIMB if small else PUSHED
+    ground = stand(runs, base, small)
+    kept = runs / f"hacking-{config_digest([ground.identity, to_document(plan)])[:12]}"
+    probe = Probe(ground, ground.unseen_prompts, plan)
+    rows = [
+        climbed(ground, arm, ground.mix(weights), [weights], plan, probe, seed, kept)
+        for seed in plan.seeds
+        for arm, weights in ARMS.items()
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    told = {"verdicts": verdicts(rows), "plan": asdict(plan), "rewards": {n: f.told for n, f in ground.fitted.items()}}
+    document = {"rows": numbers(rows), **told, "commit": commit(), "machine": machine()}
+    (out / "hacking.json").write_text(json.dumps(document, indent=1) + "\n")
+    write_page(out / "report.html", report(rows, ground, probe, plan))
+    return out / "report.html"
+
+
+def fallen(rows: Sequence[Row], arm: str) -> list[float]:
+    """By seed, how far gold ends below what it was where the mean over seeds is best: one place for all, or noise is a fall."""
+    golds = np.array([[point["gold_rubric"] for point in row["points"]] for row in rows if row["arm"] == arm])
+    best = int(golds.mean(axis=0).argmax())
+    fall: list[float] = (golds[:, best] - golds[:, -1]).tolist()
+    return fall
+
+
+def above_zero(values: Sequence[float]) -> bool:
+    """Whether the mean over seeds is, beyond its interval where it has one."""
+    mean, half = spread(values)
+    return mean - (0.0 if np.isnan(half) else half) > 0
+
+
+def diverges(rows: Sequence[Row], arm: str) -> bool:
+    """Whether the climbed judge's values end above the base's while gold fell from its best, beyond the noise."""
+    return float(np.mean(change_of(rows, arm, "reward_rubric"))) > 0 and above_zero(fallen(rows, arm))
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """What was to be seen, and whether it was."""
+    told = []
+    for arm, expected in ((WITHOUT, True), (WITH, False)):
+        found = diverges(rows, arm)
+        climbed_gain, gold_gain, rise = (
+            change_of(rows, arm, key) for key in ("reward_rubric", "gold_rubric", "gold_artefacts")
+        )
+        told.append(
+            f"{arm}: the climbed judge gains {shown(climbed_gain, '+.3f')}, gold {shown(gold_gain, '+.3f')}, and ends "
+            f"{shown(fallen(rows, arm))} below where it was best. It {'diverges' if found else 'does not diverge'}; expected: it "
+            f"{'does' if expected else 'does not'}."
+        )
+        told.append(
+            f"{arm}: the artefact rate changes by {shown(rise, '+.3f')}. It {'rises' if above_zero(rise) else 'does not rise'}; "
+            f"expected: it {'does' if expected else 'does not'}."
+        )
+    return told
+
+
+def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -> str:
+    """The page."""
+    opening = element(
+        "div",
+        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
+        element("ul", *(element("li", one) for one in verdicts(rows))),
+    )
+    drawn = probe.draw(ground.sampler())[:: probe.each][:NUM_SHOWN]
+    sections = [
+        Section(heading="Numbers", body=arms_table(rows, MEASURES)),
+        Section(heading="What is climbed", body=curves(rows, "reward_rubric", "climbed judge's rubric")),
+        Section(heading="Gold", body=curves(rows, "gold_rubric", "gold judge's rubric")),
+        Section(heading="Artefacts", body=curves(rows, "gold_artefacts", "share with artefacts, by gold")),
+        Section(heading="The same prompts and noise", body=last_pictures(rows, probe, drawn)),
+        Section(heading="The rewards", body=ground.facts()),
+    ]
+    how = f"{plan.num_iterations} iterations of {plan.num_groups * plan.group_size} pictures, seeds {plan.seeds}"
+    footer = f"make experiment-hacking, commit {commit()}, {machine()}. {how}; base {ground.base}."
+    return page("Rewards with and without the one for artefacts", opening, sections, footer=footer)

@@ -1,0 +1,143 @@
+"""What the experiments on rewards make of their measurements: by hand-made rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.experiments import guidance, hacking, homogenisation, rubric
+from benchmarks.experiments.ground import MEMBERS, Fitted, asked, mix_of
+from pleinair.model.artefacts import ArtefactConfig, ArtefactNet
+from pleinair.model.judge import Judge, JudgeConfig
+from pleinair.packing.pictures import CuratedPicture
+from pleinair.records.errors import ConfigError
+from pleinair.records.rewards import RewardContext
+from pleinair.rewards.artefact import Classifier
+from pleinair.rewards.picture_judge import PictureJudge
+
+
+def curve(arm: str, seed: int, **points: list[float]) -> dict[str, Any]:
+    rows = zip(*points.values(), strict=True)
+    return {"arm": arm, "seed": seed, "points": [dict(zip(points, row, strict=True)) for row in rows]}
+
+
+def test_a_rubric_that_meets_more_on_every_seed_reaches_and_one_that_loses_diversity_does_not() -> None:
+    rows = []
+    for seed, more in enumerate((0.10, 0.12, 0.11)):
+        rows.append(curve(rubric.RUBRIC, seed, satisfied=[0.4, 0.5 + more], diversity=[3.0, 2.7]))
+        rows.append(curve(rubric.ONE, seed, satisfied=[0.4, 0.5], diversity=[3.0, 2.8]))
+    more, diversity = rubric.verdicts(rows)
+    assert "+0.110" in more
+    assert more.endswith("more, reached.")
+    assert "keeps 90% at least" in diversity
+    assert diversity.endswith("95%, not reached.")
+
+
+def test_gold_falls_from_where_the_mean_over_seeds_was_best() -> None:
+    rows = [
+        curve("arm", 0, gold_rubric=[0.5, 0.7, 0.6], reward_rubric=[0.5, 0.7, 0.9]),
+        curve("arm", 1, gold_rubric=[0.5, 0.8, 0.9], reward_rubric=[0.5, 0.7, 0.9]),
+    ]
+    assert hacking.fallen(rows, "arm") == pytest.approx([0.1, -0.1])
+    assert not hacking.diverges(rows, "arm")
+    falling = [curve("arm", seed, gold_rubric=[0.5, 0.7, last], reward_rubric=[0.5, 0.7, 0.9])
+               for seed, last in enumerate((0.60, 0.59, 0.61))]  # fmt: skip
+    assert hacking.fallen(falling, "arm") == pytest.approx([0.10, 0.11, 0.09])
+    assert hacking.diverges(falling, "arm")
+
+
+def test_gold_that_falls_with_the_climbed_judge_is_no_hacking() -> None:
+    rows = [curve("arm", seed, gold_rubric=[0.5, 0.4], reward_rubric=[0.5, 0.3]) for seed in range(3)]
+    assert not hacking.diverges(rows, "arm")
+
+
+def ways(model: str, seed: int, plain: float, guided: float) -> dict[str, Any]:
+    return {
+        "model": model,
+        "seed": seed,
+        "plain": dict.fromkeys(guidance.HEADLINE, plain),
+        "guided": dict.fromkeys(guidance.HEADLINE, guided),
+    }
+
+
+@pytest.mark.parametrize(("guided", "word"), [(0.64, "60% \u00b1 0% of the gap is gone; to reach: 50%, reached"),
+                                              (0.75, "0% of the gap is gone; to reach: 50%, not reached")])  # fmt: skip
+def test_a_gap_closes_by_what_is_gone_of_what_guidance_added_before(guided: float, word: str) -> None:
+    rows = [ways("base", 0, 0.5, 0.6), *(ways("climbed", seed, 0.6, guided) for seed in range(2))]
+    assert word in guidance.verdicts(rows)[0]
+    assert "no gap to close" in guidance.verdicts([ways("base", 0, 0.6, 0.6), *rows[1:]])[0]
+
+
+def model(name: str, first: float, second: float, can: tuple[float, float] = (0.5, 0.5)) -> dict[str, Any]:
+    axes = {
+        "diversity": {"first": first, "second": second},
+        "can_both": {"first": can[0], "second": can[1]},
+        "transfer": {"none": can[0]},
+    }
+    return {"model": name, "seed": 0, "gold": 0.8, "axes": axes}
+
+
+def test_a_chain_keeps_diversity_only_where_both_judges_say_so() -> None:
+    baselines = [model(name, 1.0, 2.0) for name in homogenisation.BASELINES]
+    both = homogenisation.verdicts([model("base", 2.0, 4.0), model("TDM", 1.92, 4.0, (0.6, 0.7)), *baselines])
+    assert "96% (first judge), 100% (second judge); to reach: 95%, reached." in both[0]
+    assert both[1].endswith("more, reached.")
+    assert both[3].startswith("DPO keeps 50% (first judge), 50% (second judge) of the diversity")
+    split = homogenisation.verdicts([model("base", 2.0, 4.0), model("TDM", 1.8, 4.0, (0.6, 0.4)), *baselines])
+    assert split[0].endswith("the judges disagree.")
+    assert split[1].endswith("the judges disagree.")
+    blind = homogenisation.verdicts([model("base", 0.0, 0.0), model("TDM", 1.0, 1.0), *baselines])
+    assert blind == ["No judge sees the base draw what it is asked for: it has no diversity to keep."]
+
+
+def member(seed: int) -> Fitted:
+    torch.manual_seed(seed)
+    config = JudgeConfig(style_names=("noto",), concept_names=("fox",), widths=(8, 8, 8), blocks=(0, 0, 0), seed=seed)
+    artefacts = ArtefactNet(ArtefactConfig(faults=("blur",), widths=(8, 8, 8), blocks=(0, 0, 0)))
+    return Fitted(PictureJudge(Judge(config).eval()), Classifier(artefacts), {})
+
+
+def test_gold_is_told_of_every_picture_and_moves_no_advantage() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    context = RewardContext(seeds=(0, 1, 2, 3), groups=(0, 0, 1, 1))
+    said = [
+        mix_of({"reward": member(1), "gold": member(gold)}, {"rubric": 1.0, "artefact": 0.5}, "rubric").assess(
+            ["a fox, noto style"] * 4, pictures, context
+        )
+        for gold in (2, 3)
+    ]
+    assert {"gold.rubric", "gold.artefact"} < set(said[0].values)
+    assert not np.array_equal(said[0].values["gold.artefact"], said[1].values["gold.artefact"])
+    np.testing.assert_array_equal(said[0].advantages, said[1].advantages)
+    assert said[0].advantages.any()
+
+
+def test_gold_built_on_what_is_climbed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="would be optimised"):
+        mix_of({"reward": member(1), "gold": member(1)}, {"rubric": 1.0}, "rubric")
+
+
+def test_no_member_is_of_the_seed_of_the_judge_that_measures_nor_of_anothers() -> None:
+    seeds = [one.seed for one in MEMBERS.values()]
+    assert JudgeConfig(style_names=("a",), concept_names=("b",)).seed not in seeds
+    assert len({(one.widths, one.blocks) for one in MEMBERS.values()}) == len(set(seeds)) == len(MEMBERS)
+
+
+def picture(caption: str, held_out: bool = False) -> CuratedPicture:
+    return CuratedPicture(caption, "noto", "fox", "fox", held_out, ("", "", caption), {})
+
+
+def test_prompts_are_those_that_say_thing_and_style_each_once() -> None:
+    pictures = [
+        picture("a fox, noto style"),
+        picture("a fox in noto style"),
+        picture("a fox"),
+        picture("a fox, noto style"),
+    ]
+    assert asked(pictures, member(1).judge) == [
+        ("a fox, noto style", "noto", "fox"),
+        ("a fox in noto style", "noto", "fox"),
+    ]
