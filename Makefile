@@ -6,8 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training \
-	experiment-ablations experiment-lora experiment-merging experiment-progressive experiment-prompt_pool \
-	experiment-stpo experiment-tdm clean
+	experiment-ablations experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
+	experiment-progressive experiment-prompt_pool experiment-rubric experiment-stpo experiment-tdm clean
 
 demo: $(VENV)/installed
 	$(BIN)/pleinair run demo
@@ -35,8 +35,8 @@ bench-krablet bench-model bench-curation bench-training: bench-%: $(VENV)/instal
 	$(BIN)/python -m benchmarks.$*
 
 # Experiments, each with a page in docs/results; all may be stopped and go on when started again.
-experiment-lora experiment-merging experiment-progressive experiment-prompt_pool experiment-stpo experiment-tdm: \
-		experiment-%: $(VENV)/installed
+experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
+experiment-progressive experiment-prompt_pool experiment-rubric experiment-stpo experiment-tdm: experiment-%: $(VENV)/installed
 	$(BIN)/python -m benchmarks.experiments $*
 
 experiment-ablations: $(VENV)/installed
