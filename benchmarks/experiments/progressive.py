@@ -38,6 +38,7 @@ from pleinair.packs.pack import Pack
 from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page
 from pleinair.recipes import Recipe, find_recipe
 from pleinair.sampling import Sampler
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.records import StepRecord, read_records
 
@@ -174,7 +175,7 @@ def evaluated(arm: Arm, runs: Path, work: Workspace) -> list[dict[str, Any]]:
 
 def measure(checkpoint: Path, work: Workspace) -> dict[str, Any]:
     """One model."""
-    model, projection = steps.read_model(checkpoint)
+    model, projection = read_model(checkpoint)
     errors = held_out_errors(model, projection, Pack(work.held_out))
     sampler = Sampler(model, load_autoencoder(shipped("autoencoder")), steps.open_text_encoder(), projection)
     torch.manual_seed(0)

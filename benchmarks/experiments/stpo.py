@@ -48,6 +48,7 @@ from pleinair.pages import write_page
 from pleinair.pages.picture import Pixels
 from pleinair.recipes import find_recipe
 from pleinair.sampling import Sampler, SamplingConfig
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.engine import EngineConfig, Phase, train
 from pleinair.training.hooks.divergence import Divergence, DivergenceConfig
@@ -194,7 +195,7 @@ def ready(runs: Path, home: Path | None, base: str | None, size: Size) -> Ground
     """Base, packs, pairs and the prompts of the gold reward."""
     place = Path(base) if base else trained_base(runs, home, size)
     checkpoint = find_checkpoint(str(place), runs)
-    model, projection = steps.read_model(checkpoint)
+    model, projection = read_model(checkpoint)
     pack, held_out = Pack(place / "pack"), Pack(place / "pack-held-out")
     require_same_projection(checkpoint, pack.directory, read_projection(pack.directory))
     judge = load_judge(shipped("judge"))
@@ -287,7 +288,7 @@ def measure(arm: Arm, ground: Ground) -> Measured:
 def train_arm(arm: Arm, ground: Ground, run_dir: Path) -> Pixels:
     """Train, and draw with what was trained."""
     size = ground.size
-    model, projection = steps.read_model(ground.checkpoint)
+    model, projection = read_model(ground.checkpoint)
     recipe = find_recipe(RECIPE)
     pretrain = Pretrain(model, projection, recipe.pretrain, ground.pack.manifest.latent_space)
     reference = FrozenCopy(model)

@@ -32,8 +32,6 @@ from benchmarks.experiments.drawn import (
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
-from pleinair.cli import steps
-from pleinair.cli.distilling import few_step_stage
 from pleinair.cli.parents import find_checkpoint
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
@@ -41,8 +39,10 @@ from pleinair.config import config_digest, to_document
 from pleinair.curation.sources import TRAINING_STYLES
 from pleinair.model.text_encoder import TextEncoder
 from pleinair.pages import GridCell, GridRow, Section, element, grid, page, table, write_page
+from pleinair.posttraining.distilling import few_step_stage
 from pleinair.recipes.concepts import DRAWINGS, EVERYDAY
 from pleinair.sampling import Sampler, SamplingConfig
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.sampling.stored import sampling_of
 from pleinair.training.engine import EngineConfig, Parent, Phase, train
@@ -161,7 +161,7 @@ def student_row(made: Materials, num_steps: int, seed: int) -> dict[str, Any]:
 
 def sampler_of(made: Materials, checkpoint: Path) -> Sampler:
     """A checkpoint with all it needs to draw."""
-    model, projection = steps.read_model(checkpoint)
+    model, projection = read_model(checkpoint)
     return Sampler(model, load_autoencoder(shipped("autoencoder")), made.encoder, projection)
 
 

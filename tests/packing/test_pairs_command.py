@@ -10,7 +10,6 @@ import torch
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import newest_checkpoint, read_manifest
 from pleinair.cli.main import main
-from pleinair.cli.steps import read_model
 from pleinair.curation.sources import STYLES, TRAINING_STYLES
 from pleinair.evaluation.people.shown import known_requests, read_gallery
 from pleinair.packs.loader import LatentLoader
@@ -19,6 +18,7 @@ from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
 from pleinair.recipes import find_recipe
 from pleinair.records.preferences import PreferenceLog
+from pleinair.sampling.checkpoints import read_model
 from pleinair.training.engine import EngineConfig, Phase, read_records, train
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.stages.preference import FrozenCopy, Preference, PreferenceConfig

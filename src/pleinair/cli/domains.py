@@ -53,11 +53,11 @@ def domains(options: argparse.Namespace) -> int:
 
     from pleinair.cli.parents import find_checkpoint, require_same_projection
     from pleinair.cli.report import commit
-    from pleinair.cli.steps import read_model
     from pleinair.config import to_document
     from pleinair.evaluation.domains import compare, domain_page, held_out_errors
     from pleinair.pages import write_page
     from pleinair.records.errors import require
+    from pleinair.sampling.checkpoints import read_model
 
     require("torch", "train")
     from pleinair.sampling.stored import sampling_of
