@@ -24,7 +24,6 @@ import torch
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.store import list_checkpoints
 from pleinair.cli import steps
-from pleinair.cli.domains import prompts_of
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
 from pleinair.cli.parts import ready_parts
@@ -32,7 +31,7 @@ from pleinair.cli.places import shipped
 from pleinair.cli.workspace import Workspace, open_workspace
 from pleinair.curation.stages import images_table
 from pleinair.evaluation.domains import held_out_errors
-from pleinair.evaluation.prompted import draw_and_judge
+from pleinair.evaluation.prompted import draw_and_judge, prompts_of
 from pleinair.model.judge import load_judge
 from pleinair.packs.pack import Pack
 from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page

@@ -25,7 +25,6 @@ from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
 from pleinair.cli import steps
-from pleinair.cli.domains import prompts_of
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
 from pleinair.cli.parents import find_checkpoint, read_projection, require_same_projection
@@ -36,7 +35,7 @@ from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import open_workspace
 from pleinair.config import config_digest
 from pleinair.curation.stages import images_table
-from pleinair.evaluation.prompted import Prompted, naming_score
+from pleinair.evaluation.prompted import Prompted, naming_score, prompts_of
 from pleinair.model.judge import load_judge
 from pleinair.packing.delta_pairs import DeltaConfig, make_delta_pairs, shortened
 from pleinair.packing.pair_drawing import Source

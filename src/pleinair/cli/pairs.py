@@ -137,7 +137,7 @@ def open_source(place: str, runs: Path) -> Source:
 
 def read_prompts(place: Path) -> list[Prompted]:
     """Prompts with style and concept of a pack's rows; of a text file, with neither. Raises ConfigError for an empty one."""
-    from pleinair.cli.domains import prompts_of
+    from pleinair.evaluation.prompted import prompts_of
     from pleinair.packs.pack import Pack
 
     if place.is_dir():
