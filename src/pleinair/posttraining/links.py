@@ -189,8 +189,10 @@ class Chain:
     """What is looked for while training."""
     side_by_side: SideBySideConfig = field(default_factory=SideBySideConfig)
     """What is drawn after each link."""
-    minutes: dict[str, float] = field(default_factory=dict)
-    """Expected minutes of each link on 2 cores, `pack` for the data."""
+    data: str = "drawings-64"
+    """Recipe whose things and styles are packed."""
+    call_seconds: float = 0.0
+    """Processor seconds that one core needs for one picture through the network once: what a plan reckons with."""
 
     def __post_init__(self) -> None:
         if not self.links():

@@ -66,15 +66,15 @@ class Materials:
         model, projection = read_model(checkpoint)
         return Sampler(model, self.codec, self.text_encoder, projection)
 
-    def answerable(self) -> list[Prompted]:
-        """The prompts that every rubric can check something of; others would stop a rollout."""
-        left = list(self.prompts)
-        for reward in self.rewards:
+    def answerable(self, prompts: Sequence[Prompted]) -> list[Prompted]:
+        """Those that every rubric, gold ones included, can check something of; others would stop a rollout."""
+        left = list(prompts)
+        for reward in (*self.rewards, *(held.reward for held in self.gold)):
             if isinstance(reward, RubricReward):
                 silent = set(reward.unanswerable([prompt for prompt, _, _ in left]))
                 left = [one for one in left if one[0] not in silent]
-        if dropped := len(self.prompts) - len(left):
-            self.say(f"{dropped} of {len(self.prompts)} prompts are left out: no reward can check anything of them")
+        if dropped := len(prompts) - len(left):
+            self.say(f"{dropped} of {len(prompts)} prompts are left out: no reward can check anything of them")
         if not left:
             raise ConfigError(
                 "the rewards can check nothing of any prompt: give prompts that name what the judge knows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pleinair.checkpoint.merge import ORIGIN_DOCUMENT
@@ -62,7 +63,7 @@ def write_chain_page(
 def changes(stories: Sequence[Story]) -> list[str]:
     """What each link gained and lost against the one before, drawn as usual, a sentence each."""
     sentences = []
-    for before, after in zip(stories, stories[1:], strict=False):
+    for before, after in pairwise(stories):
         own, theirs = after.rows[0].values, before.rows[0].values
         gained, lost = [], []
         for name, sign in BETTER.items():

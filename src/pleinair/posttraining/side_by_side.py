@@ -24,6 +24,7 @@ from pleinair.config import config_digest, from_document, to_document
 from pleinair.evaluation.metrics import frechet_distance, vendi_score
 from pleinair.evaluation.picture_statistics import high_frequency_share, saturation
 from pleinair.evaluation.prompted import Prompted, at_judges_size
+from pleinair.model.digest import part_digest
 from pleinair.model.judge import JudgeScores, judge_pictures
 from pleinair.model.pixels import to_bytes
 from pleinair.packs.loader import LatentLoader
@@ -61,14 +62,16 @@ class SideBySide:
 
     def __init__(self, config: SideBySideConfig, resolution: int, made: Materials) -> None:
         self.config, self.resolution, self.made = config, resolution, made
-        self.asked = [one for one in made.asked[: config.num_prompts] for _ in range(config.pictures_per_prompt)]
+        self.asked = [
+            one for one in made.answerable(made.asked)[: config.num_prompts] for _ in range(config.pictures_per_prompt)
+        ]
         self.seeds = [SEED_STEP * (place + 1) for place in range(len(self.asked))]
         self.real_NHWC = real_pictures(made, resolution)
         embedding = judge_pictures(made.judge, at_judges_size(self.real_NHWC)).embedding
         self.mean_F = embedding.mean(0)
         self.directions_FK = np.linalg.svd(embedding - self.mean_F, full_matrices=False)[2][: config.num_features].T
         self.real_features = self._reduced(embedding)
-        self._judges = [config_digest(made.judge.config), reward_identities(made), pack_digest(made.held_out)]
+        self._judges = [part_digest(made.judge), reward_identities(made), pack_digest(made.held_out)]
 
     def of_checkpoint(self, name: str, checkpoint: Path, folder: Path) -> list[Measured]:
         """As it is sampled, and without guidance where it is sampled with some; kept in the link's folder."""

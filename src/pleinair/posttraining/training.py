@@ -181,7 +181,7 @@ def reinforce(place: Place, link: RewardLink) -> Path:
     sampler = Sampler(stage.model, made.codec, made.text_encoder, stage.projection)
     before = student_of(place.parent)
     mix = RewardMix(made.rewards, MixConfig(weights=link.weights), gold=made.gold)
-    prompts = [prompt for prompt, _, _ in made.answerable()]
+    prompts = [prompt for prompt, _, _ in made.answerable(made.prompts)]
     policy: Grpo | Nft
     if link.method == "nft":
         policy = Nft(stage, link.nft, before.model)
