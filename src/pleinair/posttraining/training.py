@@ -151,7 +151,7 @@ def prefer(place: Place, link: PreferenceLink) -> Path:
     hooks: list[Hook] = []
     if link.samples_every:
         config = replace(place.chain.side_by_side.sampling, resolution=place.chain.resolution)
-        prompts = [prompt for prompt, _, _ in made.asked[:NUM_SAMPLED]]
+        prompts = [prompt for prompt, _, _ in made.answerable(made.asked)[:NUM_SAMPLED]]
         draw = lambda: sampler.sample(prompts, range(len(prompts)), config)  # noqa: E731
         hooks.append(Samples(draw, link.samples_every, lambda pictures: gold_means(made.gold, prompts, pictures)))
     before = Pretrain(reference.model, stage.projection, stage.config)
