@@ -197,10 +197,11 @@ class Chain:
     def __post_init__(self) -> None:
         if not self.links():
             raise ConfigError(f"the chain {self.name} has no link: give one of {', '.join(LINKS)}")
-        drawn = {"stpo.pairs.sampling": self.stpo and self.stpo.pairs.sampling.resolution}
-        drawn["rl.rollout.drawing"] = self.rl and self.rl.rollout.drawing.resolution
+        drawn = {} if self.stpo is None else {"stpo.pairs.sampling": self.stpo.pairs.sampling.resolution}
+        if self.rl is not None:
+            drawn["rl.rollout.drawing"] = self.rl.rollout.drawing.resolution
         for where, resolution in drawn.items():
-            if resolution is not None and resolution != self.resolution:
+            if resolution != self.resolution:
                 raise ConfigError(
                     f"{where}.resolution is {resolution} and the chain's {self.resolution}: give the same resolution"
                 )
@@ -217,7 +218,7 @@ class Chain:
         names = list(own)
         if until not in names:
             raise ConfigError(f"the chain {self.name} has no link {until!r:.40}: give one of {', '.join(names)}")
-        return {name: own[name] for name in names[: names.index(until) + 1]}  # type: ignore[arg-type]
+        return {name: own[name] for name in names[: names.index(until) + 1]}
 
     def packs(self, until: str | None = None) -> dict[str, tuple[str, ...]]:
         """Author sets of every pack that is trained on, by name; empty ones stand for all of them."""

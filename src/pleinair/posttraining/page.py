@@ -65,7 +65,8 @@ def changes(stories: Sequence[Story]) -> list[str]:
     sentences = []
     for before, after in pairwise(stories):
         own, theirs = after.rows[0].values, before.rows[0].values
-        gained, lost = [], []
+        gained: list[str] = []
+        lost: list[str] = []
         for name, sign in BETTER.items():
             if name in own and name in theirs and own[name] != theirs[name]:
                 change = own[name] - theirs[name]

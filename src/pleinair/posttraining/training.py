@@ -140,10 +140,9 @@ def prefer(place: Place, link: PreferenceLink) -> Path:
     policy = identity_at(place.parent)
     digest = _make_pairs(place, link, Source(sampler, policy))
     pack = made.packs[ALL]
-    size = {"batch_size": link.batch_size, "seed": seed}
     loader = Anchored(
-        PairLoader(Pairs(place.folder / "pairs"), PairLoaderConfig(**size), policy),  # type: ignore[arg-type]
-        LatentLoader(Pack(pack), place.chain.resolution, LoaderConfig(**size)),  # type: ignore[arg-type]
+        PairLoader(Pairs(place.folder / "pairs"), PairLoaderConfig(batch_size=link.batch_size, seed=seed), policy),
+        LatentLoader(Pack(pack), place.chain.resolution, LoaderConfig(batch_size=link.batch_size, seed=seed)),
     )
     reference = FrozenCopy(stage.model)
     preference = Preference(stage, reference, link.preference, reference_identity=policy)
