@@ -17,7 +17,6 @@ import numpy as np
 
 from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, once, shown, spread
 from benchmarks.experiments.ground import Ground
-from pleinair.cli.distilling import student_of
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
@@ -26,6 +25,7 @@ from pleinair.evaluation.picture_statistics import high_frequency_share, saturat
 from pleinair.evaluation.prompted import Prompted, at_judges_size
 from pleinair.model.judge import judge_pictures, load_judge
 from pleinair.pages import GridCell, GridRow, Html, Series, grid, line_plot, table
+from pleinair.posttraining.distilling import student_of
 from pleinair.records.rewards import RewardContext
 from pleinair.rewards.combine import RewardMix
 from pleinair.sampling import Sampler, SamplingConfig

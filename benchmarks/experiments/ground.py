@@ -55,6 +55,7 @@ from pleinair.rewards.gold import Gold
 from pleinair.rewards.picture_judge import PictureJudge, calibrated, load_picture_judge, measure, save_picture_judge
 from pleinair.rewards.rubric import RubricConfig, RubricReward
 from pleinair.sampling import Sampler
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 
 RECIPE = "demo"
@@ -165,7 +166,7 @@ class Ground:
 
     def sampler(self, checkpoint: Path | None = None) -> Sampler:
         """Of the base, or of another checkpoint."""
-        model, projection = steps.read_model(checkpoint or self.base)
+        model, projection = read_model(checkpoint or self.base)
         return Sampler(model, load_autoencoder(shipped("autoencoder")), self.encoder, projection)
 
     def mix(self, weights: dict[str, float], form: Form = "rubric") -> RewardMix:

@@ -27,7 +27,6 @@ from benchmarks.experiments.stpo import Arm
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import list_checkpoints, read_manifest
-from pleinair.cli.distilling import few_step_stage, student_of
 from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
 from pleinair.evaluation.exploration.ledger import AXES
@@ -39,6 +38,7 @@ from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
 from pleinair.pages import GridCell, GridRow, Html, Section, element, grid, page, table, write_page
+from pleinair.posttraining.distilling import few_step_stage, student_of
 from pleinair.sampling import SamplingConfig
 from pleinair.sampling.stored import sampling_of
 from pleinair.training.engine import EngineConfig, Parent, Phase, train

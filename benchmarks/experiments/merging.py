@@ -26,7 +26,6 @@ from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import combine_checkpoints
 from pleinair.checkpoint.store import digest_file, list_checkpoints, read_manifest
 from pleinair.cli import steps
-from pleinair.cli.distilling import on_policy_stage
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
 from pleinair.cli.parents import config_of
@@ -43,8 +42,10 @@ from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
 from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page
+from pleinair.posttraining.distilling import on_policy_stage
 from pleinair.recipes.later_stages import DOMAINS
 from pleinair.sampling import Sampler, SamplingConfig
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.engine import EngineConfig, Parent, Phase, train
 from pleinair.training.hooks.progress import EachStep
@@ -241,7 +242,7 @@ def measured(made: Materials, name: str, seed: int, checkpoint: Path, drawn: boo
     sampling = SamplingConfig(num_steps=made.plan.sampling_steps, resolution=SIDE)
 
     def measure() -> list[dict[str, Any]]:
-        model, projection = steps.read_model(checkpoint)
+        model, projection = read_model(checkpoint)
         rows = []
         for domain, scorer in made.scorers.items():
             row: dict[str, Any] = {"domain": domain, "error": error_on(made, domain, checkpoint)}
@@ -257,7 +258,7 @@ def measured(made: Materials, name: str, seed: int, checkpoint: Path, drawn: boo
 
 def error_on(made: Materials, domain: str, checkpoint: Path) -> float:
     """Mean held-out error."""
-    model, projection = steps.read_model(checkpoint)
+    model, projection = read_model(checkpoint)
     return float(held_out_errors(model, projection, Pack(made.packs[domain].held_out)).mean())
 
 

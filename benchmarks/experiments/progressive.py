@@ -24,7 +24,6 @@ import torch
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.store import list_checkpoints
 from pleinair.cli import steps
-from pleinair.cli.domains import prompts_of
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
 from pleinair.cli.parts import ready_parts
@@ -32,12 +31,13 @@ from pleinair.cli.places import shipped
 from pleinair.cli.workspace import Workspace, open_workspace
 from pleinair.curation.stages import images_table
 from pleinair.evaluation.domains import held_out_errors
-from pleinair.evaluation.prompted import draw_and_judge
+from pleinair.evaluation.prompted import draw_and_judge, prompts_of
 from pleinair.model.judge import load_judge
 from pleinair.packs.pack import Pack
 from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page
 from pleinair.recipes import Recipe, find_recipe
 from pleinair.sampling import Sampler
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.records import StepRecord, read_records
 
@@ -174,7 +174,7 @@ def evaluated(arm: Arm, runs: Path, work: Workspace) -> list[dict[str, Any]]:
 
 def measure(checkpoint: Path, work: Workspace) -> dict[str, Any]:
     """One model."""
-    model, projection = steps.read_model(checkpoint)
+    model, projection = read_model(checkpoint)
     errors = held_out_errors(model, projection, Pack(work.held_out))
     sampler = Sampler(model, load_autoencoder(shipped("autoencoder")), steps.open_text_encoder(), projection)
     torch.manual_seed(0)

@@ -24,9 +24,9 @@ import numpy.typing as npt
 from benchmarks.experiments.drawn import SIDE, once, spread
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.krablet.rounds import commit, machine
-from pleinair.cli.distilling import student_of
 from pleinair.config import config_digest, to_document
 from pleinair.pages import Section, Series, element, line_plot, page, table, write_page
+from pleinair.posttraining.distilling import student_of
 from pleinair.records.rewards import Pictures, RewardContext
 from pleinair.rewards.combine import MixConfig, RewardMix
 from pleinair.rewards.rubric import RubricConfig, RubricReward

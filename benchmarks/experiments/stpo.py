@@ -28,7 +28,6 @@ from benchmarks.experiments.stpo_page import Curve, Measured, chosen_levels, rep
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
-from pleinair.cli import steps
 from pleinair.cli.places import shipped
 from pleinair.cli.previews import KnownPrompts
 from pleinair.cli.progress import ProgressLine
@@ -44,6 +43,7 @@ from pleinair.pages.picture import Pixels
 from pleinair.recipes import find_recipe
 from pleinair.records.rewards import RewardContext
 from pleinair.sampling import Sampler, SamplingConfig
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.training.engine import EngineConfig, Hook, Phase, train
 from pleinair.training.hooks.divergence import Divergence, DivergenceConfig
@@ -187,7 +187,7 @@ def _gap(ground: Ground) -> str:
 def ready(runs: Path, base: str | None, size: Size, small: bool) -> Ground:
     """Base, packs, pairs and the prompts of the gold reward."""
     shared = stand(runs, base, small)
-    model, projection = steps.read_model(shared.base)
+    model, projection = read_model(shared.base)
     trained, unseen = shared.trained_prompts, shared.unseen_prompts
     asked = [unseen[number % len(unseen)] for number in range(size.num_gold)]
     texts = list(dict.fromkeys(prompt for prompt, _, _ in [*trained, *unseen]))
@@ -263,7 +263,7 @@ def measure(arm: Arm, ground: Ground) -> Measured:
 def train_arm(arm: Arm, ground: Ground, run_dir: Path) -> Pixels:
     """Train, and draw with what was trained."""
     size = ground.size
-    model, projection = steps.read_model(ground.shared.base)
+    model, projection = read_model(ground.shared.base)
     recipe = find_recipe(RECIPE)
     pretrain = Pretrain(model, projection, recipe.pretrain, ground.shared.pack.manifest.latent_space)
     reference = FrozenCopy(model)

@@ -31,14 +31,14 @@ from benchmarks.experiments.ground import stand
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
-from pleinair.cli import steps
-from pleinair.cli.distilling import few_step_stage
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
 from pleinair.model.text_encoder import TextEncoder
 from pleinair.pages import GridCell, GridRow, Section, element, grid, page, table, write_page
+from pleinair.posttraining.distilling import few_step_stage
 from pleinair.sampling import Sampler, SamplingConfig
+from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 from pleinair.sampling.stored import sampling_of
 from pleinair.training.engine import EngineConfig, Parent, Phase, train
@@ -159,7 +159,7 @@ def student_row(made: Materials, num_steps: int, seed: int) -> dict[str, Any]:
 
 def sampler_of(made: Materials, checkpoint: Path) -> Sampler:
     """A checkpoint with all it needs to draw."""
-    model, projection = steps.read_model(checkpoint)
+    model, projection = read_model(checkpoint)
     return Sampler(model, load_autoencoder(shipped("autoencoder")), made.encoder, projection)
 
 

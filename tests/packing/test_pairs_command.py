@@ -10,13 +10,13 @@ import torch
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import newest_checkpoint, read_manifest
 from pleinair.cli.main import main
-from pleinair.cli.steps import read_model
 from pleinair.evaluation.people.shown import read_gallery
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
 from pleinair.records.preferences import PreferenceLog
+from pleinair.sampling.checkpoints import read_model
 from pleinair.training.engine import EngineConfig, Phase, read_records, train
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.stages.preference import FrozenCopy, Preference, PreferenceConfig

@@ -13,7 +13,6 @@ from PIL import Image
 
 from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_document, read_manifest, read_tensors
 from pleinair.cli.main import main
-from pleinair.cli.steps import read_transformer
 from pleinair.evaluation.domains import compare
 from pleinair.model.formats import read_lora
 from pleinair.packs.loader import LatentLoader
@@ -21,6 +20,7 @@ from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
 from pleinair.packs.split import split_pack
 from pleinair.records.errors import ConfigError
+from pleinair.sampling.checkpoints import read_transformer
 from pleinair.training.records import read_records
 from tests.training.recipe_runs import arguments, packed, pictures, trained
 

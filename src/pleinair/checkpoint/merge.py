@@ -31,11 +31,11 @@ from pleinair.records.errors import CheckpointError
 from pleinair.tensor_files import LazyTensor, write_tensors
 
 Weighting = Literal["uniform", "linear", "ema"]
-RUN_DOCUMENT, CONFIG_DOCUMENT = "run.json", "config.json"
+RUN_DOCUMENT, CONFIG_DOCUMENT, ORIGIN_DOCUMENT = "run.json", "config.json", "origin.json"
 TRAINING_FILES = frozenset(
-    {"optimiser.safetensors", "optimiser.json", "head.safetensors", "ema.safetensors", RUN_DOCUMENT}
+    {"optimiser.safetensors", "optimiser.json", "head.safetensors", "ema.safetensors", RUN_DOCUMENT, ORIGIN_DOCUMENT}
 )
-"""What a merged checkpoint does not have: it is for use or for a new run, not to resume from."""
+"""What a merged checkpoint does not take over: it is for use or for a new run, not to resume from, and has its own origin."""
 EMA_RATIO = 0.8
 """With `ema`, each checkpoint's weight over that of the one after it."""
 Merge = Callable[[Sequence[Tensor]], Tensor]
@@ -75,11 +75,21 @@ def merge_checkpoints(paths: Sequence[Path], weights: Weighting = "uniform", *, 
         out,
         {"merge": weights, "inputs": inputs},
         sources[-1].run,
+        {},
     )
 
 
-def combine_checkpoints(parent: Path, children: Sequence[Path], amounts: Sequence[float], *, out: Path) -> Path:
+def combine_checkpoints(
+    parent: Path,
+    children: Sequence[Path],
+    amounts: Sequence[float],
+    *,
+    out: Path,
+    documents: Mapping[str, Any] | None = None,
+) -> Path:
     """The parent plus `amounts[i]` of what changed from it to each child, into the new directory `out`.
+
+    `documents` are JSON that it holds beside the last child's, or in the place of those.
 
     Raises CheckpointError when a child does not descend from this parent's weights, or one is damaged.
     """
@@ -98,7 +108,7 @@ def combine_checkpoints(parent: Path, children: Sequence[Path], amounts: Sequenc
         return total
 
     document = {"merge": "combine", "parent": str(parent), "inputs": inputs}
-    return _write([origin, *sources], combined, out, document, origin.run)
+    return _write([origin, *sources], combined, out, document, origin.run, documents or {})
 
 
 def shares_of(count: int, weights: Weighting) -> list[float]:
@@ -191,7 +201,14 @@ def _shapes(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
     return {key: pieces.shape for key, pieces in read_index(directory, name).items()}
 
 
-def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[str, Any], run: dict[str, Any]) -> Path:
+def _write(
+    sources: Sequence[Source],
+    merge: Merge,
+    out: Path,
+    document: dict[str, Any],
+    run: dict[str, Any],
+    more: Mapping[str, Any],
+) -> Path:
     """A checkpoint directory that appears by rename, with the last source's step and other documents."""
     if out.exists():
         raise CheckpointError(f"{out} exists already: remove it or name another place")
@@ -204,7 +221,8 @@ def _write(sources: Sequence[Source], merge: Merge, out: Path, document: dict[st
             stream_tensors([source.directory for source in sources], name, merge, staging / name)
         kept = {"seed": run.get("seed"), "lineage": run.get("lineage", []), **document}
         documents = {name: (last.directory / name).read_bytes() for name in _kept_documents(last)}
-        write_documents(staging, {**documents, RUN_DOCUMENT: to_json(kept)})
+        told = {name: to_json(one) for name, one in more.items()}
+        write_documents(staging, {**documents, **told, RUN_DOCUMENT: to_json(kept)})
         manifest = CheckpointManifest(
             step=last.manifest.step,
             config_digest=last.manifest.config_digest,

@@ -6,7 +6,6 @@ A domain is the run of its specialist: its held-out pack lies beside the run's p
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,11 +52,11 @@ def domains(options: argparse.Namespace) -> int:
 
     from pleinair.cli.parents import find_checkpoint, require_same_projection
     from pleinair.cli.report import commit
-    from pleinair.cli.steps import read_model
     from pleinair.config import to_document
     from pleinair.evaluation.domains import compare, domain_page, held_out_errors
     from pleinair.pages import write_page
     from pleinair.records.errors import require
+    from pleinair.sampling.checkpoints import read_model
 
     require("torch", "train")
     from pleinair.sampling.stored import sampling_of
@@ -118,7 +117,7 @@ def judged(
     """Shares of drawings, of the first prompts of a pack, in which the shipped judge names style and concept."""
     from pleinair.cli.places import shipped
     from pleinair.cli.steps import open_text_encoder
-    from pleinair.evaluation.prompted import draw_and_judge
+    from pleinair.evaluation.prompted import draw_and_judge, prompts_of
     from pleinair.model.judge import load_judge
     from pleinair.sampling import Sampler
     from pleinair.sampling.shipped import load_autoencoder
@@ -128,14 +127,3 @@ def judged(
     config = replace(sampling, resolution=resolution)
     drawn = draw_and_judge(sampler, load_judge(shipped("judge")), prompts_of(pack)[:count], config)
     return {"style": drawn.style_accuracy, "concept": drawn.concept_accuracy}
-
-
-def prompts_of(pack: Pack) -> Sequence[tuple[str, str, str]]:
-    """(short caption, style, concept) of every row of a pack, in its order."""
-    import pyarrow.parquet as pq
-
-    rows: list[tuple[str, str, str]] = []
-    for shard in pack.manifest.shards:
-        read = pq.read_table(pack.directory / shard.name, columns=["captions", "style", "concept"])
-        rows += [(row["captions"][-1], row["style"], row["concept"]) for row in read.to_pylist()]
-    return rows

@@ -142,9 +142,10 @@ def open_model(name: str) -> tuple[Sampler, SamplingConfig]:
     """The sampler of a run's folder, a checkpoint, a packaged file, the shipped model, or one that learned nothing."""
     from pleinair.cli.places import shipped
     from pleinair.cli.sample import open_sampler
-    from pleinair.cli.steps import open_text_encoder, read_model
+    from pleinair.cli.steps import open_text_encoder
     from pleinair.model.transformer import Transformer
     from pleinair.sampling import Sampler
+    from pleinair.sampling.checkpoints import read_model
     from pleinair.sampling.shipped import load_autoencoder
     from pleinair.sampling.stored import sampling_of
 

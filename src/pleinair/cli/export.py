@@ -40,7 +40,7 @@ def export(options: argparse.Namespace) -> int:
     if options.to == "package":
         print(f"package: {export_package(Path(options.checkpoint), Path(options.output))}")
         return 0
-    from pleinair.cli.adapters import holds_adapter
+    from pleinair.sampling.adapters import holds_adapter
 
     write = export_adapter if holds_adapter(Path(options.checkpoint)) else export_weights
     print(f"{options.to}: {write(Path(options.checkpoint), options.to, Path(options.output))}")
@@ -69,9 +69,9 @@ def export_weights(checkpoint: Path, layout: Any, output: Path) -> Path:
 def export_adapter(checkpoint: Path, dialect: Any, output: Path) -> Path:
     """The LoRA of a checkpoint in a dialect. Raises ConfigError for a layout of weights, CheckpointError for damage."""
     from pleinair.checkpoint.store import verify_checkpoint
-    from pleinair.cli.adapters import read_adapter
     from pleinair.model.formats import write_lora
     from pleinair.records.errors import ConfigError
+    from pleinair.sampling.adapters import read_adapter
 
     if dialect not in DIALECTS:
         raise ConfigError(f"{checkpoint} holds a LoRA, and --to {dialect} is for weights: use {', '.join(DIALECTS)}")
@@ -82,8 +82,8 @@ def export_adapter(checkpoint: Path, dialect: Any, output: Path) -> Path:
 
 def export_package(checkpoint: Path, output: Path) -> Path:
     """A checkpoint's transformer and text projection in 8 bits, as models come with the package. Never overwrites."""
-    from pleinair.cli.steps import read_model
     from pleinair.records.errors import CheckpointError
+    from pleinair.sampling.checkpoints import read_model
     from pleinair.sampling.shipped import save_model
     from pleinair.sampling.stored import sampling_of
 

@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         orders,
         pairs,
         pick,
+        posttrain,
         rewards,
         run,
         sample,
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     looking = (ingest, curate, filters, drops, caption, embed, detector, cluster, duplicates, tags, tower, entities)
     curating = (*looking, takedown, pick, mix)
-    training = (train, pairs, ablate, rewards, convert, export, merge, domains)
+    training = (train, posttrain, pairs, ablate, rewards, convert, export, merge, domains)
     for noun in (run, *training, sample, orders, sides, *curating, fetch, krablet):
         noun.register(verbs)
     sql.register_sql(verbs)

@@ -81,7 +81,7 @@ def explain(db: Database, wanted: Mix) -> int:
 def pack_mix(options: argparse.Namespace) -> int:
     """Pack the list of a mix into `NAME.pack` beside it, in aspect buckets of its stage."""
     from pleinair.checkpoint.store import digest_file
-    from pleinair.cli.parents import find_checkpoint, projection_of
+    from pleinair.cli.parents import find_checkpoint
     from pleinair.cli.places import shipped
     from pleinair.cli.progress import ProgressLine
     from pleinair.cli.steps import open_text_encoder
@@ -93,6 +93,7 @@ def pack_mix(options: argparse.Namespace) -> int:
     from pleinair.packing.mixing import read_manifest
     from pleinair.packing.pool import CAPTION_COLUMNS
     from pleinair.packing.warehouse import reader, still_kept
+    from pleinair.sampling.projection import projection_of
     from pleinair.sampling.shipped import load_autoencoder
 
     folder = Path(options.recipe)

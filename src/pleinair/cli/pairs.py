@@ -123,9 +123,10 @@ def open_source(place: str, runs: Path) -> Source:
     from pleinair.checkpoint.store import read_manifest
     from pleinair.cli.parents import find_checkpoint
     from pleinair.cli.places import shipped
-    from pleinair.cli.steps import open_text_encoder, read_model
+    from pleinair.cli.steps import open_text_encoder
     from pleinair.packing.pair_drawing import Source
     from pleinair.sampling import Sampler
+    from pleinair.sampling.checkpoints import read_model
     from pleinair.sampling.shipped import load_autoencoder
 
     checkpoint = find_checkpoint(place, runs)
@@ -136,7 +137,7 @@ def open_source(place: str, runs: Path) -> Source:
 
 def read_prompts(place: Path) -> list[Prompted]:
     """Prompts with style and concept of a pack's rows; of a text file, with neither. Raises ConfigError for an empty one."""
-    from pleinair.cli.domains import prompts_of
+    from pleinair.evaluation.prompted import prompts_of
     from pleinair.packs.pack import Pack
 
     if place.is_dir():

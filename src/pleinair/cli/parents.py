@@ -31,7 +31,7 @@ from pleinair.model.formats.configs import resolved
 from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
-from pleinair.sampling.projection import PROJECTION_FILE, read_projection
+from pleinair.sampling.projection import PROJECTION_FILE, projection_of, read_projection
 
 WEIGHTS_FILE = "transformer.safetensors"
 IMPORT_SECONDS = 600.0
@@ -116,13 +116,6 @@ def _is_package(path: Path) -> bool:
             return "document" in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
-
-
-def projection_of(parent: Path | None) -> FeatureProjection | None:
-    """The text projection that a parent was trained on, if there is one."""
-    if parent is None or PROJECTION_FILE not in read_manifest(parent).files:
-        return None
-    return read_projection(parent)
 
 
 def require_same_projection(parent: Path | None, pack: Path, packed: FeatureProjection) -> None:

@@ -98,8 +98,9 @@ def sample(
 def open_sampler(run_dir: Path | None = None, model: Path | None = None) -> tuple[Sampler, SamplingConfig]:
     """Sampler and settings of a run's newest checkpoint, of a packaged model, or of the one that is shipped."""
     from pleinair.cli.places import shipped
-    from pleinair.cli.steps import newest_of, open_text_encoder, read_model
+    from pleinair.cli.steps import newest_of, open_text_encoder
     from pleinair.sampling import Sampler
+    from pleinair.sampling.checkpoints import read_model
     from pleinair.sampling.shipped import load_autoencoder, load_model
     from pleinair.sampling.stored import sampling_of
 

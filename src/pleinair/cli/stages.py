@@ -44,7 +44,7 @@ def stage_of(
         spread = parallelize(model, mesh.device_mesh, recipe.parallel)
         return Pretrain(cast(Transformer, spread), projection, recipe.pretrain, latent_space)
     from pleinair.cli.adapters import adapter_stage, attach
-    from pleinair.cli.steps import read_transformer
+    from pleinair.sampling.checkpoints import read_transformer
 
     assert parent is not None  # the recipe refuses to be without
     if mesh.world_size > 1:

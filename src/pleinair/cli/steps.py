@@ -18,21 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pleinair.checkpoint.store import newest_checkpoint, read_document, read_manifest, read_tensors
+from pleinair.checkpoint.store import newest_checkpoint, read_manifest
 from pleinair.cli.parts import Parts
 from pleinair.cli.places import text_encoder_dir
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace
 from pleinair.cluster.locks import only_one
-from pleinair.config import config_digest, from_document, to_document
+from pleinair.config import config_digest, to_document
 from pleinair.model.autoencoder import require_same_latents
 from pleinair.model.pixels import to_bytes, to_signed_unit
 from pleinair.model.text_encoder import FeatureProjection, TextEncoder
 from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
-from pleinair.model.transformer import Transformer, TransformerConfig
+from pleinair.model.transformer import Transformer
 from pleinair.records.errors import CheckpointError, PleinairError
 from pleinair.records.packs import PACK_VERSION
-from pleinair.sampling.projection import read_projection
+from pleinair.sampling.checkpoints import read_model
+from pleinair.sampling.projection import projection_of, read_projection
 
 if TYPE_CHECKING:
     from pleinair.evaluation.drawings import Drawings, Neighbours
@@ -113,7 +114,7 @@ def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
 def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> None:
     """Write the pack and what lies beside it, unless what is there was made of the same pictures, captions and parts."""
     from pleinair.cli.beside_pack import made_once, write_features, write_held_out
-    from pleinair.cli.parents import parent_of, projection_of
+    from pleinair.cli.parents import parent_of
     from pleinair.model.digest import part_digest
 
     if work.recipe.pack is not None:
@@ -222,23 +223,6 @@ def newest_of(run_dir: Path) -> Path:
     if checkpoint is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint: train first")
     return checkpoint
-
-
-def read_model(checkpoint: Path) -> tuple[Transformer, FeatureProjection]:
-    """Model and projection of one checkpoint, verified. Raises CheckpointError naming what is missing or damaged."""
-    return read_transformer(checkpoint), read_projection(checkpoint)
-
-
-def read_transformer(checkpoint: Path) -> Transformer:
-    """The transformer of one checkpoint, a LoRA added to the base it was trained on."""
-    from pleinair.cli.adapters import apply_adapter, base_of, holds_adapter
-
-    adapted = holds_adapter(checkpoint)
-    model = Transformer(from_document(TransformerConfig, read_document(checkpoint, "config.json")["transformer"]))
-    model.load_state_dict(read_tensors(base_of(checkpoint) if adapted else checkpoint, "transformer.safetensors"))
-    if adapted:
-        apply_adapter(model, checkpoint)
-    return model.eval()
 
 
 @dataclass(frozen=True)

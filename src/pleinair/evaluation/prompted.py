@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pleinair.model.judge import PICTURE_SIZE, Judge, JudgeScores, judge_pictures
+from pleinair.packs.pack import Pack
 from pleinair.sampling import Sampler, SamplingConfig
 
 Prompted = tuple[str, str, str]
@@ -86,3 +87,14 @@ def _log_softmax(logits_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     shifted_NK = logits_NK.astype(np.float64) - logits_NK.max(axis=1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
     return result
+
+
+def prompts_of(pack: Pack) -> list[Prompted]:
+    """(short caption, style, concept) of every row of a pack, in its order."""
+    import pyarrow.parquet as pq
+
+    rows: list[Prompted] = []
+    for shard in pack.manifest.shards:
+        read = pq.read_table(pack.directory / shard.name, columns=["captions", "style", "concept"])
+        rows += [(row["captions"][-1], row["style"], row["concept"]) for row in read.to_pylist()]
+    return rows

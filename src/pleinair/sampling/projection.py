@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pleinair.checkpoint.store import read_tensors
+from pleinair.checkpoint.store import read_manifest, read_tensors
 from pleinair.model.text_encoder import FeatureProjection
 
 PROJECTION_FILE = "feature_projection.safetensors"
@@ -17,3 +17,10 @@ def read_projection(directory: Path) -> FeatureProjection:
     projection = FeatureProjection(num_layers, width, dim)
     projection.load_state_dict(state)
     return projection
+
+
+def projection_of(parent: Path | None) -> FeatureProjection | None:
+    """The text projection that a parent was trained on, if there is one."""
+    if parent is None or PROJECTION_FILE not in read_manifest(parent).files:
+        return None
+    return read_projection(parent)

@@ -270,7 +270,9 @@ class Run(Generic[Batch]):
         hooks: Sequence[Hook],
         on_message: Callable[[str], None],
         failures: FailureHistory,
+        documents: Mapping[str, Any],
     ) -> None:
+        self.documents = documents
         self.main_stage, self.phases, self.config, self.run_dir = stage, phases, config, run_dir
         self.config_digest, self.mesh, self.hooks, self._on_message = config_digest, mesh, hooks, on_message
         self.total_steps = sum(phase.num_steps for phase in phases)
@@ -357,6 +359,7 @@ def train(
     hooks: Sequence[Hook] = (),
     parent: Parent | None = None,
     failures: FailureHistory | None = None,
+    documents: Mapping[str, Any] | None = None,
     on_message: Callable[[str], None] = print,
 ) -> Path:
     """Train to the end of the last phase, or until a hook stops it; resumes from `run_dir`; returns the final checkpoint.
@@ -369,7 +372,8 @@ def train(
     """
     torch.set_num_threads(config.num_threads)
     so_far = failures or FailureHistory()
-    run = Run(stage, phases, config, run_dir, config_digest, mesh or Mesh(), hooks, on_message, so_far)
+    told = documents or {}
+    run = Run(stage, phases, config, run_dir, config_digest, mesh or Mesh(), hooks, on_message, so_far, told)
     if not run.total_steps:
         raise CheckpointError(f"the run in {run_dir} has no steps to do: give it at least one")
     resumed = resume(run)

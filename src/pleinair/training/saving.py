@@ -76,7 +76,7 @@ def save_run(run: Run[Any], writer: CheckpointWriter) -> float:
     for hook in run.hooks:
         if isinstance(hook, StoredHook):
             tensors[hook.stored_file] = hook.tensors()
-    documents = {"optimiser.json": layout, RUN_DOCUMENT: run_document(run), **run.stage.documents()}
+    documents = {"optimiser.json": layout, RUN_DOCUMENT: run_document(run), **run.documents, **run.stage.documents()}
     return writer.save(run.step, tensors, documents, config_digest=run.config_digest)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from pleinair.checkpoint.store import read_document
-from pleinair.cli.parents import projection_of
-from pleinair.cli.steps import read_model, read_transformer
 from pleinair.model.digest import part_digest
 from pleinair.model.text_encoder import TextEncoder
 from pleinair.records.errors import ConfigError
+from pleinair.sampling.checkpoints import read_model, read_transformer
+from pleinair.sampling.projection import projection_of
 from pleinair.training.stages.on_policy_distillation import OnPolicyConfig, OnPolicyDistillation
 from pleinair.training.stages.pretrain import Pretrain, PretrainConfig
 from pleinair.training.stages.tdm import Tdm, TdmConfig

@@ -1,0 +1,1 @@
+"""Post-training as a chain: what follows a base model, link by link."""

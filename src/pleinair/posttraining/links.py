@@ -1,0 +1,234 @@
+"""What a chain of post-training is made of: five kinds of settings in their one order, each of which may be left out.
+
+base -> 1-midtrain -> 2-sft -> 3-stpo -> 4-rl -> 5-tdm
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pleinair.packing.delta_pairs import DeltaConfig
+from pleinair.packs.plan import LoaderConfig
+from pleinair.records.errors import ConfigError
+from pleinair.sampling import SamplingConfig
+from pleinair.training.engine import EngineConfig
+from pleinair.training.hooks.divergence import DivergenceConfig
+from pleinair.training.hooks.watching import WatchConfig
+from pleinair.training.optimisers import HeadConfig, OptimiserConfig
+from pleinair.training.rollouts.loader import RolloutConfig
+from pleinair.training.rollouts.pool import PoolConfig
+from pleinair.training.stages.grpo import GrpoConfig
+from pleinair.training.stages.nft import NftConfig
+from pleinair.training.stages.preference import PreferenceConfig
+from pleinair.training.stages.tdm import TdmConfig
+
+LinkName = Literal["midtrain", "sft", "stpo", "rl", "tdm"]
+LINKS: tuple[LinkName, ...] = ("midtrain", "sft", "stpo", "rl", "tdm")
+"""In the order of the chain; a link's folder is its place and its name."""
+ALL = "all"
+"""The pack of all domains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLink:
+    """Pretraining's loss on other data: midtraining, or supervised fine-tuning."""
+
+    num_steps: int
+    """Optimiser steps, of each specialist where there are several."""
+    batch_size: int = 64
+    """Pictures a step."""
+    optimiser: OptimiserConfig
+    """Rule and rate."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """Caption choice; batch size and seed are set by the chain."""
+    domains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Author sets of each specialist, by name: several are merged in equal parts. Empty for one model of all pictures."""
+
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """Names of the packs it trains on."""
+        return tuple(self.domains) or (ALL,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceLink:
+    """Preference optimisation on pairs that the model itself draws."""
+
+    num_steps: int
+    """Optimiser steps at most."""
+    batch_size: int = 16
+    """Pairs a step, and as many rows of the pack to anchor."""
+    optimiser: OptimiserConfig
+    """Rule and rate."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """The loss."""
+    num_pairs: int = 512
+    """Pairs that are drawn."""
+    pairs: DeltaConfig
+    """How they are drawn."""
+    divergence: DivergenceConfig | None = field(default_factory=DivergenceConfig)
+    """Where the link ends itself."""
+    clip_norm: float = 1e9
+    """Largest gradient norm: a clipped gradient undoes the difference between a won pair and an open one."""
+    samples_every: int = 0
+    """Steps between drawings whose high frequencies and gold reward are logged; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardLink:
+    """Reinforcement learning on rewards."""
+
+    method: Literal["grpo", "nft"] = "grpo"
+    """The stage."""
+    num_iterations: int
+    """Rollouts."""
+    batch_size: int = 32
+    """Pictures an update."""
+    optimiser: OptimiserConfig
+    """Rule and rate."""
+    weights: dict[str, float] = field(default_factory=lambda: {"rubric": 1.0, "artefact": 0.5, "diversity": 0.25})
+    """What is climbed, by the name of a reward's value."""
+    grpo: GrpoConfig = field(default_factory=lambda: GrpoConfig(kl_weight=0.01))
+    """How far an update of GRPO may go."""
+    nft: NftConfig = field(default_factory=NftConfig)
+    """The same of DiffusionNFT."""
+    rollout: RolloutConfig
+    """Size of an iteration and how it is drawn."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """How prompts are chosen."""
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ConfigError("rl.weights is empty: name at least one value, such as {'rubric': 1.0}")
+        if self.method == "nft" and self.rollout.drawing.window_size:
+            raise ConfigError("rl.method is nft, which needs no window: set rl.rollout.drawing.window_size=0")
+
+    @property
+    def num_steps(self) -> int:
+        """Updates."""
+        rollout = self.rollout
+        return self.num_iterations * (rollout.num_pictures // self.batch_size) * rollout.num_epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilLink:
+    """A student of few steps without guidance."""
+
+    num_steps: int
+    """Updates."""
+    batch_size: int = 16
+    """Prompts an update."""
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(
+            learning_rate=1e-4,
+            betas=(0.0, 0.95),
+            warmup_steps=20,
+            decay_share=0.3,
+            head=HeadConfig(rate_factor=5.0),
+        )
+    )
+    """The student's rule; the head is the fake model."""
+    tdm: TdmConfig = field(default_factory=TdmConfig)
+    """Its steps and how it is matched."""
+
+
+Link = FlowLink | PreferenceLink | RewardLink | DistilLink
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySideConfig:
+    """What is drawn after every link, always the same prompts from the same noise."""
+
+    num_prompts: int = 64
+    """Prompts of held-out pairs."""
+    pictures_per_prompt: int = 4
+    """Pictures of each, from different noise: 2 at least, for diversity within a prompt."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How; a distilled model is drawn by its own steps. Resolution is the chain's."""
+    unguided: bool = True
+    """Draw everything without guidance too."""
+    num_features: int = 32
+    """Directions of the judge's features that the Frechet distance is taken in."""
+    num_shown: int = 12
+    """Prompts whose pictures the page shows."""
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1 or self.pictures_per_prompt < 2:
+            raise ConfigError(
+                f"side_by_side draws {self.num_prompts} prompts and {self.pictures_per_prompt} pictures of each: give at "
+                "least 1 and 2"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A whole chain; a link that is None is left out, and the next one starts from the one before it."""
+
+    name: str
+    """Of its folder."""
+    title: str
+    """One line for the page."""
+    base: str
+    """What it starts from: a run, a checkpoint, weights, or a shipped model."""
+    resolution: int
+    """Side of all pictures in pixels."""
+    midtrain: FlowLink | None = None
+    """All pictures with long captions."""
+    sft: FlowLink | None = None
+    """A few epochs of chosen pictures, or specialists and their merge."""
+    stpo: PreferenceLink | None = None
+    """Preference optimisation."""
+    rl: RewardLink | None = None
+    """Rewards."""
+    tdm: DistilLink | None = None
+    """Few steps."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """The loop of all links; optimiser and clipping are each link's own."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """What is looked for while training."""
+    side_by_side: SideBySideConfig = field(default_factory=SideBySideConfig)
+    """What is drawn after each link."""
+    data: str = "drawings-64"
+    """Recipe whose things and styles are packed."""
+    call_seconds: float = 0.0
+    """Processor seconds that one core needs for one picture through the network once: what a plan reckons with."""
+
+    def __post_init__(self) -> None:
+        if not self.links():
+            raise ConfigError(f"the chain {self.name} has no link: give one of {', '.join(LINKS)}")
+        drawn = {} if self.stpo is None else {"stpo.pairs.sampling": self.stpo.pairs.sampling.resolution}
+        if self.rl is not None:
+            drawn["rl.rollout.drawing"] = self.rl.rollout.drawing.resolution
+        for where, resolution in drawn.items():
+            if resolution != self.resolution:
+                raise ConfigError(
+                    f"{where}.resolution is {resolution} and the chain's {self.resolution}: give the same resolution"
+                )
+
+    def links(self, until: str | None = None) -> dict[LinkName, Link]:
+        """Links by name, in order, up to `until`. Raises ConfigError for one that the chain does not have."""
+        own: dict[LinkName, Link] = {}
+        for name in LINKS:
+            link: Link | None = getattr(self, name)
+            if link is not None:
+                own[name] = link
+        if until is None:
+            return own
+        names = list(own)
+        if until not in names:
+            raise ConfigError(f"the chain {self.name} has no link {until!r:.40}: give one of {', '.join(names)}")
+        return {name: own[name] for name in names[: names.index(until) + 1]}
+
+    def packs(self, until: str | None = None) -> dict[str, tuple[str, ...]]:
+        """Author sets of every pack that is trained on, by name; empty ones stand for all of them."""
+        needed: dict[str, tuple[str, ...]] = {ALL: ()}
+        for link in self.links(until).values():
+            if isinstance(link, FlowLink):
+                needed |= link.domains
+        return needed
+
+
+def folder_of(name: LinkName) -> str:
+    """The folder of a link below its chain's."""
+    return f"{LINKS.index(name) + 1}-{name}"

@@ -1,0 +1,259 @@
+"""How each kind of link is trained: one function a kind, from a parent's checkpoint to its own.
+
+    settings, parent, materials -> stage, loader, hooks -> training.engine.train -> checkpoint
+
+Every link is a run of its own: it resumes by its own checkpoints, pairs by their pieces and rollouts by their iterations.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pleinair.checkpoint.merge import combine_checkpoints
+from pleinair.checkpoint.store import read_document, verify_checkpoint
+from pleinair.config import config_digest, to_document
+from pleinair.packing.delta_pairs import make_delta_pairs
+from pleinair.packing.pair_drawing import Source
+from pleinair.packs.loader import LatentLoader
+from pleinair.packs.pack import Pack
+from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
+from pleinair.packs.plan import LoaderConfig
+from pleinair.posttraining.distilling import few_step_stage, student_of
+from pleinair.posttraining.links import ALL, Chain, DistilLink, FlowLink, Link, PreferenceLink, RewardLink
+from pleinair.posttraining.materials import (
+    Materials,
+    Origin,
+    identity_at,
+    pack_digest,
+    prompts_digest,
+    reward_identities,
+)
+from pleinair.posttraining.watching import SaysAlarms, gold_means
+from pleinair.records.errors import CheckpointError
+from pleinair.rewards.combine import MixConfig, RewardMix
+from pleinair.sampling import Sampler
+from pleinair.training.engine import EngineConfig, Hook, Parent, Phase, Stage, train
+from pleinair.training.hooks.rewards import Earnings
+from pleinair.training.hooks.samples import Samples
+from pleinair.training.hooks.watching import watching
+from pleinair.training.mesh import Mesh
+from pleinair.training.optimisers import OptimiserConfig
+from pleinair.training.prompts import PromptLoader, encode_prompts
+from pleinair.training.rollouts.loader import Rollouts
+from pleinair.training.rollouts.pool import PromptPool
+from pleinair.training.stages.grpo import Grpo
+from pleinair.training.stages.nft import Nft, OldPolicy
+from pleinair.training.stages.preference import FrozenCopy, Preference
+from pleinair.training.stages.pretrain import Pretrain
+
+MERGED = "merged"
+VALIDATION_BATCH = 64
+NUM_SAMPLED = 16
+"""Prompts that are drawn while preferences are trained, to watch them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a link is trained, from what, with what."""
+
+    chain: Chain
+    name: str
+    folder: Path
+    parent: Path
+    made: Materials
+
+    def origin(self, data: Mapping[str, str], *, rewarded: bool = False) -> Origin:
+        """What its checkpoints say."""
+        return Origin(
+            chain=self.chain.name,
+            link=self.name,
+            parents=(identity_at(self.parent),),
+            data=dict(data),
+            rewards=reward_identities(self.made) if rewarded else {},
+            commit=self.made.commit,
+        )
+
+    def engine(self, optimiser: OptimiserConfig, **changes: Any) -> EngineConfig:
+        """The chain's loop with the link's own rule."""
+        return replace(self.chain.engine, optimiser=optimiser, **changes)
+
+
+def train_link(place: Place, link: Link) -> Path:
+    """Train a link to its end, or find that it is done; its last checkpoint."""
+    if isinstance(link, FlowLink):
+        return continue_training(place, link)
+    if isinstance(link, PreferenceLink):
+        return prefer(place, link)
+    if isinstance(link, RewardLink):
+        return reinforce(place, link)
+    return distil(place, link)
+
+
+def continue_training(place: Place, link: FlowLink) -> Path:
+    """Midtraining or SFT: one model, or a specialist for each domain and their merge."""
+    if len(link.packs) == 1:
+        return _continue_on(place, link, link.packs[0])
+    specialists = [
+        _continue_on(replace(place, name=f"{place.name} {domain}", folder=place.folder / domain), link, domain)
+        for domain in link.packs
+    ]
+    return merge_specialists(place, specialists, link)
+
+
+def _continue_on(place: Place, link: FlowLink, pack_name: str) -> Path:
+    pack, seed = place.made.packs[pack_name], place.chain.engine.seed
+    loader = LatentLoader(
+        Pack(pack), place.chain.resolution, replace(link.loader, batch_size=link.batch_size, seed=seed)
+    )
+    stage = student_of(place.parent)
+    phase = Phase(f"{place.name}", link.num_steps, link.batch_size, loader)
+    return _train(place, stage, phase, place.engine(link.optimiser), link, place.origin({pack_name: pack_digest(pack)}))
+
+
+def merge_specialists(place: Place, specialists: Sequence[Path], link: FlowLink) -> Path:
+    """The parent and an equal part of what each specialist learned; made once."""
+    out, names = place.folder / MERGED, [str(path) for path in specialists]
+    if out.exists():
+        try:
+            verify_checkpoint(out)
+            if [one["checkpoint"] for one in read_document(out, "run.json")["inputs"]] == names:
+                return out
+        except CheckpointError as damaged:
+            place.made.say(f"{damaged}; it is merged again")
+        shutil.rmtree(out)
+    data = {name: pack_digest(place.made.packs[name]) for name in link.packs}
+    origin = replace(place.origin(data), parents=tuple(map(identity_at, (place.parent, *specialists))))
+    amounts = [1 / len(specialists)] * len(specialists)
+    return combine_checkpoints(place.parent, specialists, amounts, out=out, documents=origin.documents())
+
+
+def prefer(place: Place, link: PreferenceLink) -> Path:
+    """Draw pairs with the parent, train on them beside rows of the pack, and end where the budget is spent."""
+    made, seed, stage = place.made, place.chain.engine.seed, student_of(place.parent)
+    sampler = Sampler(stage.model, made.codec, made.text_encoder, stage.projection)
+    policy = identity_at(place.parent)
+    digest = _make_pairs(place, link, Source(sampler, policy))
+    pack = made.packs[ALL]
+    loader = Anchored(
+        PairLoader(Pairs(place.folder / "pairs"), PairLoaderConfig(batch_size=link.batch_size, seed=seed), policy),
+        LatentLoader(Pack(pack), place.chain.resolution, LoaderConfig(batch_size=link.batch_size, seed=seed)),
+    )
+    reference = FrozenCopy(stage.model)
+    preference = Preference(stage, reference, link.preference, reference_identity=policy)
+    origin = place.origin({"pairs": digest, ALL: pack_digest(pack)})
+    hooks: list[Hook] = []
+    if link.samples_every:
+        config = replace(place.chain.side_by_side.sampling, resolution=place.chain.resolution)
+        prompts = [prompt for prompt, _, _ in made.answerable(made.asked)[:NUM_SAMPLED]]
+        draw = lambda: sampler.sample(prompts, range(len(prompts)), config)  # noqa: E731
+        hooks.append(Samples(draw, link.samples_every, lambda pictures: gold_means(made.gold, prompts, pictures)))
+    before = Pretrain(reference.model, stage.projection, stage.config)
+    return _train(
+        replace(place, chain=replace(place.chain, watch=replace(place.chain.watch, divergence=link.divergence))),
+        preference,
+        Phase("pairs", link.num_steps, link.batch_size, loader),
+        place.engine(link.optimiser, clip_norm=link.clip_norm),
+        link,
+        origin,
+        hooks,
+        before,
+    )
+
+
+def _make_pairs(place: Place, link: PreferenceLink, source: Source) -> str:
+    """Pairs beside the run, made once; their plan's digest."""
+    named, check = place.made.order_check()
+    order = np.random.default_rng(place.chain.engine.seed).permutation(len(named))
+    prompts = [named[order[number % len(named)]][0] for number in range(link.num_pairs)]
+    return make_delta_pairs(place.folder / "pairs", prompts, source, link.pairs, reward=check).plan
+
+
+def reinforce(place: Place, link: RewardLink) -> Path:
+    """Draw without guidance, assess, update. Raises RewardError, with its sentence, where a reward is broken."""
+    made, stage = place.made, student_of(place.parent)
+    sampler = Sampler(stage.model, made.codec, made.text_encoder, stage.projection)
+    before = student_of(place.parent)
+    mix = RewardMix(made.rewards, MixConfig(weights=link.weights), gold=made.gold)
+    prompts = [prompt for prompt, _, _ in made.answerable(made.prompts)]
+    policy: Grpo | Nft
+    if link.method == "nft":
+        policy = Nft(stage, link.nft, before.model)
+        sampler = replace(sampler, transformer=policy.old)
+    else:
+        policy = Grpo(stage, link.grpo, before.model)
+    loader = Rollouts(
+        sampler,
+        mix,
+        PromptPool(prompts, link.pool),
+        link.rollout,
+        place.folder / "rollouts",
+        batch_size=link.batch_size,
+        seed=place.chain.engine.seed,
+        mesh=Mesh(),
+        on_message=made.say,
+    )
+    hooks: list[Hook] = [OldPolicy(policy, loader.steps_per_iteration)] if isinstance(policy, Nft) else []
+    hooks += [Earnings(loader), SaysAlarms(mix, made.say)]
+    origin = place.origin({"prompts": prompts_digest(prompts)}, rewarded=True)
+    engine = place.engine(link.optimiser, precision=link.rollout.drawing.precision)
+    return _train(
+        place, policy, Phase("rl", link.num_steps, link.batch_size, loader), engine, link, origin, hooks, before
+    )
+
+
+def distil(place: Place, link: DistilLink) -> Path:
+    """A student of the parent, on prompts alone."""
+    made, side = place.made, place.chain.resolution // place.made.codec.downscale
+    stage = few_step_stage(place.parent, link.tdm, made.text_encoder)
+    prompts = [prompt for prompt, _, _ in made.prompts]
+    encoded = encode_prompts(prompts, made.text_encoder, stage.pretrain.projection)
+    shape = (made.codec.latent_channels, side, side)
+    loader = PromptLoader(encoded, shape, link.batch_size, seed=place.chain.engine.seed)
+    phase = Phase("prompts", link.num_steps, link.batch_size, loader)
+    origin = place.origin({"prompts": prompts_digest(prompts)})
+    return _train(place, stage, phase, place.engine(link.optimiser), link, origin, validated=False)
+
+
+def _train(
+    place: Place,
+    stage: Stage[Any],
+    phase: Phase[Any],
+    engine: EngineConfig,
+    link: Link,
+    origin: Origin,
+    hooks: Sequence[Hook] = (),
+    reference: Pretrain | None = None,
+    validated: bool = True,
+) -> Path:
+    """The engine, with what watches every link."""
+    watch = place.chain.watch
+    held_out = _held_out(place) if validated and watch.validation.every else None
+    if held_out is not None:
+        most = min(watch.validation.num_batches, len(held_out))
+        watch = replace(watch, validation=replace(watch.validation, num_batches=most))
+    told = to_document(origin)
+    told.pop("commit")  # other code goes on with a run; other data or rewards do not
+    return train(
+        stage,
+        [phase],
+        engine,
+        place.folder,
+        config_digest=config_digest([to_document(link), to_document(engine), told]),
+        hooks=[*hooks, *watching(watch, held_out=held_out, reference=reference), *place.made.hooks(place.name)],
+        parent=Parent(checkpoint=place.parent),
+        documents=origin.documents(),
+        on_message=place.made.say,
+    )
+
+
+def _held_out(place: Place) -> LatentLoader:
+    """Rows that are never trained on, the same for all links."""
+    pack = Pack(place.made.held_out)
+    size = min(VALIDATION_BATCH, pack.manifest.num_rows)
+    return LatentLoader(pack, place.chain.resolution, LoaderConfig(batch_size=size, drop_caption=0.0))

@@ -1,0 +1,83 @@
+"""Forks a chain, kills it in every link, forks it again: `python -m tests.posttraining.killed_chain DIR`.
+
+    midtrain:1      step 1 of midtraining is done, and a checkpoint of step 1 may hold it
+    outline:0       one specialist is done, the other has begun
+    pairs:1         pairs are written in part: the second piece is about to get its name
+    stpo:1  rl:2  tdm:0      in those links' steps
+
+SIGKILL is real each time. Prints how many steps all lives together made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pleinair.packing import delta_pairs
+from pleinair.packs.pair_writer import PairsWriter
+from pleinair.posttraining.chain import run_chain
+from pleinair.training.engine import Hook
+from tests.posttraining.small_chains import materials, small_chain, write_base, write_packs
+from tests.training.killed_rollouts import die, forked
+
+LIVES = ("midtrain:1", "sft outline:0", "pairs:1", "stpo:1", "rl:2", "tdm:0", "")
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    assert forked(lambda: [write_base(directory / "base"), write_packs(directory)]) == 0
+    for name, lives in (("calm", ("",)), ("killed", LIVES)):
+        for moment in lives:
+            code = forked(lambda name=name, moment=moment: live(directory, name, moment))  # type: ignore[misc]
+            assert code == (-signal.SIGKILL if moment else 0), f"{name} {moment}: ended with {code}"
+    print(json.dumps({name: len((directory / f"{name}.steps").read_text().split()) for name in ("calm", "killed")}))
+
+
+def live(directory: Path, name: str, moment: str) -> None:
+    delta_pairs.PIECE = 4  # two pieces of the eight pairs
+    what, _, number = moment.partition(":")
+    if what == "pairs":
+        kill_at_piece(int(number))
+    note = directory / f"{name}.steps"
+
+    def hooks(link: str) -> Sequence[Hook]:
+        return [Killer(note, link, int(number) if link == what else None)]
+
+    made = materials(directory, hooks=hooks)
+    run_chain(small_chain(), next((directory / "base").glob("step-*")), directory / name, made)
+
+
+def kill_at_piece(number: int) -> None:
+    """Die where so many pieces are written and another is about to be."""
+    add, count = PairsWriter.add, [0]
+
+    def adding(self: PairsWriter, *told: Any) -> None:
+        if count[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count[0] += 1
+        add(self, *told)
+
+    PairsWriter.add = adding  # type: ignore[method-assign]
+
+
+class Killer:
+    """Notes every step, and dies after one."""
+
+    def __init__(self, note: Path, link: str, deadly: int | None) -> None:
+        self.note, self.link, self.deadly = note, link, deadly
+
+    def after_step(self, run: Any, record: Any) -> Mapping[str, float]:
+        with self.note.open("a") as file:
+            file.write(f"{self.link.replace(' ', '-')}:{record.step}\n")
+        if record.step == self.deadly:
+            die()
+        return {}
+
+
+if __name__ == "__main__":
+    main()

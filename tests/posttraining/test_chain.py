@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pleinair.checkpoint.store import read_document
+from pleinair.posttraining.chain import run_chain
+from pleinair.posttraining.compared import run_compared
+from pleinair.posttraining.materials import identity_at
+from pleinair.posttraining.side_by_side import read_measured
+from pleinair.records.errors import CheckpointError, ConfigError
+from tests.posttraining.small_chains import materials, small_chain, write_base
+
+
+def test_links_go_on_from_one_another_and_say_where_they_came_from(tmp_path: Path) -> None:
+    base, made = write_base(tmp_path / "base"), materials(tmp_path)
+    seen: list[tuple[str, Path]] = []
+    last = run_chain(
+        small_chain(), base, tmp_path / "run", made, after_link=lambda name, path, done: seen.append((name, path))
+    )
+    assert [name for name, _ in seen] == ["midtrain", "sft", "stpo", "rl", "tdm"]
+    assert seen[-1][1] == last
+    places = dict(seen)
+    origins = {name: read_document(path, "origin.json") for name, path in seen}
+    specialists = [
+        tmp_path / "run" / "2-sft" / name / "checkpoints" / "step-00000002" for name in ("filled", "outline")
+    ]
+    parents = {
+        "midtrain": [base], "sft": [places["midtrain"], *specialists], "stpo": [places["sft"]],
+        "rl": [places["stpo"]], "tdm": [places["rl"]],
+    }  # fmt: skip
+    assert {name: origin["parents"] for name, origin in origins.items()} == {
+        name: [identity_at(path) for path in paths] for name, paths in parents.items()
+    }
+    assert {name: sorted(origin["data"]) for name, origin in origins.items()} == {
+        "midtrain": ["all"], "sft": ["filled", "outline"], "stpo": ["all", "pairs"], "rl": ["prompts"], "tdm": ["prompts"],
+    }  # fmt: skip
+    assert origins["rl"]["rewards"] == {"brightness": "brightness of version 1", "gold.redness": "redness of version 1"}
+    assert {origin["commit"] for origin in origins.values()} == {"c0ffee"}
+    assert read_document(last, "sampling.json")["num_steps"] == 2
+
+
+def test_a_chain_that_is_done_does_nothing_again_and_tells_what_each_link_gained(tmp_path: Path) -> None:
+    base, said, root = write_base(tmp_path / "base"), list[str](), tmp_path / "run"
+    made = materials(tmp_path, said=said)
+    chain = small_chain(sft=None, rl=None)
+    last, page = run_compared(chain, base, root, made, until="stpo")
+    assert not (root / "5-tdm").exists()
+    measured = {path: path.stat().st_mtime_ns for path in sorted(root.glob("*/measured.json"))}
+    assert [path.parent.name for path in measured] == ["0-base", "1-midtrain", "3-stpo"]
+    said.clear()
+    assert run_compared(chain, base, root, made, until="stpo") == (last, page)
+    assert said == ["midtrain: done before", "stpo: done before"]
+    assert {path: path.stat().st_mtime_ns for path in measured} == measured
+    rows = read_measured(root / "3-stpo")
+    assert [(row.name, row.guidance) for row in rows] == [("stpo", 3.0), ("stpo, no guidance", 0.0)]
+    assert {"diversity", "frechet", "saturation", "brightness", "gold.redness", "entities_covered"} <= set(
+        rows[0].values
+    )
+    assert "stpo gained" in page.read_text()
+
+
+def test_another_rate_of_a_finished_link_is_refused_by_its_run(tmp_path: Path) -> None:
+    base, made = write_base(tmp_path / "base"), materials(tmp_path)
+    chain = small_chain(sft=None, stpo=None, rl=None, tdm=None)
+    assert chain.midtrain is not None
+    run_chain(chain, base, tmp_path / "run", made)
+    faster = replace(chain.midtrain.optimiser, learning_rate=2e-3)
+    with pytest.raises(CheckpointError, match="other settings or data"):
+        run_chain(replace(chain, midtrain=replace(chain.midtrain, optimiser=faster)), base, tmp_path / "run", made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"until": "rlhf"}, "has no link 'rlhf': give one of midtrain, sft, stpo, rl, tdm"),
+        ({"rewards": ()}, "names 'brightness', and the rewards are none: `pleinair rewards fit` makes them"),
+        ({"latent_space": "another"}, "has learned latents of 'another'"),
+        ({"packs": {}}, "there is no pack 'all'"),
+    ],
+)
+def test_what_would_fail_in_the_middle_is_refused_before_any_work(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    changes = dict(changes)
+    base = write_base(tmp_path / "base", **{key: changes.pop(key) for key in ("latent_space",) if key in changes})
+    until = changes.pop("until", None)
+    with pytest.raises((ConfigError, CheckpointError), match=re.escape(sentence)):
+        run_chain(small_chain(), base, tmp_path / "run", materials(tmp_path, **changes), until)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pleinair.cli.main import main
+
+
+def test_a_plan_names_links_steps_and_minutes_and_makes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["posttrain", "drawings-posttrain", "--plan", "--until", "stpo", "--runs", str(tmp_path / "runs")]
+    assert main([*words, "--set", "midtrain.num_steps=400"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["1-midtrain", "2-sft", "3-stpo"]
+    # 400 steps of 64 pictures, three calls each; 64 prompts, 4 pictures, 28 steps guided and unguided.
+    minutes = (400 * 64 * 3 + 64 * 4 * 28 * 3) * 0.0076 / 60
+    assert lines[1].split()[1:] == ["400", "steps", "about", f"{minutes:.1f}", "minutes"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--until", "ppo"], "has no link 'ppo'"),
+        ([], "make it with `pleinair rewards fit drawings-64 --to"),
+        (["--set", "rl.weights={'beauty': 1.0}"], "rl.weights names 'beauty'"),
+        (["--until", "stpo", "--base", "nowhere"], "there is no model at nowhere"),
+        (["--set", "stpo.pairs.sampling.resolution=32"], "stpo.pairs.sampling.resolution is 32 and the chain's 64"),
+    ],
+)
+def test_the_command_refuses_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    places = ["--runs", str(tmp_path / "runs"), "--rewards", str(tmp_path / "rewards")]
+    assert main(["posttrain", "drawings-posttrain", *places, *words]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
