@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, once, shown, spread
+from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, shown, spread
 from benchmarks.experiments.ground import Ground
+from benchmarks.experiments.results import once
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
@@ -206,11 +207,6 @@ def apart(rows: Sequence[Row], first: str, second: str, key: str) -> tuple[float
     """Mean difference of two arms at the end, seed by seed, and half of its 95% interval."""
     pairs = zip(last_of(rows, first, key), last_of(rows, second, key), strict=True)
     return spread([one - other for one, other in pairs])
-
-
-def numbers(rows: Sequence[Row]) -> list[Row]:
-    """Without the pictures."""
-    return [{key: value for key, value in row.items() if key != "pixels"} for row in rows]
 
 
 def arms_table(rows: Sequence[Row], keys: Mapping[str, str]) -> Html:

@@ -5,10 +5,8 @@ drawing sets --list, decode, resize--> CuratedPicture         judge, reference p
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,17 +112,6 @@ def _looks(pixels_NHWC: Pixels) -> dict[str, float]:
         "fine_detail": float(high_frequency_share(pixels_NHWC).mean()),
         "saturation": float(saturation(pixels_NHWC).mean()),
     }
-
-
-def once(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` gives, kept as JSON, so that an experiment goes on where it was stopped."""
-    if not path.exists():
-        made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f"{path.name}.partial")
-        staging.write_text(json.dumps(made))
-        staging.replace(path)
-    return json.loads(path.read_text())
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

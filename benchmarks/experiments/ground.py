@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.experiments.drawn import SIDE, Pixels, list_drawings, once, text_encoder
+from benchmarks.experiments.drawn import SIDE, Pixels, list_drawings, text_encoder
+from benchmarks.experiments.results import once
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import digest_file, read_manifest
 from pleinair.cli import steps

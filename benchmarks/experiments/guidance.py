@@ -10,19 +10,19 @@ base's guided ones, since a gap can close from above.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, Row, climbed, numbers
-from benchmarks.experiments.drawn import NUM_SHOWN, once, shown
+from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, Row, climbed
+from benchmarks.experiments.drawn import NUM_SHOWN, shown
 from benchmarks.experiments.ground import Ground, stand
+from benchmarks.experiments.results import once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
-from pleinair.pages import GridCell, GridRow, Html, Section, element, grid, page, table, write_page
+from pleinair.pages import GridCell, GridRow, Html, Section, grid, page, table
 
 GUIDANCE = 3.0
 WEIGHTS = {"rubric": 1.0, "artefact": 0.5}
@@ -50,13 +50,13 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     arms = [climbed(ground, "climbed", ground.mix(WEIGHTS), [WEIGHTS], plan, probe, seed, kept) for seed in plan.seeds]
     rows = [both_ways(ground, probe, "base", 0, ground.base, kept)]
     rows += [both_ways(ground, probe, "climbed", arm["seed"], Path(arm["checkpoint"]), kept) for arm in arms]
-    out.mkdir(parents=True, exist_ok=True)
     told = {"verdicts": verdicts(rows), "plan": asdict(plan), "rewards": {n: f.told for n, f in ground.fitted.items()}}
-    plain = [{**row, "plain": numbers([row["plain"]])[0], "guided": numbers([row["guided"]])[0]} for row in rows]
-    document = {"rows": plain, "curves": numbers(arms), **told, "commit": commit(), "machine": machine()}
-    (out / "guidance.json").write_text(json.dumps(document, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, ground, probe, plan))
-    return out / "report.html"
+    plain = [
+        {**row, "plain": without_pixels([row["plain"]])[0], "guided": without_pixels([row["guided"]])[0]}
+        for row in rows
+    ]
+    document = {"rows": plain, "curves": without_pixels(arms), **told}
+    return publish(out, "guidance", document, report(rows, ground, probe, plan))
 
 
 def both_ways(ground: Ground, probe: Probe, name: str, seed: int, checkpoint: Path, home: Path) -> Row:
@@ -114,11 +114,6 @@ def ways_table(rows: Sequence[Row]) -> Html:
 
 def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -> str:
     """The page."""
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("ul", *(element("li", one) for one in verdicts(rows))),
-    )
     columns = {
         f"{row['model']}, {way}": np.array(row[way]["pixels"], np.uint8)
         for row in rows
@@ -137,4 +132,4 @@ def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -
     ]
     how = f"{plan.num_iterations} iterations of {plan.num_groups * plan.group_size} pictures, guidance {GUIDANCE:g}"
     footer = f"make experiment-guidance, commit {commit()}, {machine()}. {how}, seeds {plan.seeds}; base {ground.base}."
-    return page("Plain samples near guided ones", opening, sections, footer=footer)
+    return page("Plain samples near guided ones", opening(__doc__, verdicts(rows)), sections, footer=footer)

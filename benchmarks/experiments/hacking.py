@@ -12,7 +12,6 @@ one set of pictures, so what they share in blindness is not seen here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,13 +28,13 @@ from benchmarks.experiments.climbing import (
     climbed,
     curves,
     last_pictures,
-    numbers,
 )
 from benchmarks.experiments.drawn import NUM_SHOWN, shown, spread
 from benchmarks.experiments.ground import Ground, stand
+from benchmarks.experiments.results import opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
-from pleinair.pages import Section, element, page, write_page
+from pleinair.pages import Section, page
 
 WITH, WITHOUT = "with artefact reward", "without artefact reward"
 ARMS: dict[str, dict[str, float]] = {WITH: {"rubric": 1.0, "artefact": 0.5}, WITHOUT: {"rubric": 1.0}}
@@ -64,12 +63,9 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
         for seed in plan.seeds
         for arm, weights in ARMS.items()
     ]
-    out.mkdir(parents=True, exist_ok=True)
     told = {"verdicts": verdicts(rows), "plan": asdict(plan), "rewards": {n: f.told for n, f in ground.fitted.items()}}
-    document = {"rows": numbers(rows), **told, "commit": commit(), "machine": machine()}
-    (out / "hacking.json").write_text(json.dumps(document, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, ground, probe, plan))
-    return out / "report.html"
+    document = {"rows": without_pixels(rows), **told}
+    return publish(out, "hacking", document, report(rows, ground, probe, plan))
 
 
 def fallen(rows: Sequence[Row], arm: str) -> list[float]:
@@ -113,11 +109,6 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -> str:
     """The page."""
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("ul", *(element("li", one) for one in verdicts(rows))),
-    )
     drawn = probe.draw(ground.sampler())[:: probe.each][:NUM_SHOWN]
     sections = [
         Section(heading="Numbers", body=arms_table(rows, MEASURES)),
@@ -129,4 +120,6 @@ def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -
     ]
     how = f"{plan.num_iterations} iterations of {plan.num_groups * plan.group_size} pictures, seeds {plan.seeds}"
     footer = f"make experiment-hacking, commit {commit()}, {machine()}. {how}; base {ground.base}."
-    return page("Rewards with and without the one for artefacts", opening, sections, footer=footer)
+    return page(
+        "Rewards with and without the one for artefacts", opening(__doc__, verdicts(rows)), sections, footer=footer
+    )

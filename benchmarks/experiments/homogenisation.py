@@ -11,7 +11,6 @@ are drawn without guidance, the base too: that is its most diverse. A claim is m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, climb
-from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, once, shown
+from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, shown
 from benchmarks.experiments.exploring import FULL, Explorer, open_explorer
 from benchmarks.experiments.ground import Ground, stand
+from benchmarks.experiments.results import once, opening, publish, without_pixels
 from benchmarks.experiments.stpo import Arm
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
@@ -37,7 +37,7 @@ from pleinair.packing.pair_drawing import Source
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
-from pleinair.pages import GridCell, GridRow, Html, Section, element, grid, page, table, write_page
+from pleinair.pages import GridCell, GridRow, Html, Section, grid, page, table
 from pleinair.posttraining.distilling import few_step_stage, student_of
 from pleinair.sampling import SamplingConfig
 from pleinair.sampling.stored import sampling_of
@@ -128,13 +128,9 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     for seed in plan.seeds:
         chain = [measured(made, name, seed, place) for name, place in chain_of(made, seed).items()]
         rows += [*chain, *baselines_of(made, seed, chain[-1]["gold"])]
-    out.mkdir(parents=True, exist_ok=True)
-    numbers = [{key: value for key, value in row.items() if key != "pixels"} for row in rows]
-    told = {"verdicts": verdicts(rows), "plan": to_document(plan), "commit": commit(), "machine": machine()}
+    told = {"verdicts": verdicts(rows), "plan": to_document(plan)}
     told["rewards"] = {name: one.told for name, one in ground.fitted.items()}
-    (out / "homogenisation.json").write_text(json.dumps({"rows": numbers, **told}, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, made))
-    return out / "report.html"
+    return publish(out, "homogenisation", {"rows": without_pixels(rows), **told}, report(rows, made))
 
 
 def chain_of(made: Materials, seed: int) -> dict[str, Path]:
@@ -363,11 +359,6 @@ def ledger_table(rows: Sequence[Row]) -> Html:
 
 def report(rows: Sequence[Row], made: Materials) -> str:
     """The page."""
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("ul", *(element("li", one) for one in verdicts(rows))),
-    )
     first = [row for row in rows if row["seed"] == made.plan.seeds[0]]
     texts = [prompt for prompt, _, _ in made.probe.prompts[:: made.probe.each][:NUM_SHOWN]]
     pictures = [
@@ -382,4 +373,4 @@ def report(rows: Sequence[Row], made: Materials) -> str:
         Section(heading="The rewards", body=made.ground.facts()),
     ]
     footer = f"make experiment-homogenisation, commit {commit()}, {machine()}. Seeds {made.plan.seeds}; base {made.ground.base}."
-    return page("Alignment without homogenisation", opening, sections, footer=footer)
+    return page("Alignment without homogenisation", opening(__doc__, verdicts(rows)), sections, footer=footer)

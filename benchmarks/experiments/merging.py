@@ -11,7 +11,6 @@ of the specialists' training, to see whether it returns less later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Scorer, once, shown, spread
+from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Scorer, shown, spread
 from benchmarks.experiments.ground import stand
+from benchmarks.experiments.results import once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import combine_checkpoints
@@ -41,7 +41,7 @@ from pleinair.packing.pictures import CuratedPicture
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
-from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page
+from pleinair.pages import GridCell, GridRow, Section, Series, grid, line_plot, page, table
 from pleinair.posttraining.distilling import on_policy_stage
 from pleinair.recipes.later_stages import DOMAINS
 from pleinair.sampling import Sampler, SamplingConfig
@@ -121,12 +121,9 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
             rows += measured(made, name, seed, checkpoint, drawn=not is_undrawn(name, made.plan))
         returns += [{"steps": at, "seed": seed, **gain(made, seed, at, merged)} for at, merged in thirds.items()]
     real = {domain: scorer.of_real() for domain, scorer in made.scorers.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    told = {"base": str(made.base), "plan": asdict(made.plan), "commit": commit(), "machine": machine()}
-    numbers = [{key: value for key, value in row.items() if key != "pixels"} for row in rows]
-    (out / "merging.json").write_text(json.dumps({"rows": numbers, "returns": returns, **told}, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, returns, real, made))
-    return out / "report.html"
+    told = {"base": str(made.base), "plan": asdict(made.plan)}
+    document = {"rows": without_pixels(rows), "returns": returns, **told}
+    return publish(out, "merging", document, report(rows, returns, real, made))
 
 
 def prepared(runs: Path, base: str | None, small: bool) -> Materials:
@@ -305,11 +302,6 @@ def report(
     made: Materials,
 ) -> str:
     """The page."""
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("ul", *(element("li", one) for one in verdicts(rows))),
-    )
     sections = [Section(heading=f"On {domain}", body=_domain_table(rows, domain, real[domain])) for domain in NAMES]
     gained = "Held-out error of the base less that of the merge of both specialists at that step."
     sections.append(Section(heading="Returns of merging", body=_returns_plot(returns), lead=gained))
@@ -318,7 +310,7 @@ def report(
     how = f"{plan.num_steps} steps of {plan.batch_size} for each specialist, {plan.num_seeds} seeds; base {made.base}"
     return page(
         "Specialists into one",
-        opening,
+        opening(__doc__, verdicts(rows)),
         sections,
         footer=f"make experiment-merging, commit {commit()}, {machine()}. {how}.",
     )

@@ -11,7 +11,6 @@ of timesteps with the same noise for all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.experiments.results import once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.store import list_checkpoints
 from pleinair.cli import steps
@@ -34,7 +34,7 @@ from pleinair.evaluation.domains import held_out_errors
 from pleinair.evaluation.prompted import draw_and_judge, prompts_of
 from pleinair.model.judge import load_judge
 from pleinair.packs.pack import Pack
-from pleinair.pages import GridCell, GridRow, Section, Series, element, grid, line_plot, page, table, write_page
+from pleinair.pages import GridCell, GridRow, Section, Series, grid, line_plot, page, table
 from pleinair.recipes import Recipe, find_recipe
 from pleinair.sampling import Sampler
 from pleinair.sampling.checkpoints import read_model
@@ -104,13 +104,9 @@ def run(runs: Path, home: Path | None, out: Path) -> Path:
             seconds = sum(32 / record.samples_per_second for record in records)
             told = {"arm": name, "seed": seed, "steps": len(records), "flops": total[-1], "seconds": seconds}
             measured += [told | row for row in evaluated(arm, runs, work)]
-    out.mkdir(parents=True, exist_ok=True)
-    document = {"rows": [{k: v for k, v in row.items() if k != "pixels"} for row in measured], "curves": curves}
-    document |= {"commit": commit(), "machine": machine()}
-    (out / "progressive.json").write_text(json.dumps(document, indent=1) + "\n")
     prompts = [prompt for prompt, _, _ in judged_prompts(work)]
-    write_page(out / "report.html", report(measured, curves, prompts))
-    return out / "report.html"
+    document = {"rows": without_pixels(measured), "curves": curves}
+    return publish(out, "progressive", document, report(measured, curves, prompts))
 
 
 def packed(runs: Path, home: Path | None) -> Workspace:
@@ -167,8 +163,7 @@ def evaluated(arm: Arm, runs: Path, work: Workspace) -> list[dict[str, Any]]:
         last_four = [str(checkpoints[arm.stable_steps - place * every]) for place in reversed(range(NUM_MERGED))]
         assert pleinair(["merge", *last_four, "-o", str(merged)]) == 0
     places = (checkpoints[arm.stable_steps], merged, checkpoints[max(checkpoints)])
-    rows = json.loads(kept.read_text()) if kept.exists() else [measure(place, work) for place in places]
-    kept.write_text(json.dumps(rows))
+    rows = once(kept, lambda: [measure(place, work) for place in places])
     return [{"model": model, **row} for model, row in zip(MODELS, rows, strict=True)]
 
 
@@ -227,11 +222,6 @@ def report(
     rows: Sequence[dict[str, Any]], curves: dict[str, tuple[list[float], list[float]]], prompts: Sequence[str]
 ) -> str:
     """The page."""
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("ul", *(element("li", one) for one in verdicts(rows))),
-    )
     columns = ["arm", "model", "seed", "steps", "PFLOP", "minutes", "held-out error", "style named", "concept named"]
     cells = [
         [
@@ -260,4 +250,6 @@ def report(
     ]
     how = f"Seeds {SEEDS}; float32 weights, bfloat16 products, no 8-bit emulation."
     footer = f"make experiment-progressive, commit {commit()}, {machine()}. {how}"
-    return page("Progressive resolution, alignment and merging", opening, sections, footer=footer)
+    return page(
+        "Progressive resolution, alignment and merging", opening(__doc__, verdicts(rows)), sections, footer=footer
+    )

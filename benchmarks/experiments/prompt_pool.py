@@ -11,7 +11,6 @@ same weights, draw with seeds of their own, and are measured with the same noise
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.experiments.drawn import SIDE, once, spread
+from benchmarks.experiments.drawn import SIDE, spread
 from benchmarks.experiments.ground import Ground, stand
+from benchmarks.experiments.results import once, opening, publish
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
-from pleinair.pages import Section, Series, element, line_plot, page, table, write_page
+from pleinair.pages import Section, Series, line_plot, page, table
 from pleinair.posttraining.distilling import student_of
 from pleinair.records.rewards import Pictures, RewardContext
 from pleinair.rewards.combine import MixConfig, RewardMix
@@ -124,11 +124,8 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     sorted_by: list[dict[str, Any]] = once(parts.home / "prompts.json", lambda: chosen_prompts(parts))
     chosen = [one["prompt"] for one in sorted_by]
     rows = [arm_row(parts, chosen, arm, seed) for seed in plan.seeds for arm in ARMS]
-    out.mkdir(parents=True, exist_ok=True)
-    document = {"rows": rows, "prompts": sorted_by, "plan": asdict(plan), "commit": commit(), "machine": machine()}
-    (out / "prompt_pool.json").write_text(json.dumps(document, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, sorted_by, parts))
-    return out / "report.html"
+    document = {"rows": rows, "prompts": sorted_by, "plan": asdict(plan)}
+    return publish(out, "prompt_pool", document, report(rows, sorted_by, parts))
 
 
 def chosen_prompts(parts: Parts) -> list[dict[str, Any]]:
@@ -241,11 +238,7 @@ def verdict(rows: Sequence[dict[str, Any]], num_pictures: int) -> str:
 def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], parts: Parts) -> str:
     """The page."""
     plan = parts.plan
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("p", verdict(rows, plan.num_iterations * plan.rollout.num_pictures)),
-    )
+    told = verdict(rows, plan.num_iterations * plan.rollout.num_pictures)
     columns = [
         "arm",
         "seed",
@@ -276,4 +269,4 @@ def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], pa
     footer = (
         f"make experiment-prompt_pool, commit {commit()}, {machine()}. Seeds {plan.seeds}; base {parts.ground.base}."
     )
-    return page("The prompt pool against uniform choice", opening, sections, footer=footer)
+    return page("The prompt pool against uniform choice", opening(__doc__, [told]), sections, footer=footer)

@@ -11,7 +11,6 @@ prompts are pairs that no model and no reward was trained on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,13 +28,13 @@ from benchmarks.experiments.climbing import (
     curves,
     last_of,
     last_pictures,
-    numbers,
 )
 from benchmarks.experiments.drawn import NUM_SHOWN
 from benchmarks.experiments.ground import Form, Ground, stand
+from benchmarks.experiments.results import opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
-from pleinair.pages import Section, element, page, write_page
+from pleinair.pages import Section, page
 
 RUBRIC, ONE = "rubric", "one score"
 ARMS: dict[str, Form] = {RUBRIC: "rubric", ONE: "holistic"}
@@ -63,12 +62,9 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
         for seed in plan.seeds
         for arm, form in ARMS.items()
     ]
-    out.mkdir(parents=True, exist_ok=True)
     told = {"verdicts": verdicts(rows), "plan": asdict(plan), "rewards": {n: f.told for n, f in ground.fitted.items()}}
-    document = {"rows": numbers(rows), **told, "commit": commit(), "machine": machine()}
-    (out / "rubric.json").write_text(json.dumps(document, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, ground, probe, plan))
-    return out / "report.html"
+    document = {"rows": without_pixels(rows), **told}
+    return publish(out, "rubric", document, report(rows, ground, probe, plan))
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
@@ -88,11 +84,6 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -> str:
     """The page."""
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("ul", *(element("li", one) for one in verdicts(rows))),
-    )
     drawn = probe.draw(ground.sampler())[:: probe.each][:NUM_SHOWN]
     sections = [
         Section(heading="Numbers", body=arms_table(rows, MEASURES)),
@@ -103,4 +94,4 @@ def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -
     ]
     how = f"{plan.num_iterations} iterations of {plan.num_groups * plan.group_size} pictures, seeds {plan.seeds}"
     footer = f"make experiment-rubric, commit {commit()}, {machine()}. {how}; base {ground.base}."
-    return page("A rubric against one score", opening, sections, footer=footer)
+    return page("A rubric against one score", opening(__doc__, verdicts(rows)), sections, footer=footer)

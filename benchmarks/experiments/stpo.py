@@ -11,8 +11,6 @@ The strength of each option is chosen on one seed and compared on others. Nothin
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy.typing as npt
 from benchmarks.experiments.drawn import SIDE
 from benchmarks.experiments.ground import RECIPE, Fitted, stand
 from benchmarks.experiments.ground import Ground as Shared
+from benchmarks.experiments.results import once, publish
 from benchmarks.experiments.stpo_page import Curve, Measured, chosen_levels, report
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
@@ -38,7 +37,6 @@ from pleinair.packing.pair_drawing import Source
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
-from pleinair.pages import write_page
 from pleinair.pages.picture import Pixels
 from pleinair.recipes import find_recipe
 from pleinair.records.rewards import RewardContext
@@ -155,15 +153,12 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     levels = chosen_levels(measured, HEADLINE)
     headline = [Arm(name=name, level=levels[name], seed=seed) for name in HEADLINE for seed in ground.size.seeds]
     measured += [measure(arm, ground) for arm in [*headline, *extras(levels["STPO"], ground.size)]]
-    out.mkdir(parents=True, exist_ok=True)
     told = {"commit": commit(), "machine": machine(), "size": size, "levels": levels, "gap": _gap(ground)}
     document = {"told": told, "rows": [one.numbers() for one in measured]}
-    (out / "stpo.json").write_text(json.dumps(document, indent=1) + "\n")
     shown = [prompt for prompt, _, _ in ground.prompts[:NUM_SHOWN]]
     bases = {"base, as measured": draw(ground, ground.source.sampler, NUM_SHOWN)}
     bases["base with guidance, as winners"] = draw(ground, ground.source.sampler, NUM_SHOWN, guidance=3.0)
-    write_page(out / "report.html", report(__doc__ or "", measured, HEADLINE, levels, bases, shown, told))
-    return out / "report.html"
+    return publish(out, "stpo", document, report(__doc__ or "", measured, HEADLINE, levels, bases, shown, told))
 
 
 def sweep(size: Size) -> list[Arm]:
@@ -239,25 +234,22 @@ def shorter(prompts: Sequence[str]) -> list[str]:
 def measure(arm: Arm, ground: Ground) -> Measured:
     """Train an arm to its end, or find that it has, and read what it measured; its last pictures are kept beside it."""
     run_dir = ground.runs / arm.run
-    kept = run_dir / "measured.json"
-    if not kept.exists():
+
+    def made() -> dict[str, Any]:
         pictures = train_arm(arm, ground, run_dir)
         records = read_records(run_dir / "steps.jsonl")
-        seconds = sum(ground.size.batch_size / record.samples_per_second for record in records)
-        whole = Measured(
+        return Measured(
             arm=arm.name,
             level=arm.level,
             seed=arm.seed,
             swept=arm.seed == ground.size.sweep_seed,
-            seconds=seconds,
+            seconds=sum(ground.size.batch_size / record.samples_per_second for record in records),
             curve=curve_of(records, ground),
             stopped=len(records) < ground.size.num_steps,
             pictures=pictures.tolist(),
-        )
-        staging = kept.with_suffix(".partial")
-        staging.write_text(json.dumps(whole.document()))
-        os.replace(staging, kept)
-    return Measured.of_document(json.loads(kept.read_text()))
+        ).document()
+
+    return Measured.of_document(once(run_dir / "measured.json", made))
 
 
 def train_arm(arm: Arm, ground: Ground, run_dir: Path) -> Pixels:
@@ -345,13 +337,12 @@ def curve_of(records: Sequence[StepRecord], ground: Ground) -> Curve:
 
 def measured_base(ground: Ground) -> dict[str, float]:
     """Gold reward and high frequencies of the base, measured once."""
-    place = ground.runs / "base.json"
-    if not place.exists():
+
+    def made() -> dict[str, float]:
         pixels = draw(ground, ground.source.sampler, ground.size.num_gold)
-        values = gold_of(ground)(pixels)
-        values["high_frequency"] = float(high_frequency_shares(pixels).mean())
-        place.write_text(json.dumps(values))
-    found: dict[str, float] = json.loads(place.read_text())
+        return {**gold_of(ground)(pixels), "high_frequency": float(high_frequency_shares(pixels).mean())}
+
+    found: dict[str, float] = once(ground.runs / "base.json", made)
     return found
 
 

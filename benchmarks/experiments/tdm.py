@@ -10,7 +10,6 @@ pictures in whose neighbourhood a drawing lies.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,12 +21,12 @@ from benchmarks.experiments.drawn import (
     NUM_SHOWN,
     SIDE,
     Scorer,
-    once,
     prompted,
     shown,
     spread,
 )
 from benchmarks.experiments.ground import stand
+from benchmarks.experiments.results import once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
@@ -35,7 +34,7 @@ from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
 from pleinair.model.text_encoder import TextEncoder
-from pleinair.pages import GridCell, GridRow, Section, element, grid, page, table, write_page
+from pleinair.pages import GridCell, GridRow, Section, grid, page, table
 from pleinair.posttraining.distilling import few_step_stage
 from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.checkpoints import read_model
@@ -105,12 +104,8 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     rows += [teacher_row(made, name, config) for name, config in teachers_ways(made.plan).items()]
     for num_steps, num_seeds in made.plan.seeds:
         rows += [student_row(made, num_steps, seed) for seed in range(num_seeds)]
-    out.mkdir(parents=True, exist_ok=True)
-    told = {"base": str(made.base), "plan": asdict(made.plan), "commit": commit(), "machine": machine()}
-    numbers = [{key: value for key, value in row.items() if key != "pixels"} for row in rows]
-    (out / "tdm.json").write_text(json.dumps({"rows": numbers, **told}, indent=1) + "\n")
-    write_page(out / "report.html", report(rows, made))
-    return out / "report.html"
+    told = {"base": str(made.base), "plan": asdict(made.plan)}
+    return publish(out, "tdm", {"rows": without_pixels(rows), **told}, report(rows, made))
 
 
 def prepared(runs: Path, base: str | None, small: bool) -> Materials:
@@ -236,11 +231,6 @@ def report(rows: Sequence[dict[str, Any]], made: Materials) -> str:
         )
         for place, (prompt, _, _) in enumerate(made.scorer.prompts[:NUM_SHOWN])
     ]
-    opening = element(
-        "div",
-        element("p", (__doc__ or "").split("\n\n")[-1].replace("\n", " ")),
-        element("ul", *(element("li", one) for one in verdicts(rows, made.plan))),
-    )
     sections = [
         Section(heading="Numbers", body=table(columns, cells)),
         Section(heading="The same prompts and seeds", body=grid([row["name"] for row in first], pictures)),
@@ -248,4 +238,4 @@ def report(rows: Sequence[dict[str, Any]], made: Materials) -> str:
     plan = made.plan
     how = f"{plan.num_updates} updates of {plan.batch_size} prompts, {len(made.prompts)} prompts, seeds {plan.seeds}"
     footer = f"make experiment-tdm, commit {commit()}, {machine()}. {how}; base {made.base}."
-    return page("Students of few steps", opening, sections, footer=footer)
+    return page("Students of few steps", opening(__doc__, verdicts(rows, made.plan)), sections, footer=footer)

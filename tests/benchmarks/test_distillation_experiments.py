@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.experiments import merging, tdm
-from benchmarks.experiments.drawn import once, shown, spread
+from benchmarks.experiments.drawn import shown, spread
+from benchmarks.experiments.results import once
 
 
 def test_a_piece_is_made_once_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:

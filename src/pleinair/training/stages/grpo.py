@@ -18,9 +18,7 @@ B rows, W steps of the window, S = W + 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +26,11 @@ from torch import Tensor
 from pleinair.flow.stochastic import Transition, log_probability, transition
 from pleinair.model.digest import part_digest
 from pleinair.model.transformer import Transformer
-from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
 from pleinair.training.random import RowRandom
 from pleinair.training.rollouts.loader import RolloutBatch
-from pleinair.training.saving import weights_of
+from pleinair.training.stages.derived import DerivedStage
 from pleinair.training.stages.finetune import Finetune
 from pleinair.training.stages.pretrain import Pretrain
 
@@ -64,38 +61,16 @@ class GrpoConfig:
             )
 
 
-class Grpo:
+class Grpo(DerivedStage):
     """The stage: the pretrained transformer, and a frozen copy of it to stay near."""
 
     def __init__(self, base: Pretrain | Finetune, config: GrpoConfig, reference: Transformer | None = None) -> None:
         """`reference` holds the weights that the run starts from; it is put into evaluation mode and frozen."""
         if config.kl_weight > 0 and reference is None:
             raise ConfigError(f"kl_weight is {config.kl_weight}: give a reference, or set kl_weight=0")
-        self.base, self.config = base, config
+        self.config = config
         self.reference = None if reference is None else reference.eval().requires_grad_(False)
-        self._reference_document = reference_document(self.reference)
-        self.weights_file = base.weights_file
-
-    @property
-    def model(self) -> Transformer:
-        """The transformer."""
-        return self.base.model
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """What the base stage stores: all of its model, or an adapter."""
-        return weights_of(self.base)
-
-    def documents(self) -> Mapping[str, Any]:
-        """As for the base stage, and which weights the reference has."""
-        return {**self.base.documents(), "reference.json": self._reference_document}
-
-    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """As for the base stage."""
-        return self.base.tensors()
-
-    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
-        """As for the base stage, of held-out rows: what the policy forgets of its data (`hooks.validation`)."""
-        return self.base.velocity_errors(batch, timestep_B, random)
+        super().__init__(base, {"reference.json": reference_document(self.reference)})
 
     def loss(self, batch: RolloutBatch, random: RowRandom) -> LossOutput:
         """Clipped policy gradient of the window's steps; nothing is drawn. Raises ConfigError where ratios cannot be right."""

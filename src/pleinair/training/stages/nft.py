@@ -24,13 +24,12 @@ from torch import Tensor
 
 from pleinair.flow import interpolate
 from pleinair.model.transformer import Transformer
-from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput, Run
 from pleinair.training.random import RowRandom
 from pleinair.training.records import StepRecord
 from pleinair.training.rollouts.loader import RolloutBatch
-from pleinair.training.saving import weights_of
+from pleinair.training.stages.derived import DerivedStage
 from pleinair.training.stages.finetune import Finetune
 from pleinair.training.stages.grpo import reference_document, velocities
 from pleinair.training.stages.pretrain import Pretrain
@@ -72,39 +71,17 @@ class NftConfig:
         return min(self.decay_per_iteration * num_iterations, self.largest_decay)
 
 
-class Nft:
+class Nft(DerivedStage):
     """The stage: the transformer, the old policy that rollouts are drawn with, and a frozen copy to stay near."""
 
     def __init__(self, base: Pretrain | Finetune, config: NftConfig, reference: Transformer | None = None) -> None:
         """`old` begins as the model is when training begins; hand it to the sampler of the rollouts."""
         if config.kl_weight > 0 and reference is None:
             raise ConfigError(f"kl_weight is {config.kl_weight}: give a reference, or set kl_weight=0")
-        self.base, self.config = base, config
+        self.config = config
         self.old = copy.deepcopy(base.model).eval().requires_grad_(False)
         self.reference = None if reference is None else reference.eval().requires_grad_(False)
-        self._reference_document = reference_document(self.reference)
-        self.weights_file = base.weights_file
-
-    @property
-    def model(self) -> Transformer:
-        """The transformer."""
-        return self.base.model
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """What the base stage stores: all of its model, or an adapter."""
-        return weights_of(self.base)
-
-    def documents(self) -> Mapping[str, Any]:
-        """As for the base stage, and which weights the reference has."""
-        return {**self.base.documents(), "reference.json": self._reference_document}
-
-    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """As for the base stage; the old policy is stored by its hook."""
-        return self.base.tensors()
-
-    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
-        """As for the base stage, of held-out rows: what the policy forgets of its data (`hooks.validation`)."""
-        return self.base.velocity_errors(batch, timestep_B, random)
+        super().__init__(base, {"reference.json": reference_document(self.reference)})
 
     def loss(self, batch: RolloutBatch, random: RowRandom) -> LossOutput:
         """The loss at one timestep of each row."""

@@ -11,20 +11,19 @@ domains do not ask for. Prompts that belong to no domain may be routed to it as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pleinair.flow import VelocityFunction, timestep_schedule
 from pleinair.model.transformer import Transformer
-from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
 from pleinair.training.prompts import PromptBatch
 from pleinair.training.random import RowRandom
+from pleinair.training.stages.derived import DerivedStage
 from pleinair.training.stages.pretrain import Pretrain
 from pleinair.training.trajectories import at, visited
 
@@ -51,7 +50,7 @@ class OnPolicyConfig:
             raise ConfigError(f"eta is {self.eta}, anchor_weight {self.anchor_weight}: eta is a share, the weight >= 0")
 
 
-class OnPolicyDistillation:
+class OnPolicyDistillation(DerivedStage):
     """The stage: the student is the model of `pretrain`, the teachers stay as they are.
 
     Guidance has no part: teachers and student are compared without it. Let empty prompts be among the prompts, or the
@@ -70,23 +69,10 @@ class OnPolicyDistillation:
             raise ConfigError("there are no teachers: give one for each domain")
         if config.anchor_weight and anchor is None:
             raise ConfigError(f"anchor_weight is {config.anchor_weight} and there is no anchor: give one, or 0")
+        super().__init__(pretrain)
         self.pretrain, self.config = pretrain, config
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.anchor = anchor if anchor is None else anchor.eval().requires_grad_(False)
-        self.weights_file = pretrain.weights_file
-
-    @property
-    def model(self) -> Transformer:
-        """The student."""
-        return self.pretrain.model
-
-    def documents(self) -> Mapping[str, Any]:
-        """As for pretraining."""
-        return self.pretrain.documents()
-
-    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """As for pretraining."""
-        return self.pretrain.tensors()
 
     def loss(self, batch: PromptBatch, random: RowRandom) -> LossOutput:
         """Mean square error of the velocity at visited states; teachers' and anchor's are logged."""
@@ -106,10 +92,6 @@ class OnPolicyDistillation:
                 anchored = anchored + (velocity - kept).square().mean() / config.num_visits
         metrics = {"opd/teachers": routed.detach(), "opd/anchor": anchored.detach()}
         return LossOutput(routed + config.anchor_weight * anchored, metrics)
-
-    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
-        """(B,) of pictures, as for pretraining: what the student has kept of the data's own velocity."""
-        return self.pretrain.velocity_errors(batch, timestep_B, random)
 
     @torch.no_grad()
     def wanted(self, x: Tensor, timestep_B: Tensor, batch: PromptBatch) -> Tensor:

@@ -10,10 +10,10 @@ winners that got worse, margins, and the drift of the velocity on pretraining da
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from pleinair.config import to_document
 from pleinair.flow import interpolate, velocity_target
 from pleinair.model.lora import DEFAULT, set_lora_strengths
 from pleinair.model.transformer import Transformer
-from pleinair.packs.loader import LatentBatch
 from pleinair.packs.pairs import AnchoredPairBatch, PairBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
@@ -37,6 +36,7 @@ from pleinair.training.preference_losses import (
     stpo_loss,
 )
 from pleinair.training.random import RowRandom
+from pleinair.training.stages.derived import DerivedStage
 from pleinair.training.stages.finetune import Finetune
 from pleinair.training.stages.pretrain import Pretrain
 
@@ -131,39 +131,17 @@ class WithoutLora:
             set_lora_strengths(self.model, {self.name: 1.0})
 
 
-class Preference:
-    """The stage. It stands on another one, whose model it trains and as which it is stored: all weights, or a LoRA."""
+class Preference(DerivedStage):
+    """The stage."""
 
     def __init__(
         self, base: Pretrain | Finetune, reference: Reference, config: PreferenceConfig, *, reference_identity: str
     ) -> None:
         """`reference_identity` is that of the checkpoint that `reference` is."""
-        self.base, self.reference, self.config = base, reference, config
+        told = {"reference": reference_identity, "config": to_document(config)}
+        super().__init__(base, {"preference.json": told})
+        self.reference, self.config = reference, config
         self.pretrain = base.pretrain if isinstance(base, Finetune) else base
-        self.weights_file = base.weights_file
-        self.reference_identity = reference_identity
-
-    @property
-    def model(self) -> Transformer:
-        """The policy."""
-        return self.pretrain.model
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """What is stored."""
-        return self.base.weights() if isinstance(self.base, Finetune) else self.model.state_dict()
-
-    def documents(self) -> Mapping[str, Any]:
-        """As the stage it stands on, the loss, and what the reference is."""
-        told = {"reference": self.reference_identity, "config": to_document(self.config)}
-        return {**self.base.documents(), "preference.json": told}
-
-    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """The text projection."""
-        return self.base.tensors()
-
-    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
-        """Of pretraining rows, as `Pretrain`: what validation asks for."""
-        return self.pretrain.velocity_errors(batch, timestep_B, random)
 
     def loss(self, batch: PairBatch, random: RowRandom) -> LossOutput:
         """The chosen loss, mean over pairs, with every gate metric."""

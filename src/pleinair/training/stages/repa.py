@@ -10,20 +10,19 @@ which leaves optimiser and checkpoint with its phase. After Singh et al., "What 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pleinair.model.transformer import Transformer
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
 from pleinair.training.patch_features import PatchBatch
 from pleinair.training.random import RowRandom
+from pleinair.training.stages.derived import DerivedStage
 from pleinair.training.stages.pretrain import Pretrain
 
 
@@ -45,28 +44,15 @@ class RepaConfig:
             )
 
 
-class Repa:
+class Repa(DerivedStage):
     """The stage: `Pretrain` with a projector beside the model."""
 
     def __init__(self, pretrain: Pretrain, feature_width: int, config: RepaConfig) -> None:
         if config.depth > pretrain.model.config.num_layers:
             raise ConfigError(f"depth is {config.depth}: the model has only {pretrain.model.config.num_layers} blocks")
+        super().__init__(pretrain)
         self.pretrain, self.config = pretrain, config
         self.head = nn.Conv2d(pretrain.model.config.width, feature_width, 3, padding=1)
-        self.weights_file = pretrain.weights_file
-
-    @property
-    def model(self) -> Transformer:
-        """The transformer."""
-        return self.pretrain.model
-
-    def documents(self) -> Mapping[str, Any]:
-        """As for pretraining."""
-        return self.pretrain.documents()
-
-    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """As for pretraining."""
-        return self.pretrain.tensors()
 
     def loss(self, batch: PatchBatch, random: RowRandom) -> LossOutput:
         """Flow loss and alignment; both are logged."""

@@ -15,9 +15,8 @@ matching", 2025, and their code; what differs, and why, is in docs/distillation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,13 +25,13 @@ from pleinair.config import to_document
 from pleinair.flow import VelocityFunction, timestep_schedule
 from pleinair.flow.renoise import added_deviation, mixed_noise, per_row, renoise, split
 from pleinair.model.transformer import Transformer
-from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.sampling.sampler import SamplingConfig, guided_velocity
 from pleinair.sampling.stored import SAMPLING_DOCUMENT
 from pleinair.training.engine import LossOutput
 from pleinair.training.prompts import PromptBatch
 from pleinair.training.random import RowRandom
+from pleinair.training.stages.derived import DerivedStage
 from pleinair.training.stages.pretrain import Pretrain
 from pleinair.training.trajectories import at, visited
 
@@ -103,7 +102,7 @@ class Drawn:
     """(B, C, H, W) noise to get there from the ends."""
 
 
-class Tdm:
+class Tdm(DerivedStage):
     """The stage: the student is the model, the fake model the head, which begins as the teacher.
 
     Start from the teacher's weights (`engine.Parent`). Give the fake model a higher rate and less momentum than the
@@ -116,23 +115,10 @@ class Tdm:
         """`pretrain` holds the student; `empty_1TLD` is the empty prompt's features, needed for guidance."""
         if config.guidance and empty_1TLD is None:
             raise ConfigError(f"guidance is {config.guidance}: give the empty prompt's features, or 0")
+        super().__init__(pretrain, {SAMPLING_DOCUMENT: to_document(config.sampling())})
         self.pretrain, self.config, self.empty_1TLD = pretrain, config, empty_1TLD
         self.teacher = teacher.eval().requires_grad_(False)
         self.head = copy.deepcopy(teacher).train().requires_grad_(True)
-        self.weights_file = pretrain.weights_file
-
-    @property
-    def model(self) -> Transformer:
-        """The student."""
-        return self.pretrain.model
-
-    def documents(self) -> Mapping[str, Any]:
-        """The transformer's configuration, and the schedule that its weights belong to."""
-        return {**self.pretrain.documents(), SAMPLING_DOCUMENT: to_document(self.config.sampling())}
-
-    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """The text projection."""
-        return self.pretrain.tensors()
 
     def loss(self, batch: PromptBatch, random: RowRandom) -> LossOutput:
         """The student's and the fake model's losses, which share no gradient; both are logged.
@@ -157,10 +143,6 @@ class Tdm:
             "tdm/gap": (wanted - fake_clean.detach()).abs().mean(),
         }
         return LossOutput(fake_B.mean() + (student_B.mean() if turn else 0.0), metrics)
-
-    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
-        """(B,) of pictures, as for pretraining: what the student has kept of the data's own velocity."""
-        return self.pretrain.velocity_errors(batch, timestep_B, random)
 
     def _drawn(self, batch: PromptBatch, random: RowRandom) -> Drawn:
         """A segment of every row, the student's state at its start, and where inside it is compared."""
