@@ -1,11 +1,11 @@
 # Two verbs do all the set-up on a fresh machine with Python 3.11+ (with venv), git and make:
 #   make demo    the main job, end to end, on real pictures
-#   make test    the tests
+#   make test    the tests, but those marked slow: `make test-all`
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training \
+.PHONY: demo test test-all check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training \
 	experiment-ablations experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
 	experiment-progressive experiment-prompt_pool experiment-rubric experiment-stpo experiment-tdm clean
 
@@ -13,6 +13,9 @@ demo: $(VENV)/installed
 	$(BIN)/pleinair run demo
 
 test: $(VENV)/installed
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: $(VENV)/installed
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # Everything CI checks beside the tests: style, types, import ranks, spelling.

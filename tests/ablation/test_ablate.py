@@ -99,6 +99,7 @@ def test_no_pair_of_concept_and_style_is_both_trained_and_judged(runs: Path) -> 
     assert 5 <= len(keys[1]) <= 30
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_what_is_missing_is_said(runs: Path) -> None:
     before, matrix = untimed(numbers(runs)), with_costs(opened(runs))
     lost = matrix.places.of(matrix.jobs()[-1])
@@ -119,6 +120,7 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is_said(runs: Path) 
     assert untimed(numbers(runs)) == before, "a process of its own gives the same bits"
 
 
+@pytest.mark.slow
 def test_a_training_that_is_interrupted_ends_with_its_process_and_goes_on_to_the_same_result(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_training_that_is_interrupted_ends_with_its_process_and_goes_on_to_the
     assert read_result(directory) == train_job(job, tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_each_side_gets_its_best_rate_and_is_tried_at_larger_ones(runs: Path) -> None:
     muon = Side(name="Muon", overrides=("engine.optimiser.rule=muon",), rates=(1e-5, 1e-2))
     rule = Switch(name="rule", first=Side(name="AdamW", rates=(1e-5, 1e-2)), second=muon)
@@ -168,6 +171,7 @@ class Means:
         return np.ascontiguousarray(cells.mean((2, 4)).transpose(0, 3, 1, 2)).astype(np.float16)
 
 
+@pytest.mark.slow
 def test_irepa_is_on_for_the_first_steps_and_gone_after_them(runs: Path, tmp_path: Path) -> None:
     matrix = with_costs(opened(runs))
     keys = [f"c{concept}s{style}" for concept in range(10) for style in range(6)]

@@ -230,6 +230,7 @@ def test_a_spent_budget_stops_the_run_with_a_sentence_and_more_of_it_goes_on(cur
     assert len(rows(curated, "check_drop = ''")) == 4
 
 
+@pytest.mark.slow
 def test_real_small_models_behind_real_servers_go_through_every_stage(
     curated: Database, tmp_path: Path, language_model: ServedLanguageModel, vision_model: ServedVisionModel
 ) -> None:

@@ -243,6 +243,7 @@ def test_what_cannot_be_launched_is_refused(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_train_is_not_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The recipe has no pack here: another try would find none either."""
     assert main(["train", "demo", "--runs", str(tmp_path), "--supervise"]) == 1

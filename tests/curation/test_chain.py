@@ -83,6 +83,7 @@ def test_a_chain_runs_its_steps_and_goes_on_where_it_failed(
     assert journal(home)["takedown list"] != first["takedown list"], "other pictures: once more"
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_terminated_takes_its_step_and_postgres_along(home: Path, folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "six.toml"
     recipe.write_text(STEPS.format(folder=folder) + CURATING)

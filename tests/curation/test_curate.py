@@ -214,6 +214,7 @@ with krablet.connect(sys.argv[1]) as database:
 """
 
 
+@pytest.mark.slow
 def test_a_curation_killed_at_any_moment_goes_on_to_the_same_rows(database: Database, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

@@ -46,6 +46,7 @@ def drawings(num: int, seed: int = 0) -> tuple[Pictures, Indices, Indices]:
     return pictures, styles, concepts
 
 
+@pytest.mark.slow
 def test_a_small_judge_learns_styles_and_concepts_that_can_be_told_apart() -> None:
     config = dataclasses.replace(SMALL, epochs=12, batch_size=32, learning_rate=0.02, half_size_share=0.3)
     judge = train_judge(*drawings(384), config)

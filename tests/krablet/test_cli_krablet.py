@@ -49,6 +49,7 @@ def test_the_home_of_other_verbs_names_the_same_database(tmp_path: Path, capsys:
     assert f"Postgres in {tmp_path}/postgres is not running" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_embedded_servers_join_take_their_share_and_leave(capsys: pytest.CaptureFixture[str]) -> None:
     parent = Path(tempfile.mkdtemp(prefix="pleinair-test-"))
     parent.chmod(0o755)

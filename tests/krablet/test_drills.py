@@ -49,6 +49,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", [3], indirect=True)
 def test_workers_killed_at_twenty_random_points(pictures: Pictures, functions_on_path: str) -> None:
     stage = audited(pictures, lease_seconds=0.5)

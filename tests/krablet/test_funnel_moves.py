@@ -125,6 +125,7 @@ class Counter(threading.Thread):
             raise self.failure
 
 
+@pytest.mark.slow
 def test_sums_and_order_are_exact_while_slots_move_and_funnels_are_killed(cluster: Cluster) -> None:
     counters = [Counter(cluster, number) for number in range(3)]
     for counter in counters:

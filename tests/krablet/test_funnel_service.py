@@ -105,6 +105,7 @@ def assert_exact(database: krablet.Database, threads: list[Incrementer]) -> None
     assert {thread.own: latest[thread.own] for thread in threads} == {thread.own: thread.last for thread in threads}
 
 
+@pytest.mark.slow
 def test_a_funnel_killed_at_random_loses_and_repeats_nothing(database: krablet.Database, listen: str) -> None:
     stats_table(database)
     threads = started(listen, 4)

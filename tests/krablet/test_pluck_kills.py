@@ -27,6 +27,7 @@ CREATE TRIGGER count_writes AFTER UPDATE ON numbers FOR EACH ROW EXECUTE FUNCTIO
 """
 
 
+@pytest.mark.slow
 def test_workers_killed_at_random_points_write_every_row_exactly_once(numbers: Numbers) -> None:
     def slow(rows: list[dict[str, Any]]) -> list[int]:
         import time

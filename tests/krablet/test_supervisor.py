@@ -74,6 +74,7 @@ def test_what_workers_settle_while_they_are_asked_to_end_is_counted(pictures: Pi
     assert summary.completed == {"images.ocr": 60}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "slots"), [("has_odd_number", 1), ("has_odd_number_later", 6)])
 def test_workers_killed_at_random_moments_lose_nothing_and_double_nothing(
     pictures: Pictures, functions_on_path: str, function: str, slots: int
@@ -121,6 +122,7 @@ def test_a_row_that_kills_its_worker_is_isolated_and_reported_as_stuck(
     assert summary.deaths == 3
 
 
+@pytest.mark.slow
 def test_a_row_that_crashes_and_one_that_swallows_all_memory_take_no_row_of_other_slots_with_them(
     pictures: Pictures, functions_on_path: str
 ) -> None:

@@ -132,6 +132,7 @@ def test_an_unknown_recipe_and_a_model_without_layers_are_refused() -> None:
         to_float8(nn.Linear(8, 8), "rowwise", emulate=True)
 
 
+@pytest.mark.slow
 def test_importing_torchao_is_silent() -> None:
     code = """
 import torch

@@ -150,6 +150,7 @@ print(peak() - idle)
 """
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_its_memory_is_converted(tmp_path: Path) -> None:
     config = TransformerConfig(
         width=512, num_layers=24, num_heads=8, num_kv_heads=4, mlp_width=1536, in_channels=16, text_dim=64,

@@ -91,6 +91,7 @@ def test_each_saving_saves_what_it_says() -> None:
     assert plan(batch_size=2).activations > 1.9 * full.activations
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_a_process_takes() -> None:
     arguments = [sys.executable, "-c", STEP, json.dumps(to_document(SMALL))]
     quick_to_return = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -82,6 +82,7 @@ def test_shards_are_bounded_and_hold_one_shape_each(tmp_path: Path) -> None:
     assert all(shard.num_bytes < 30_000 + group_bytes for shard in manifest.shards)
 
 
+@pytest.mark.slow
 def test_a_killed_writer_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     write_shapes_pack(tmp_path / "calm")
     script = (

@@ -61,6 +61,7 @@ def test_a_tiny_model_learns_its_pictures(tmp_path: Path) -> None:
     assert sum(sequence[-5:]) < 0.6 * sum(sequence[:5])
 
 
+@pytest.mark.slow
 def test_a_trainer_killed_at_any_step_resumes_with_bit_equal_losses(tmp_path: Path) -> None:
     run(tmp_path / "calm", steps=40)
     for moment in (0.3, 0.9):

@@ -201,6 +201,7 @@ def test_rollouts_without_a_window_are_refused(tmp_path: Path) -> None:
         grpo_stage(sampler).loss(batch, RANDOM)
 
 
+@pytest.mark.slow
 def test_the_reward_of_a_toy_rises(tmp_path: Path) -> None:
     run_grpo(tmp_path, 30, group_size=16, rows=16, window_size=3, learning_rate=3e-3)
     rewards = [record.metrics["reward"] for record in read_records(tmp_path / "steps.jsonl")]

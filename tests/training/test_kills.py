@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pleinair.records.run_events import EVENTS, Loaded, read_events
 from tests.training.killed_run import LOSSES, ROOT, environment, equal_lives
 
 KILLS = (6, 11)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_are_killed_twice_have_the_losses_of_an_undisturbed_run(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.training.killed_lives", str(tmp_path), "2", "16", *map(str, KILLS)]
     variables = {**os.environ, **environment()}

@@ -113,6 +113,7 @@ class Interrupt:
         return {}
 
 
+@pytest.mark.slow
 def test_the_reward_of_a_toy_rises(tmp_path: Path) -> None:
     run_nft(tmp_path, 30, group_size=16, rows=16, learning_rate=5e-3, decay_per_iteration=0.0)
     rewards = [record.metrics["reward"] for record in read_records(tmp_path / "steps.jsonl")]

@@ -35,6 +35,7 @@ def own_shares(model: rings.Points, of: tuple[int, ...] = (0, 1)) -> list[float]
     return [rings.asked_for(rings.draw(model, letter, 24), letter) for letter in of]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_the_student_has_both_experts_skills_and_more_of_them_than_their_merge(
     experts: list[rings.Points], tmp_path: Path, eta: float

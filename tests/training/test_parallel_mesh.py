@@ -181,6 +181,7 @@ def late_then_hung(ports: Sequence[int]) -> tuple[bool, float]:
     return True, time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_a_late_rank_is_waited_for_and_a_hung_one_is_noticed() -> None:
     (_, waited_seconds), _ = run_ranks(2, late_then_hung, num_ports=1, to_the_end=True)
     assert COLLECTIVE_SECONDS - 0.5 <= waited_seconds < INIT_SECONDS / 2

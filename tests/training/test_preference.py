@@ -237,6 +237,7 @@ def test_every_method_trains_and_measures_its_gates_at_every_step(tmp_path: Path
     assert set(read_tensors(final, "transformer.safetensors")) == set(pretrain_stage().model.state_dict())
 
 
+@pytest.mark.slow
 def test_dpo_learns_the_order_and_pushes_both_errors_up_where_the_winner_term_holds_its_own_down(
     tmp_path: Path,
 ) -> None:

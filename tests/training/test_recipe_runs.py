@@ -199,6 +199,7 @@ def specialist(runs: Path, style: str) -> Path:
     return child(runs, style)
 
 
+@pytest.mark.slow
 def test_specialists_merge_into_a_generalist_and_are_compared_by_domain(runs: Path, tmp_path: Path) -> None:
     first, second = specialist(runs, "noto"), specialist(runs, "blob")
     merged, parent = tmp_path / "both", final(runs)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from pleinair.checkpoint.store import read_tensors
@@ -14,6 +15,7 @@ from pleinair.training.rollouts.stored import part_name, read_facts
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_drawing_writing_or_learning_goes_on_bit_for_bit(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.killed_rollouts", str(tmp_path)],

@@ -157,6 +157,7 @@ def distilled(directory: Path, letters: tuple[int, ...], config: TdmConfig, step
     return student
 
 
+@pytest.mark.slow
 def test_four_steps_of_the_student_are_far_nearer_to_the_teacher_than_its_own_four_and_lose_no_mode(
     tmp_path: Path,
 ) -> None:
@@ -172,6 +173,7 @@ def test_four_steps_of_the_student_are_far_nearer_to_the_teacher_than_its_own_fo
     assert covered[0] == 1.0 > covered[1]
 
 
+@pytest.mark.slow
 def test_a_student_without_guidance_has_most_of_what_guidance_gives_its_teacher(tmp_path: Path) -> None:
     config, teacher = TdmConfig(guidance=2.0, shift_mu=rings.SHIFT_MU), rings.base()
     student = distilled(tmp_path, (0, 1), config, 600)

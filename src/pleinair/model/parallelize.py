@@ -26,10 +26,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from pleinair.model.tensor_parallel import apply_tensor_parallel
+from pleinair.model import attention
 from pleinair.model.transformer import TextTokens
 from pleinair.records.errors import ConfigError
 
@@ -111,6 +110,8 @@ def parallelize(transformer: nn.Module, device_mesh: DeviceMesh | None, config: 
     if device_mesh is not None:
         check_device_mesh(device_mesh, config)
         if config.mesh.tensor > 1:
+            from pleinair.model.tensor_parallel import apply_tensor_parallel
+
             apply_tensor_parallel(transformer, device_mesh["tensor"])
     apply_checkpointing(transformer, config.checkpointing)
     if config.compile:
@@ -185,8 +186,15 @@ def _keep_products(context: Any, operator: Any, *arguments: Any, **options: Any)
 def _compile_blocks(transformer: nn.Module, config: ParallelConfig) -> None:
     if config.mesh.async_tensor:
         torch._inductor.config._micro_pipeline_tp = True
+    _keep_segments_outside_graphs()
     for block in repeated_blocks(transformer):
         block.compile(backend=config.compile_backend)
+
+
+@functools.cache
+def _keep_segments_outside_graphs() -> None:
+    """Not as a decorator over there: its name alone imports torch's compiler, a third of every process's start."""
+    attention.attend_segments = torch.compiler.disable(attention.attend_segments)
 
 
 # --- FSDP2
@@ -197,6 +205,8 @@ def _shard(transformer: nn.Module, device_mesh: DeviceMesh, config: ParallelConf
 
     Also with shard=1: then nothing is gathered, and weights are still cast and gradients averaged in one way.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # 2 s that one process alone need not wait
+
     mesh = device_mesh["replicate", "shard"] if config.mesh.replicate > 1 else device_mesh["shard"]
     base: Any = type(transformer)
     transformer.__class__ = _gathering_class(base)

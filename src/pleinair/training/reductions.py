@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, Partial
-from torch.distributed.tensor.placement_types import Placement
+
+from pleinair.checkpoint.pieces import is_sharded, local_tensor
 
 if TYPE_CHECKING:
     from pleinair.training.mesh import Mesh
@@ -71,7 +71,7 @@ def average_gradients(modules: Iterable[nn.Module], mesh: Mesh) -> None:
         return
     for module in modules:
         for parameter in module.parameters():
-            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+            if parameter.grad is not None and not is_sharded(parameter.grad):
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= mesh.world_size
 
@@ -89,7 +89,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     kept = [parameter for parameter in parameters if parameter.grad is not None]
     norm = gradient_norm(kept)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-    locals_ = [_local(parameter.grad) for parameter in kept if parameter.grad is not None]
+    locals_ = [local_tensor(parameter.grad) for parameter in kept if parameter.grad is not None]
     if locals_:
         torch._foreach_mul_(locals_, factor.to(locals_[0].device))
     return float(norm)
@@ -105,7 +105,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     squares: dict[tuple[distributed.ProcessGroup, ...], list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            squares.setdefault(_split_over(parameter.grad), []).append(_local(parameter.grad))
+            squares.setdefault(_split_over(parameter.grad), []).append(local_tensor(parameter.grad))
     total: Tensor | None = None
     for groups in sorted(squares, key=lambda groups: [group.group_name for group in groups]):
         norms = torch._foreach_norm(squares[groups], 2, dtype=torch.float32)
@@ -118,18 +118,14 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 def _split_over(gradient: Tensor) -> tuple[distributed.ProcessGroup, ...]:
     """Groups of the mesh axes along which ranks hold different parts of `gradient`."""
-    if not isinstance(gradient, DTensor):
+    if not is_sharded(gradient):
         return ()
-    placements: tuple[Placement, ...] = gradient.placements
-    if any(isinstance(placement, Partial) for placement in placements):
-        raise ValueError(f"a gradient lies as {placements} on its mesh: reduce it before its norm is taken")
-    mesh = gradient.device_mesh
+    sharded: Any = gradient
+    if any(placement.is_partial() for placement in sharded.placements):
+        raise ValueError(f"a gradient lies as {sharded.placements} on its mesh: reduce it before its norm is taken")
+    mesh = sharded.device_mesh
     return tuple(
         mesh.get_group(axis)
-        for axis, placement in enumerate(placements)
+        for axis, placement in enumerate(sharded.placements)
         if not placement.is_replicate() and mesh.size(axis) > 1
     )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

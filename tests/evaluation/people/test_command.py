@@ -44,6 +44,7 @@ def test_what_cannot_be_compared_is_refused_with_a_sentence(tmp_path: Path, caps
     assert not (tmp_path / "preferences.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_page_is_served_until_it_is_told_to_end_and_the_answers_lie_beside_the_results(tmp_path: Path) -> None:
     first, second, real = (str(folder) for folder in write_three(tmp_path))
     command = [sys.executable, "-m", "pleinair.cli.main", "sides", first, second, "--real", real]

@@ -27,8 +27,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from pleinair.checkpoint.pieces import local_tensor
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.flow.stochastic import Sde
 from pleinair.records.errors import CheckpointError, ConfigError, RewardError
@@ -355,9 +355,9 @@ def policy_digest(model: nn.Module, mesh: Mesh) -> str:
     """A word for a model's weights, the same on all ranks; of a sharded model it is also one for how it is sharded."""
     hashed = hashlib.sha256()
     for name, values in sorted(model.state_dict().items()):
-        local = values.to_local() if isinstance(values, DTensor) else values
+        local = local_tensor(values)
         hashed.update(f"{name} {local.dtype} {tuple(local.shape)}\n".encode())
-        hashed.update(tensor_bytes(local.detach().cpu().contiguous()))
+        hashed.update(tensor_bytes(local.cpu().contiguous()))
     return hashlib.sha256(" ".join(gather_keys([hashed.hexdigest()], mesh)).encode()).hexdigest()
 
 
