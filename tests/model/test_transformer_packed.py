@@ -20,6 +20,7 @@ from pleinair.model.packed_text import (
     rank_skew,
     text_budget,
 )
+from pleinair.model.parallelize import ParallelConfig, parallelize
 from pleinair.model.segments import segments_of, spread
 from pleinair.model.transformer import Transformer
 from tests.small_transformers import SWITCHABLE as SMALL
@@ -133,7 +134,8 @@ def test_compiled_blocks_are_compiled_once_whatever_the_lengths() -> None:
     model, eager = (random_transformer(replace(SMALL, num_layers=1)) for _ in range(2))
     latents, timestep, features = random_inputs(SMALL)
     counter = CompileCounter()
-    model.transformer_blocks[0].compile(backend=counter)
+    torch._dynamo.register_backend(counter, name="counted")
+    parallelize(model, None, ParallelConfig(compile=True, compile_backend="counted"))
     graphs = []
     for seed in range(4):
         mask = torch.rand(3, 12, generator=torch.Generator().manual_seed(seed)) > 0.4
