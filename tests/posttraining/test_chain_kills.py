@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from pleinair.checkpoint.store import read_tensors
@@ -17,6 +18,7 @@ NUM_KILLED = 5
 """Steps that were made when the chain was killed, and are made again."""
 
 
+@pytest.mark.slow
 def test_a_chain_killed_in_every_link_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.posttraining.killed_chain", str(tmp_path)],
