@@ -46,7 +46,7 @@ experiment-ablations: $(VENV)/installed
 	$(BIN)/pleinair ingest drawings
 	$(BIN)/pleinair curate drawings
 	$(BIN)/pleinair pack ablations
-	$(BIN)/pleinair ablate ablations --short 300 --long 900 --out docs/results/ablations
+	$(BIN)/pleinair ablate ablations --short 200 --long 600 --out docs/results/ablations
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -19,6 +19,8 @@ from pleinair.config import to_document
 from pleinair.records.errors import PleinairError
 
 _POLL_SECONDS = 0.5
+_ENDING_SECONDS = 30.0
+"""For a training's last checkpoint; what an end by force costs is what came after the one before."""
 Progress = Callable[[float, float, str], None]
 
 
@@ -112,4 +114,8 @@ def _all_ended(running: Mapping[str, _Running]) -> Iterator[None]:
         for one in running.values():
             one.process.terminate()
         for one in running.values():
-            one.process.wait()
+            try:
+                one.process.wait(_ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+                one.process.wait()

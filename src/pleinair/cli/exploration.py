@@ -140,6 +140,7 @@ def trained_on(place: Path) -> str | None:
 
 def open_model(name: str) -> tuple[Sampler, SamplingConfig]:
     """The sampler of a run's folder, a checkpoint, a packaged file, the shipped model, or one that learned nothing."""
+    from pleinair.checkpoint.manifests import MANIFEST
     from pleinair.cli.places import shipped
     from pleinair.cli.sample import open_sampler
     from pleinair.cli.steps import open_text_encoder
@@ -164,6 +165,11 @@ def open_model(name: str) -> tuple[Sampler, SamplingConfig]:
         raise ConfigError(
             f"there is no {name}: give a run's folder, a checkpoint, a file of `export --to package`, or one of "
             + ", ".join(REFERENCES)
+        )
+    if not (place / MANIFEST).exists():
+        raise ConfigError(
+            f"{name} is no checkpoint: it has no {MANIFEST}. Folders of other layouts, such as diffusers', do not say which "
+            "text features and latents a model draws with: give a run's folder or one of its checkpoints"
         )
     transformer, projection = read_model(place)
     sampler = Sampler(transformer, load_autoencoder(shipped("autoencoder")), open_text_encoder(), projection)

@@ -15,6 +15,7 @@ from pleinair.cli.main import main
 from pleinair.evaluation.exploration.requests import Asked, Request
 from pleinair.evaluation.exploration.subjects import Drawn
 from pleinair.model.autoencoder import Autoencoder
+from pleinair.model.formats import save_transformer
 from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer
 from pleinair.records.errors import ConfigError
@@ -65,7 +66,9 @@ def test_real_pictures_and_reconstructions_are_evaluated_ordered_and_shown_to_th
     ("arguments", "said"),
     [
         ("evaluate nowhere --suite exploration", "there is no nowhere: give a run's folder"),
-        ("evaluate empty --suite exploration", "empty"),
+        ("evaluate empty --suite exploration", "empty is no checkpoint: it has no manifest.json"),
+        ("evaluate k2 --suite exploration", "k2 is no checkpoint: it has no manifest.json. Folders of other layouts"),
+        ("evaluate k2/diffusion_pytorch_model.safetensors --suite exploration", "k2/diffusion_pytorch_model.safetensors"),
         ("evaluate other.safetensors --suite exploration", "other.safetensors"),
         ("evaluate real --suite exploration --prompts none.jsonl", "none.jsonl cannot be read"),
         ("evaluate real --suite exploration --prompts empty.jsonl", "empty.jsonl holds no prompts"),
@@ -84,6 +87,7 @@ def test_what_cannot_be_measured_is_refused_with_a_sentence(
     arguments: str, said: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty").mkdir()
+    save_transformer(Transformer(TINY), Path("k2"), layout="diffusers")
     Path("other.safetensors").write_bytes(b"{}")
     Path("empty.jsonl").write_text("\n")
     Path("one.jsonl").write_text('{"kind": "default", "prompt": "a fox", "label": "fox"}\n')
