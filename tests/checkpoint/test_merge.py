@@ -171,7 +171,7 @@ def test_the_memory_of_a_merge_is_that_of_a_few_tensors(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},  # what is freed is given back: only living tensors count
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},  # freed memory is given back at once
     )
     megabytes = float(done.stdout)
     assert megabytes < 64, (

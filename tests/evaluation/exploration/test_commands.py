@@ -68,7 +68,10 @@ def test_real_pictures_and_reconstructions_are_evaluated_ordered_and_shown_to_th
         ("evaluate nowhere --suite exploration", "there is no nowhere: give a run's folder"),
         ("evaluate empty --suite exploration", "empty is no checkpoint: it has no manifest.json"),
         ("evaluate k2 --suite exploration", "k2 is no checkpoint: it has no manifest.json. Folders of other layouts"),
-        ("evaluate k2/diffusion_pytorch_model.safetensors --suite exploration", "k2/diffusion_pytorch_model.safetensors"),
+        (
+            "evaluate k2/diffusion_pytorch_model.safetensors --suite exploration",
+            "k2/diffusion_pytorch_model.safetensors",
+        ),
         ("evaluate other.safetensors --suite exploration", "other.safetensors"),
         ("evaluate real --suite exploration --prompts none.jsonl", "none.jsonl cannot be read"),
         ("evaluate real --suite exploration --prompts empty.jsonl", "empty.jsonl holds no prompts"),
