@@ -306,6 +306,7 @@ def answers_about(result: Result, log: Path) -> list[PreferenceEvent]:
 
 def as_text(result: Result) -> str:
     """The table for a terminal."""
+    from pleinair.evaluation.exploration.requests import are_frozen
     from pleinair.evaluation.exploration.suite import MEANINGS
 
     lines = [f"{'measure':26} {'first judge':24} {'second judge':24} {'n':>5}  says"]
@@ -316,7 +317,8 @@ def as_text(result: Result) -> str:
         if result.rejected.get(name):
             said = f"REJECTED by the self test ({', '.join(result.rejected[name])}): {said}"
         lines.append(f"{name:26} {cells[0]:24} {cells[1]:24} {one.num_pictures:5}  {said}")
-    return "\n".join(lines)
+    known = "the published ones" if are_frozen(result.size, result.prompts_sha256) else "none that are published"
+    return "\n".join([*lines, f"prompts: {known}, {result.prompts_sha256[:16]}"])
 
 
 def write_text(path: Path, text: str) -> None:

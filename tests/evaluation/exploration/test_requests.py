@@ -13,6 +13,7 @@ from pleinair.evaluation.exploration.requests import (
     KINDS,
     PLANS,
     Request,
+    are_frozen,
     build_requests,
     digest_requests,
     from_document,
@@ -27,11 +28,20 @@ TREES = ("palm tree", "evergreen tree")
 CONCEPTS = {label: label.replace(" ", "-") for label in (*COUNTED, *TREES, "fox", "house")}
 WORDS = {"noto": "noto", "fluent-flat": "fluent flat", "blob": "blob"}
 REQUESTS = build_requests(CONCEPTS, WORDS)
+PUBLISHED = Path(__file__).parents[3] / "docs/results/exploration"
 
 
 def test_every_kind_is_asked_and_no_prompt_twice_within_one() -> None:
     assert {one.kind for one in REQUESTS} == set(KINDS)
     assert max(Counter(one.unit for one in REQUESTS).values()) == 1
+
+
+def test_prompts_are_made_by_frozen_rules_and_published_results_are_of_them() -> None:
+    assert digest_requests(REQUESTS).startswith("bbee062a4d278a16"), "other prompts: published results compare no more"
+    for place in sorted(PUBLISHED.glob("*.json")):
+        found = json.loads(place.read_text())
+        assert are_frozen(found["size"], found["prompts_sha256"]), place.name
+    assert not are_frozen("own", digest_requests(REQUESTS))
 
 
 def test_prompts_read_as_people_write_them() -> None:

@@ -13,7 +13,7 @@ from pleinair.evaluation.copies import Calibration
 from pleinair.evaluation.exploration.composition import counted
 from pleinair.evaluation.exploration.fitting import JudgeReport
 from pleinair.evaluation.exploration.orders import Agreement, Step, difference, outcome, with_interval
-from pleinair.evaluation.exploration.requests import KINDS
+from pleinair.evaluation.exploration.requests import KINDS, are_frozen
 from pleinair.evaluation.exploration.self_test import SelfTest
 from pleinair.evaluation.exploration.sheet import JUDGES, Sheet
 from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE, Result, ToldBy
@@ -63,6 +63,7 @@ class Story:
 def exploration_page(story: Story) -> str:
     """The whole page."""
     result = story.result
+    published = ", as published" if are_frozen(result.size, result.prompts_sha256) else ""
     return page(
         f"Exploration: {result.subject}",
         join([headline_figures(_headlines(story)), facts(story.facts)]),
@@ -109,7 +110,7 @@ def exploration_page(story: Story) -> str:
             *filter(None, [licence_section(story.licences)]),
         ],
         kicker=f"suite exploration, {result.size}, {result.num_pictures} pictures, seed {result.seed}",
-        footer=f"prompts {result.prompts_sha256[:12]}, drawn by {result.identity[:12]}; "
+        footer=f"prompts {result.prompts_sha256[:12]}{published}, drawn by {result.identity[:12]}; "
         f"drawn and measured in {result.seconds / 60:.1f} minutes",
     )
 

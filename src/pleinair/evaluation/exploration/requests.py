@@ -55,6 +55,11 @@ NEEDED: Mapping[Kind, tuple[str, ...]] = {
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 COLOURED = ("heart", "circle", "square")
 """Things that the drawing sets draw in every one of these colours, so that there are real pictures to compare with."""
+FROZEN: Mapping[str, str] = {
+    "quick": "562295fe43729ce2",
+    "full": "eea6ff9df396dd4c",
+}
+"""How the digests of the prompts begin, by size, where a subject knows the things of `drawings-64`: what is published."""
 SEEDS_OF_A_PROMPT, SEEDS_OF_A_KIND, SEEDS_OF_A_RUN = 101, 1_000_003, 100_000_007
 """Apart enough that no two pictures of any plans and seeds share their noise."""
 NUMBERS = ("one", "two", "three", "four")
@@ -284,6 +289,11 @@ def from_document(written: Mapping[str, Any]) -> Request:
     if written.get("relation", RELATIONS[0]) not in RELATIONS:
         raise ValueError(f"the relation {written['relation']!r} is none of {', '.join(RELATIONS)}")
     return Request(**{**written, "variants": tuple(written.get("variants", ()))})
+
+
+def are_frozen(size: str, prompts_sha256: str) -> bool:
+    """Whether these are the published prompts of a size, so that results may be set beside published ones."""
+    return size in FROZEN and prompts_sha256.startswith(FROZEN[size])
 
 
 def digest_requests(requests: Sequence[Request]) -> str:
