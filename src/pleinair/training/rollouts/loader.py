@@ -123,6 +123,16 @@ class HasState(Protocol):
         ...
 
 
+@runtime_checkable
+class HasIdentity(Protocol):
+    """An assessor that tells what it is made of: what another one said is not learned from."""
+
+    @property
+    def identity(self) -> str:
+        """What decides its answers, beside its state."""
+        ...
+
+
 class Rollouts:
     """A loader (`engine.Loader`) of a phase whose `batch_size` it is given."""
 
@@ -164,9 +174,12 @@ class Rollouts:
             )
         self.sampler, self.assessor, self.pool, self.config, self.root = sampler, assessor, pool, config, root
         self.batch_size, self.seed, self.mesh, self._on_message = batch_size, seed, mesh, on_message
-        self._settings = config_digest(
-            (replace(config, keep=0), pool.config, pool.prompts, seed, sampler.text_encoder.digest)
+        made_by = (
+            sampler.text_encoder.digest,
+            sampler.codec.describe().identity,
+            assessor.identity if isinstance(assessor, HasIdentity) else "",
         )
+        self._settings = config_digest((replace(config, keep=0), pool.config, pool.prompts, seed, made_by))
         self.features = PromptFeatures(sampler.text_encoder, sampler.projection)
         self._current: Rollout | None = None
         self._known: tuple[int, Posterior] = (0, pool.nothing_known())
@@ -245,8 +258,8 @@ class Rollouts:
             facts = read_rollout(path).facts
             if (facts.policy, facts.settings) == (policy, self._settings):
                 return path
-            what = "weights" if facts.policy != policy else "settings"
-            self._on_message(f"{path.name} was drawn by other {what} than these: it is drawn again")
+            what = "by other weights" if facts.policy != policy else "with other settings or rewards"
+            self._on_message(f"{path.name} was drawn {what} than these: it is drawn again")
         except CheckpointError as damaged:
             self._on_message(f"{damaged}; it is drawn again")
         return None
