@@ -106,6 +106,8 @@ class RolloutBatch:
     text_mask_BT: Tensor
     num_updates: int
     """Updates since the pictures were drawn: at 0 their policy is the model itself."""
+    schedule: tuple[float, ...]
+    """Timesteps of all steps, from 1 to 0: the window moves over them from iteration to iteration."""
     sde: Sde
     noise_level: float
 
@@ -212,6 +214,7 @@ class Rollouts:
             text_features_BTLD=encoded.features_BTLD,
             text_mask_BT=encoded.mask_BT,
             num_updates=step % self.steps_per_iteration,
+            schedule=facts.schedule,
             sde=facts.sde,
             noise_level=facts.noise_level,
         )
