@@ -134,6 +134,16 @@ def test_a_parent_that_is_older_than_the_name_of_its_latents_fits_children_of_an
     assert read_document(merged, "config.json")["latent_space"] == "ours"
 
 
+def test_a_parent_that_was_trained_at_other_timesteps_fits_and_the_childs_are_kept(tmp_path: Path) -> None:
+    base, value = weights(2)
+    parent = save(tmp_path / "base", 9, base)
+    came_from = {"checkpoint": str(parent), "identity": identity(read_manifest(parent))}
+    config = {"width": 4, "timesteps": {"shift_mu": 0.3}}
+    child = save(tmp_path / "child", 1, value, digest="child", lineage=[came_from], config=config)
+    merged = combine_checkpoints(parent, [child], [1.0], out=tmp_path / "merged")
+    assert read_document(merged, "config.json") == config
+
+
 def test_a_model_of_another_parent_is_not_combined(tmp_path: Path) -> None:
     base, other, value = weights(3)
     parent, stranger = save(tmp_path / "base", 9, base), save(tmp_path / "stranger", 9, other)

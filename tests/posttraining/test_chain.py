@@ -8,17 +8,22 @@ from typing import Any
 import pytest
 
 from pleinair.checkpoint.store import read_document
+from pleinair.config import to_document
 from pleinair.posttraining.chain import run_chain
 from pleinair.posttraining.compared import run_compared
+from pleinair.posttraining.distilling import student_of
 from pleinair.posttraining.materials import identity_at
 from pleinair.posttraining.side_by_side import read_measured
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.training.stages.pretrain import PretrainConfig
 from tests.posttraining.small_chains import materials, small_chain, write_base
+from tests.rewards.small_rewards import Brightness
 
 
 def test_links_go_on_from_one_another_and_say_where_they_came_from(tmp_path: Path) -> None:
-    base, made = write_base(tmp_path / "base"), materials(tmp_path)
-    seen: list[tuple[str, Path]] = []
+    timesteps = PretrainConfig(shift_mu=0.7, shift_tokens=4)
+    base = write_base(tmp_path / "base", timesteps=to_document(timesteps))
+    made, seen = materials(tmp_path), list[tuple[str, Path]]()
     last = run_chain(
         small_chain(), base, tmp_path / "run", made, after_link=lambda name, path, done: seen.append((name, path))
     )
@@ -42,6 +47,7 @@ def test_links_go_on_from_one_another_and_say_where_they_came_from(tmp_path: Pat
     assert origins["rl"]["rewards"] == {"brightness": "brightness of version 1", "gold.redness": "redness of version 1"}
     assert {origin["commit"] for origin in origins.values()} == {"c0ffee"}
     assert read_document(last, "sampling.json")["num_steps"] == 2
+    assert student_of(last).config == timesteps, "through every link and the merge"
 
 
 def test_a_chain_that_is_done_does_nothing_again_and_tells_what_each_link_gained(tmp_path: Path) -> None:
@@ -52,6 +58,8 @@ def test_a_chain_that_is_done_does_nothing_again_and_tells_what_each_link_gained
     assert not (root / "5-tdm").exists()
     measured = {path: path.stat().st_mtime_ns for path in sorted(root.glob("*/measured.json"))}
     assert [path.parent.name for path in measured] == ["0-base", "1-midtrain", "3-stpo"]
+    (judged,) = [sentence for sentence in said if "winners" in sentence]
+    assert re.fullmatch(r"stpo: \d of 8 winners are better by the judge, by -?\d\.\d+ on average", judged)
     said.clear()
     assert run_compared(chain, base, root, made, until="stpo") == (last, page)
     assert said == ["midtrain: done before", "stpo: done before"]
@@ -72,6 +80,15 @@ def test_another_rate_of_a_finished_link_is_refused_by_its_run(tmp_path: Path) -
     faster = replace(chain.midtrain.optimiser, learning_rate=2e-3)
     with pytest.raises(CheckpointError, match="other settings or data"):
         run_chain(replace(chain, midtrain=replace(chain.midtrain, optimiser=faster)), base, tmp_path / "run", made)
+
+
+def test_a_finished_link_of_rewards_is_not_done_for_others(tmp_path: Path) -> None:
+    base, made, other = write_base(tmp_path / "base"), materials(tmp_path), Brightness()
+    chain = small_chain(midtrain=None, sft=None, stpo=None, tdm=None)
+    run_chain(chain, base, tmp_path / "run", made)
+    other.identity = "brightness of version 2"
+    with pytest.raises(CheckpointError, match="other settings or data"):
+        run_chain(chain, base, tmp_path / "run", replace(made, rewards=(other,)))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -251,9 +252,21 @@ def test_a_mix_that_goes_on_from_its_state_assesses_as_one_that_never_stopped() 
         resumed.load_state({"a": {"something": 1}})
 
 
+def test_mixes_of_other_weights_rewards_or_gold_are_others() -> None:
+    def identity(weight: float = 1.0, reward: str = "one", gold: str = "two") -> str:
+        told, held = Told("a", [1.0]), Told("b", [1.0])
+        told.identity, held.identity = reward, gold
+        return RewardMix([told], MixConfig(weights={"a": weight}), gold=[Gold(held)]).identity
+
+    assert identity() == identity()
+    assert len({identity(), identity(weight=2.0), identity(reward="three"), identity(gold="three")}) == 4
+
+
 def test_pictures_that_are_none_are_refused() -> None:
     mix = RewardMix([Told("a", [1.0])], MixConfig(weights={"a": 1.0}))
     with pytest.raises(ValueError, match="2 pictures of 1 prompts"):
         mix.assess([""], noise(2), context([0]))
     with pytest.raises(ValueError, match="float32"):
         mix.assess([""], noise(1).astype(np.float32), context([0]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="passes tells of 2 pictures and there are 1: give all or none"):
+        mix.assess([""], noise(1), replace(context([0]), passes=(True, True)))

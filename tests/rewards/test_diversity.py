@@ -7,8 +7,10 @@ import pytest
 
 from pleinair.records.errors import RewardError
 from pleinair.records.rewards import Pictures
+from pleinair.rewards.combine import MixConfig, RewardMix
 from pleinair.rewards.diversity import DiversityReward
 from tests.rewards.shapes import context, shape, untrained_judge
+from tests.rewards.small_rewards import Told, noise
 
 
 def test_it_is_one_minus_the_mean_cosine_with_each_other_of_the_group() -> None:
@@ -37,6 +39,21 @@ def test_a_picture_alone_in_its_group_is_compared_with_nothing() -> None:
     pictures = np.stack([shape("disc"), shape("bar"), shape("cross")])
     answer = DiversityReward(untrained_judge().features).score([""] * 3, pictures, context([0, 1, 0]))
     assert answer.applies["diversity"].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("gate", "expected"),
+    [
+        ([True, True, False, True], [0, 0, 1, 0]),
+        ([True, True, True, True], [1 / 3, 1 / 3, 1, 1 / 3]),
+        ([True, False, False, False], [1 / 3, 1 / 3, 1, 1 / 3]),
+    ],
+)
+def test_a_broken_neighbour_makes_no_sound_picture_diverse(gate: list[bool], expected: list[float]) -> None:
+    features = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    rewards = [Told("sound", [1.0] * 4, gate=gate), DiversityReward(lambda _: features)]
+    said = RewardMix(rewards, MixConfig(weights={"diversity": 1.0})).assess([""] * 4, noise(4), context([0] * 4))
+    np.testing.assert_allclose(said.values["diversity"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.zeros(3), np.full((3, 2), np.nan), np.zeros((2, 2))])

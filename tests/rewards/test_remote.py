@@ -65,10 +65,13 @@ def test_groups_travel_whole() -> None:
     def of(pictures: Pictures) -> Any:
         return pictures.reshape(len(pictures), -1).astype(float) @ features
 
-    reward = DiversityReward(of)
+    reward, told = (
+        DiversityReward(of),
+        dataclasses.replace(context([0, 1, 0, 1, 0, 1]), passes=(True, False, *[True] * 4)),
+    )
     with serving([reward]) as url:
-        given = remote(url, "diversity", batch_size=2).score(PROMPTS, noise(6), context([0, 1, 0, 1, 0, 1]))
-    expected = reward.score(PROMPTS, noise(6), context([0, 1, 0, 1, 0, 1]))
+        given = remote(url, "diversity", batch_size=2).score(PROMPTS, noise(6), told)
+    expected = reward.score(PROMPTS, noise(6), told)
     np.testing.assert_array_equal(given.values["diversity"], expected.values["diversity"])
 
 
@@ -79,7 +82,8 @@ def test_batches_hold_groups_whole_and_no_more_than_asked_where_that_can_be() ->
 
 
 def test_a_question_survives_the_wire_and_what_is_none_is_refused() -> None:
-    asked = Question("a", ("\u72d0\u72f8", 'say "x"'), noise(2), RewardContext(seeds=(2**62, 0), groups=(0, 0)))
+    known = RewardContext(seeds=(2**62, 0), groups=(0, 0), checkpoint="w", passes=(True, False))
+    asked = Question("a", ("\u72d0\u72f8", 'say "x"'), noise(2), known)
     again = from_body(to_body(asked))
     assert (again.reward, again.prompts, again.context) == (asked.reward, asked.prompts, asked.context)
     np.testing.assert_array_equal(again.pictures, asked.pictures)

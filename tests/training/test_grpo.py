@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,17 @@ from pleinair.training.engine import read_records
 from pleinair.training.random import RowRandom
 from pleinair.training.rollouts.loader import RolloutBatch
 from pleinair.training.rows import part
-from pleinair.training.stages.grpo import Grpo, clipped
-from tests.training.small_rollouts import grpo_stage, rollouts, run_grpo, tiny_sampler
+from pleinair.training.stages.grpo import Grpo, GrpoConfig, clipped
+from tests.training.small_rollouts import DRAWING, grpo_stage, rollouts, run_grpo, tiny_sampler
 
 RANDOM = RowRandom(0, 0, range(4))
 KINDS: tuple[tuple[Sde, float], ...] = (("cps", 0.8), ("flow", 0.7), ("dance", 0.3))
 
 
-def drawn(root: Path, sde: Sde = "cps", level: float = 0.8) -> tuple[Grpo, RolloutBatch]:
+def drawn(root: Path, sde: Sde = "cps", level: float = 0.8, first: int | None = None) -> tuple[Grpo, RolloutBatch]:
     """A stage with its defaults and the first batch of its rollouts."""
     sampler = tiny_sampler()
-    batch = rollouts(root, sampler, sde=sde, noise_level=level).batch(0)
+    batch = rollouts(root, sampler, sde=sde, noise_level=level, window_first=first).batch(0)
     return grpo_stage(sampler), batch
 
 
@@ -83,33 +84,48 @@ def test_at_ratio_1_the_gradient_is_reinforces(tmp_path: Path, sde: Sde, level: 
     assert_alike(gradient_of(ours, stage.model), gradient_of(reinforce, stage.model))
 
 
-@pytest.mark.parametrize(("sde", "level"), KINDS)
-def test_guard_and_weights_make_every_step_teach_the_velocity_by_its_noise_alone(
-    tmp_path: Path, sde: Sde, level: float
-) -> None:
-    stage, batch = drawn(tmp_path, sde, level)
-    ours = stage.loss(batch, RANDOM).loss
-    inverses, taught = [], []
-    for place, (reached, gaussian, _, slope) in enumerate(gaussians(stage.model, batch)):
-        x, now = batch.states_BSCHW[:, place], batch.timesteps_BS[:, place].float()
-        velocity = stage.model(x, now, batch.text_features_BTLD, batch.text_mask_BT)
-        noise = ((reached - gaussian.mean) / gaussian.stddev).detach()
-        taught.append(batch.advantages_B * (noise * velocity).mean(dim=(1, 2, 3)))
-        inverses.append(1 / slope)
-    # The mean falls where the velocity rises, so more of the noise that led to a good picture is less velocity.
-    expected = torch.stack(taught).mean() / np.mean(inverses)
-    assert_alike(gradient_of(ours, stage.model), gradient_of(expected, stage.model))
+def inverse_gains(sde: Sde, level: float, guard: bool) -> list[float]:
+    """Velocity for one unit of a step's log ratio, of every step of the schedule that has noise."""
+    steps = [coefficients(sde, now, later, level) for now, later in itertools.pairwise(DRAWING.schedule())]
+    noisy = [(abs(float(step.of_velocity)), float(step.deviation)) for step in steps if float(step.deviation)]
+    return [(1.0 if guard else deviation) / slope for slope, deviation in noisy]
 
 
-@pytest.mark.parametrize("clip", [0.002, 10.0])
 @pytest.mark.parametrize("guard", [True, False])
 @pytest.mark.parametrize(("sde", "level"), KINDS)
-def test_the_loss_is_the_formulas(tmp_path: Path, sde: Sde, level: float, guard: bool, clip: float) -> None:
+def test_weights_make_every_step_of_every_window_teach_the_velocity_by_its_noise_alone(
+    tmp_path: Path, sde: Sde, level: float, guard: bool
+) -> None:
+    unit = np.mean(inverse_gains(sde, level, guard))
+    for first in range(2 if sde == "cps" else 3):
+        stage, batch = drawn(tmp_path / str(first), sde, level, first)
+        ours = changed(stage, guard=guard).loss(batch, RANDOM).loss
+        taught = []
+        for place, (reached, gaussian, _, _) in enumerate(gaussians(stage.model, batch)):
+            x, now = batch.states_BSCHW[:, place], batch.timesteps_BS[:, place].float()
+            velocity = stage.model(x, now, batch.text_features_BTLD, batch.text_mask_BT)
+            noise = ((reached - gaussian.mean) / gaussian.stddev).detach()
+            taught.append(batch.advantages_B * (noise * velocity).mean(dim=(1, 2, 3)))
+        # The mean falls where the velocity rises, so more of the noise that led to a good picture is less velocity.
+        expected = torch.stack(taught).mean() / unit
+        assert_alike(gradient_of(ours, stage.model), gradient_of(expected, stage.model))
+
+
+def test_a_clip_that_is_not_given_is_the_published_one_at_its_size_and_wider_for_smaller_latents() -> None:
+    assert [GrpoConfig().clip_at(size) for size in (65536, 1024, 256)] == pytest.approx([1e-4, 8e-4, 1.6e-3])
+    assert GrpoConfig(clip=0.3).clip_at(256) == 0.3
+
+
+@pytest.mark.parametrize("clip", [0.002, None, 10.0])
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize(("sde", "level"), KINDS)
+def test_the_loss_is_the_formulas(tmp_path: Path, sde: Sde, level: float, guard: bool, clip: float | None) -> None:
     stage, batch = drawn(tmp_path, sde, level)
     stage = changed(stage, guard=guard, reweight=False, clip=clip, largest_advantage=0.9)
     nudge(stage.model, 0.03)
     batch = replace(batch, num_updates=1)
     found = stage.loss(batch, RANDOM)
+    clip = clip or 1e-4 * (65536 / 16) ** 0.5  # latents of 4 x 2 x 2
     losses = []
     for place, (reached, new, old_mean, _) in enumerate(gaussians(stage.model, batch)):
         k, advantage = new.stddev.flatten()[0], batch.advantages_B.clamp(-0.9, 0.9)
@@ -121,14 +137,13 @@ def test_the_loss_is_the_formulas(tmp_path: Path, sde: Sde, level: float, guard:
     assert (float(found.metrics["rl/clipped"]) > 0) == (clip < 1)
 
 
-def test_weights_of_the_window_are_one_on_average_and_undo_the_means_slope(tmp_path: Path) -> None:
+def test_weights_undo_the_means_slope_in_units_of_the_schedules_mean(tmp_path: Path) -> None:
     stage, batch = drawn(tmp_path)
     nudge(stage.model)
     batch = replace(batch, num_updates=1)
     losses = [changed(stage, reweight=False).loss(_one_step(batch, place), RANDOM).loss.item() for place in range(2)]
     slopes = [slope for *_, slope in gaussians(stage.model, batch)]
-    weights = np.array([1 / slope for slope in slopes])
-    weights /= weights.mean()
+    weights = np.array([1 / slope for slope in slopes]) / np.mean(inverse_gains("cps", 0.8, guard=True))
     assert weights[0] != pytest.approx(weights[1], rel=0.05), "the steps differ"
     assert stage.loss(batch, RANDOM).loss.item() == pytest.approx(np.mean(weights * losses), rel=1e-4, abs=1e-7)
 

@@ -21,6 +21,7 @@ from pleinair.training.mesh import Mesh
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.random import RowRandom
 from pleinair.training.records import StepRecord
+from pleinair.training.reductions import gradient_norm
 from tests.training.small_stages import Latents, Line, Points, pretrain_stage, run_line, settings
 
 
@@ -115,6 +116,28 @@ def test_a_head_is_trained_and_stored_while_its_phase_lasts_and_then_gone(tmp_pa
         assert set(read_tensors(checkpoint, "line.safetensors")) == {"weight", "bias"}
     with pytest.raises(CheckpointError, match="only one of step-00000003 and step-00000006 was trained beside a head"):
         merge_checkpoints([middle, after[0]], out=tmp_path / "merged")
+
+
+class SeesGradients:
+    """Norms of what model and head are about to be updated by."""
+
+    def __init__(self) -> None:
+        self.norms: list[list[float]] = []
+
+    def after_step(self, run: Run[Any], record: StepRecord) -> dict[str, float]:
+        return {}
+
+    def allows_update(self, run: Run[Any], loss: float, grad_norm: float) -> bool:
+        self.norms.append([float(gradient_norm(module.parameters())) for module in run.modules()])
+        return True
+
+
+def test_model_and_head_are_clipped_each_by_its_own_norm(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    seen = SeesGradients()
+    run_line(tmp_path, steps=2, stage=Beside(nn.Linear(4, 4)), hooks=[seen], config=settings(clip_norm=0.01))
+    assert seen.norms == [pytest.approx([0.01, 0.01], rel=1e-3)] * 2
+    assert min(norms(tmp_path)) > 0.1, "what is recorded is the norm of both, as it was"
 
 
 @pytest.mark.parametrize("stop_after", [4, 7, 10])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,16 @@ def random() -> RowRandom:
     return RowRandom(3, 0, range(4))
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.1])
-def test_the_loss_is_the_formula(tmp_path: Path, beta: float) -> None:
-    stage, batch = drawn(tmp_path, beta=beta, kl_weight=0.5, largest_advantage=2.0)
+@pytest.mark.parametrize(
+    ("beta", "given", "mu"),
+    [(1.0, None, math.log(4 / 64) / 2), (0.1, 0.4, 0.4)],  # of 4 tokens, where the base's shift is 0 at 64
+)
+def test_the_loss_is_the_formula(tmp_path: Path, beta: float, given: float | None, mu: float) -> None:
+    stage, batch = drawn(tmp_path, beta=beta, kl_weight=0.5, largest_advantage=2.0, shift_mu=given)
     nudge(stage.model, 0.02)
     found = stage.loss(batch, random())
     again = random()
-    t, noise = again.logit_normal()[:, None, None, None], again.normal(*batch.samples_BCHW.shape[1:])
+    t, noise = again.logit_normal(mu)[:, None, None, None], again.normal(*batch.samples_BCHW.shape[1:])
     x0, xt = batch.samples_BCHW, (1 - t) * batch.samples_BCHW + t * noise
 
     def v(model: Transformer) -> Tensor:

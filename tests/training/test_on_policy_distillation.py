@@ -75,6 +75,19 @@ def test_the_loss_is_the_square_error_of_the_routed_teachers_at_visited_states_a
     assert output.loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+class AlmostOne(RowRandom):
+    """Draws the largest number below 1."""
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return torch.full((len(self.rows), *shape), 1 - 2**-24)
+
+
+def test_a_visit_that_rounds_up_is_to_the_last_state() -> None:
+    config, batch = OnPolicyConfig(num_steps=4, num_visits=2), rings.prompts((0, 1), batch_size=4).batch(0)
+    loss = distillation(rings.Points(), [rings.Points()], config).loss(batch, AlmostOne(0, 0, range(4))).loss
+    assert loss.isfinite()
+
+
 def test_teachers_that_are_missing_are_named() -> None:
     with pytest.raises(ConfigError, match="there are no teachers: give one for each domain"):
         distillation(rings.Points(), [], OnPolicyConfig())

@@ -237,6 +237,11 @@ def test_every_method_trains_and_measures_its_gates_at_every_step(tmp_path: Path
     assert set(read_tensors(final, "transformer.safetensors")) == set(pretrain_stage().model.state_dict())
 
 
+def test_a_checkpoint_tells_the_beta_that_was_not_given() -> None:
+    told = moved_stage(PreferenceConfig(method="mapo")).documents()["preference.json"]
+    assert told["config"]["beta"] == 0.1
+
+
 @pytest.mark.slow
 def test_dpo_learns_the_order_and_pushes_both_errors_up_where_the_winner_term_holds_its_own_down(
     tmp_path: Path,

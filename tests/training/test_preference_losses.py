@@ -65,6 +65,16 @@ def test_a_loss_is_the_formulas_whatever_share_of_the_losers_gradient_passes(set
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_beta_that_is_not_given_is_the_methods_own(method: Any) -> None:
+    given = PreferenceConfig(method=method, beta=0.1 if method == "mapo" else 50.0)
+    told = [
+        pair_losses(errors(), torch.tensor(1.0), torch.zeros(NUM).bool(), config).tolist()
+        for config in (PreferenceConfig(method=method), given)
+    ]
+    assert told[0] == told[1]
+
+
 def test_every_method_is_among_the_settings() -> None:
     assert {one["method"] for one in SETTINGS} == set(METHODS)
 

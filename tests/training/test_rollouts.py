@@ -200,10 +200,31 @@ def test_a_run_that_goes_on_uses_what_these_weights_drew_and_draws_anew_what_oth
     assert not torch.equal(first.means_BWCHW, other.means_BWCHW)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iteration-00000000", "iteration-00000000.1"]
     rollouts(tmp_path, tiny_sampler(seed=1), assessor, said, noise_level=0.5).batch(0)
-    assert said[1:] == ["iteration-00000000.1 was drawn by other settings than these: it is drawn again"]
+    assert said[1:] == ["iteration-00000000.1 was drawn with other settings or rewards than these: it is drawn again"]
     resumed = rollouts(tmp_path, tiny_sampler(seed=1))
     newest = read_rollout(tmp_path / "iteration-00000000.2").trajectory.samples_BCHW
     assert torch.equal(resumed.batch(1).samples_BCHW, newest[resumed._rows(1)])
+
+
+class Named(Brightness):
+    """Tells what it is made of."""
+
+    def __init__(self, identity: str) -> None:
+        super().__init__()
+        self.identity = identity
+
+
+def test_what_another_assessor_said_or_another_autoencoder_drew_is_not_learned_from(tmp_path: Path) -> None:
+    sampler, said = tiny_sampler(), list[str]()
+    rollouts(tmp_path, sampler, Named("one"), said).batch(0)
+    rollouts(tmp_path, sampler, Named("one"), said).batch(0)
+    assert said == []
+    rollouts(tmp_path, sampler, Named("two"), said).batch(0)
+    rollouts(tmp_path, replace(sampler, codec=tiny_sampler(seed=1).codec), Named("two"), said).batch(0)
+    assert said == [
+        f"iteration-00000000{generation} was drawn with other settings or rewards than these: it is drawn again"
+        for generation in ("", ".1")
+    ]
 
 
 def test_a_damaged_rollout_is_drawn_again_at_its_first_step_and_refused_inside(tmp_path: Path) -> None:

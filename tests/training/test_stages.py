@@ -23,7 +23,7 @@ from pleinair.training.patch_features import (
 )
 from pleinair.training.random import RowRandom
 from pleinair.training.stages.finetune import Finetune
-from pleinair.training.stages.pretrain import PretrainConfig
+from pleinair.training.stages.pretrain import PretrainConfig, timesteps_told
 from pleinair.training.stages.repa import Repa, RepaConfig, spatially_normalised
 from tests.training.small_stages import TINY, Latents, pretrain_stage, settings
 
@@ -122,6 +122,12 @@ def test_blocks_that_hand_their_values_on_are_aligned_too() -> None:
 def test_training_timesteps_grow_with_the_number_of_image_tokens() -> None:
     config = PretrainConfig(shift_mu=0.3, shift_tokens=64)
     assert [config.mu(tokens) for tokens in (64, 256)] == pytest.approx([0.3, 0.3 + math.log(2)])
+
+
+def test_a_checkpoint_tells_the_timesteps_that_its_model_was_trained_at() -> None:
+    stage = pretrain_stage()
+    assert timesteps_told(stage.documents()["config.json"]) == stage.config != PretrainConfig()
+    assert timesteps_told({"transformer": {}}) == PretrainConfig()
 
 
 class Patched(Latents):

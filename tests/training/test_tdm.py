@@ -28,6 +28,7 @@ from pleinair.training.rows import part
 from pleinair.training.stages.tdm import (
     Tdm,
     TdmConfig,
+    by_segment,
     clean_errors,
     fresh_errors,
     importance,
@@ -141,6 +142,18 @@ def test_the_loss_is_that_of_student_and_fake_between_the_ends_of_the_segments_t
             error = error * clean_errors(fake, clean, ends[1], 5.0)
         expected += error.item() / 6
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_each_segments_part_of_a_metric_is_its_own_mean_over_steps_and_all_make_the_whole() -> None:
+    values, segments = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0, 2, 2, 0])
+    found = by_segment("gap", values, segments, 3)
+    assert {name: float(value) for name, value in found.items()} == {
+        "gap": 3.75, "gap/0": 6.75, "gap/1": 0.0, "gap/2": 4.5,
+    }  # fmt: skip
+    metrics = small_stage().loss(small_prompts().batch(0), RowRandom(0, 0, range(4))).metrics
+    for name in ("tdm/gap", "tdm/fake"):
+        parts = [float(metrics[f"{name}/{segment}"]) for segment in range(3)]
+        assert sum(parts) / 3 == pytest.approx(float(metrics[name]), rel=1e-5)
 
 
 def test_parts_of_a_batch_have_the_loss_of_the_whole() -> None:

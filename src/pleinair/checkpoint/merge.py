@@ -182,13 +182,17 @@ def _check_tensors(first: Source, other: Source) -> None:
 
 
 def _configuration(source: Source, other: Source) -> dict[str, Any]:
-    """What a source says its model is; a checkpoint that is older than the name of its latents fits those of any."""
+    """What a source says its model is; a checkpoint that is older than the name of its latents fits those of any.
+
+    At which timesteps it was trained makes it no other model.
+    """
     documents, theirs = (
         {name: read_document(one.directory, name) for name in _kept_documents(one)} for one in (source, other)
     )
-    config = documents.get(CONFIG_DOCUMENT, {})
+    config, left_out = documents.get(CONFIG_DOCUMENT, {}), {"timesteps"}
     if not (config.get("latent_space") and theirs.get(CONFIG_DOCUMENT, {}).get("latent_space")):
-        documents[CONFIG_DOCUMENT] = {name: value for name, value in config.items() if name != "latent_space"}
+        left_out.add("latent_space")
+    documents[CONFIG_DOCUMENT] = {name: value for name, value in config.items() if name not in left_out}
     return documents
 
 

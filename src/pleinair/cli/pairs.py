@@ -223,7 +223,5 @@ def show(options: argparse.Namespace) -> None:
     if options.policy is not None:
         policy = identity(read_manifest(find_checkpoint(options.policy, options.runs)))
         print(f"  {held.share_on_policy(policy):.0%} hold a picture of {options.policy}'s own")
-    if (gap := held.manifest.gap) is not None:
-        print(
-            f"  {gap.num_right} of {gap.num_judged} winners are better by {gap.judged_by}, by {gap.mean_gap:.3f} on average"
-        )
+    if held.manifest.gap is not None:
+        print(f"  {held.manifest.gap}")

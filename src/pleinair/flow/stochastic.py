@@ -53,8 +53,6 @@ class Transition:
     """(B, ...) float32, with the velocity's graph."""
     deviation: Tensor
     """(B, 1, ...) float32, of every dimension."""
-    slope: Tensor
-    """(B, 1, ...) float32: how far the mean moves per unit of velocity."""
 
     def drawn(self, noise: Tensor) -> Tensor:
         """Where the step leads with this standard normal noise."""
@@ -118,7 +116,7 @@ def transition(
         values.to(x.device, torch.float32).reshape(-1, *[1] * (x.ndim - 1))
         for values in (step.of_state, step.of_velocity, step.deviation)
     )
-    return Transition(of_state * x.float() + of_velocity * velocity.float(), deviation, of_velocity.abs())
+    return Transition(of_state * x.float() + of_velocity * velocity.float(), deviation)
 
 
 def log_probability(reached: Tensor, given: Transition) -> Tensor:

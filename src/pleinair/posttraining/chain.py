@@ -22,8 +22,8 @@ from pathlib import Path
 
 from pleinair.checkpoint.store import verify_checkpoint
 from pleinair.config import config_digest, from_document, to_document, write_config
-from pleinair.posttraining.links import Chain, Link, LinkName, folder_of
-from pleinair.posttraining.materials import Materials, check, identity_at
+from pleinair.posttraining.links import Chain, Link, LinkName, RewardLink, folder_of
+from pleinair.posttraining.materials import Materials, check, identity_at, reward_identities
 from pleinair.posttraining.training import Place, train_link
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.training.records import read_records
@@ -77,7 +77,7 @@ def run_chain(
 def do_link(place: Place, link: Link) -> tuple[Path, Done]:
     """One link: trained, or found done."""
     place.folder.mkdir(parents=True, exist_ok=True)
-    settings, parent = settings_digest(place.chain, link), identity_at(place.parent)
+    settings, parent = settings_digest(place, link), identity_at(place.parent)
     found = read_done(place.folder)
     if found is not None and (found.parent, found.settings) == (parent, settings):
         checkpoint = place.folder / found.checkpoint
@@ -105,9 +105,10 @@ def do_link(place: Place, link: Link) -> tuple[Path, Done]:
     return checkpoint, done
 
 
-def settings_digest(chain: Chain, link: Link) -> str:
-    """Of all that a link's weights depend on but its parent and its data, which the engine looks at."""
-    return config_digest([to_document(link), to_document(chain.engine), chain.resolution])
+def settings_digest(place: Place, link: Link) -> str:
+    """Of all that a link's weights depend on, rewards among it, but its parent and its data, which the engine looks at."""
+    rewards = reward_identities(place.made) if isinstance(link, RewardLink) else {}
+    return config_digest([to_document(link), to_document(place.chain.engine), place.chain.resolution, rewards])
 
 
 def read_done(folder: Path) -> Done | None:

@@ -19,7 +19,7 @@ from pleinair.records.errors import ConfigError
 from pleinair.sampling.checkpoints import read_model, read_transformer
 from pleinair.sampling.projection import projection_of
 from pleinair.training.stages.on_policy_distillation import OnPolicyConfig, OnPolicyDistillation
-from pleinair.training.stages.pretrain import Pretrain, PretrainConfig
+from pleinair.training.stages.pretrain import Pretrain, timesteps_told
 from pleinair.training.stages.tdm import Tdm, TdmConfig
 
 
@@ -51,7 +51,7 @@ def on_policy_stage(
 
 
 def student_of(checkpoint: Path, device: torch.device | str = "cpu") -> Pretrain:
-    """A checkpoint's model to go on with, and whose latents it knows."""
+    """A checkpoint's model to go on with, whose latents it knows, and the timesteps it was trained at."""
     model, projection = read_model(checkpoint)
-    latent_space = read_document(checkpoint, "config.json").get("latent_space", "")
-    return Pretrain(model.to(device), projection, PretrainConfig(), latent_space)
+    config = read_document(checkpoint, "config.json")
+    return Pretrain(model.to(device), projection, timesteps_told(config), config.get("latent_space", ""))

@@ -167,11 +167,13 @@ def prefer(place: Place, link: PreferenceLink) -> Path:
 
 
 def _make_pairs(place: Place, link: PreferenceLink, source: Source) -> str:
-    """Pairs beside the run, made once; their plan's digest."""
+    """Pairs beside the run, made once, and what the judge says of their order; their plan's digest."""
     named, check = place.made.order_check()
     order = np.random.default_rng(place.chain.engine.seed).permutation(len(named))
     prompts = [named[order[number % len(named)]][0] for number in range(link.num_pairs)]
-    return make_delta_pairs(place.folder / "pairs", prompts, source, link.pairs, reward=check).plan
+    manifest = make_delta_pairs(place.folder / "pairs", prompts, source, link.pairs, reward=check)
+    place.made.say(f"{place.name}: {manifest.gap or 'nothing looks at the order of the pairs'}")
+    return manifest.plan
 
 
 def reinforce(place: Place, link: RewardLink) -> Path:

@@ -101,6 +101,10 @@ class GapCheck:
         """Of pairs with the right sign."""
         return self.num_right / self.num_judged
 
+    def __str__(self) -> str:
+        """As a sentence."""
+        return f"{self.num_right} of {self.num_judged} winners are better by {self.judged_by}, by {self.mean_gap:.3f} on average"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairsManifest:

@@ -32,6 +32,8 @@ class RewardContext:
     """One for each picture; those of equal number were drawn from one prompt and are compared with each other."""
     checkpoint: str = ""
     """Identity of the weights that drew them; empty where no model did."""
+    passes: tuple[bool, ...] = ()
+    """One for each picture: whether it meets the gates of all rewards asked before; empty where there are none yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,10 @@ def check_question(prompts: Sequence[str], pictures: Pictures, context: RewardCo
             f"{len(pictures)} pictures of {len(prompts)} prompts, {len(context.seeds)} seeds and {len(context.groups)} "
             "groups: give one of each per picture, at least one"
         )
+    if context.passes and len(context.passes) != len(pictures):
+        raise ValueError(
+            f"passes tells of {len(context.passes)} pictures and there are {len(pictures)}: give all or none"
+        )
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
         raise ValueError(f"pictures are {pictures.dtype} of shape {pictures.shape}: give (N, H, W, 3) uint8")
 
@@ -60,6 +64,7 @@ def part_of(context: RewardContext, rows: Rows) -> RewardContext:
         seeds=tuple(context.seeds[row] for row in rows),
         groups=tuple(context.groups[row] for row in rows),
         checkpoint=context.checkpoint,
+        passes=tuple(context.passes[row] for row in rows) if context.passes else (),
     )
 
 

@@ -11,17 +11,19 @@ was, so that the same pictures can be assessed again when the reward is mended.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pleinair.config import config_digest
 from pleinair.records.errors import ConfigError, RewardError
 from pleinair.records.rewards import Assessment, Gates, Pictures, Reward, RewardContext, RewardValues, Values
 from pleinair.rewards.advantages import Floats, Groups, gdpo, grpo, lowered, members, weighted_sum
 from pleinair.rewards.answers import belongs, check_answer, check_question
 from pleinair.rewards.gold import Gold, refuse_gold
+from pleinair.rewards.identity import identity_of
 from pleinair.rewards.statistics import Alarm, StatisticsConfig, ValueStatistics, restored
 
 Score = Callable[[Sequence[str], Pictures, RewardContext], RewardValues]
@@ -68,7 +70,10 @@ class RewardMix:
     """An `Assessor`: several rewards as one, with what was learnt of them on the way."""
 
     def __init__(self, rewards: Sequence[Reward], config: MixConfig, *, gold: Sequence[Gold] = ()) -> None:
-        """Raises ConfigError for two rewards of one name, a weight of no reward's, or gold that would be optimised."""
+        """Rewards are asked in this order, each knowing what passed the gates of those before: put diversity last.
+
+        Raises ConfigError for two rewards of one name, a weight of no reward's, or gold that would be optimised.
+        """
         refuse_gold(rewards, list(config.weights), gold)
         names = [reward.name for reward in rewards] + [held.name for held in gold]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -78,6 +83,13 @@ class RewardMix:
                 raise ConfigError(f"weights names {weighted!r}, which no reward gives: there are {', '.join(names)}")
         self.rewards, self.gold, self.config = tuple(rewards), tuple(gold), config
         self._known: dict[str, ValueStatistics] = {}
+
+    @property
+    def identity(self) -> str:
+        """Digest of what decides the answers of a fresh mix: rewards, gold and configuration."""
+        rewards = [(reward.name, identity_of(reward)) for reward in self.rewards]
+        gold = [(held.name, identity_of(held.reward)) for held in self.gold]
+        return config_digest((rewards, gold, self.config))
 
     def assess(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> Assessment:
         """An assessment of N pictures. Raises RewardError when a reward gives no usable answer; nothing is changed then."""
@@ -90,6 +102,8 @@ class RewardMix:
             check_answer(name, answer, prompts, context)
             values |= {name: np.asarray(told, np.float32) for name, told in answer.values.items()}
             gates |= {name: np.asarray(told, np.bool_) for name, told in answer.gates.items()}
+            if gates:
+                context = replace(context, passes=tuple(np.logical_and.reduce(list(gates.values())).tolist()))
             applies |= {name: np.asarray(told, np.bool_) for name, told in answer.applies.items()}
         groups_N = np.array(context.groups, np.int64)
         asked = self._asked(values, applies)

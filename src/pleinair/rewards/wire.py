@@ -1,6 +1,6 @@
 """How a question to a reward and its answer travel: JSON, the pictures' bytes compressed inside it.
 
-    {"reward", "prompts", "seeds", "groups", "checkpoint", "shape", "pictures": base64 of zlib of uint8}
+    {"reward", "prompts", "seeds", "groups", "checkpoint", "passes", "shape", "pictures": base64 of zlib of uint8}
     {"values": {name: [number, ...]}, "gates": {name: [true, ...]}, "applies": {name: [true, ...]}}
 
 Nothing is lost on the way: float32 numbers in JSON's decimals are the same numbers again.
@@ -45,6 +45,7 @@ def to_body(question: Question) -> bytes:
         "seeds": list(context.seeds),
         "groups": list(context.groups),
         "checkpoint": context.checkpoint,
+        "passes": list(context.passes),
         "shape": list(question.pictures.shape),
         "pictures": base64.b64encode(pixels).decode(),
     }
@@ -61,6 +62,7 @@ def from_body(body: bytes) -> Question:
             seeds=tuple(int(seed) for seed in document["seeds"]),
             groups=tuple(int(group) for group in document["groups"]),
             checkpoint=str(document["checkpoint"]),
+            passes=tuple(bool(passes) for passes in document.get("passes", ())),
         )
         pictures = np.frombuffer(pixels, np.uint8).reshape(shape)
         prompts = tuple(str(prompt) for prompt in document["prompts"])

@@ -150,7 +150,7 @@ class EngineConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Update rule and its schedule."""
     clip_norm: float = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm, of the model and of a stage's head each by itself."""
     num_micro_batches: int = 1
     """Equal slices that each rank's rows of a step are computed in: memory of one slice, gradient of all."""
     checkpoint_seconds: float = 30.0
@@ -442,7 +442,9 @@ def _train_step(run: Run[Any], writer: CheckpointWriter) -> StepRecord:
     run.batch = on_device(phase.loader.batch(phase.first_batch + run.phase_step), run.mesh.device)
     loss, metrics = _accumulate_gradient(run)
     average_gradients(run.modules(), run.mesh)
-    grad_norm = clip_gradients([p for module in run.modules() for p in module.parameters()], config.clip_norm)
+    # Each by its own: what the head learns is no measure of what the model does.
+    norms = [clip_gradients(module.parameters(), config.clip_norm) for module in run.modules()]
+    grad_norm = math.hypot(*norms)
     _refuse_what_is_not_finite(run, loss, grad_norm)
     guards = [hook for hook in run.hooks if isinstance(hook, Guard)]
     verdicts = [guard.allows_update(run, loss, grad_norm) for guard in guards]

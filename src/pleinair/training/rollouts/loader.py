@@ -106,6 +106,8 @@ class RolloutBatch:
     text_mask_BT: Tensor
     num_updates: int
     """Updates since the pictures were drawn: at 0 their policy is the model itself."""
+    schedule: tuple[float, ...]
+    """Timesteps of all steps, from 1 to 0: the window moves over them from iteration to iteration."""
     sde: Sde
     noise_level: float
 
@@ -120,6 +122,16 @@ class HasState(Protocol):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; from an empty one as if fresh."""
+        ...
+
+
+@runtime_checkable
+class HasIdentity(Protocol):
+    """An assessor that tells what it is made of: what another one said is not learned from."""
+
+    @property
+    def identity(self) -> str:
+        """What decides its answers, beside its state."""
         ...
 
 
@@ -164,9 +176,12 @@ class Rollouts:
             )
         self.sampler, self.assessor, self.pool, self.config, self.root = sampler, assessor, pool, config, root
         self.batch_size, self.seed, self.mesh, self._on_message = batch_size, seed, mesh, on_message
-        self._settings = config_digest(
-            (replace(config, keep=0), pool.config, pool.prompts, seed, sampler.text_encoder.digest)
+        made_by = (
+            sampler.text_encoder.digest,
+            sampler.codec.describe().identity,
+            assessor.identity if isinstance(assessor, HasIdentity) else "",
         )
+        self._settings = config_digest((replace(config, keep=0), pool.config, pool.prompts, seed, made_by))
         self.features = PromptFeatures(sampler.text_encoder, sampler.projection)
         self._current: Rollout | None = None
         self._known: tuple[int, Posterior] = (0, pool.nothing_known())
@@ -199,6 +214,7 @@ class Rollouts:
             text_features_BTLD=encoded.features_BTLD,
             text_mask_BT=encoded.mask_BT,
             num_updates=step % self.steps_per_iteration,
+            schedule=facts.schedule,
             sde=facts.sde,
             noise_level=facts.noise_level,
         )
@@ -245,8 +261,8 @@ class Rollouts:
             facts = read_rollout(path).facts
             if (facts.policy, facts.settings) == (policy, self._settings):
                 return path
-            what = "weights" if facts.policy != policy else "settings"
-            self._on_message(f"{path.name} was drawn by other {what} than these: it is drawn again")
+            what = "by other weights" if facts.policy != policy else "with other settings or rewards"
+            self._on_message(f"{path.name} was drawn {what} than these: it is drawn again")
         except CheckpointError as damaged:
             self._on_message(f"{damaged}; it is drawn again")
         return None

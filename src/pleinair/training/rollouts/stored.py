@@ -58,7 +58,7 @@ class RolloutFacts:
     policy: str
     """Digest of the weights that drew it."""
     settings: str
-    """Digest of what else decides what is drawn: seed, prompts, sizes, schedule, text encoder."""
+    """Digest of what else decides what is drawn and said: seed, prompts, sizes, schedule, text encoder, codec, assessor."""
     group_size: int
     groups: tuple[GroupRewards, ...]
     """One for each prompt."""

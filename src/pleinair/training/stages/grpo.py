@@ -6,8 +6,8 @@
 Two corrections after GRPO-Guard (Wang et al. 2025). With d = (mean_old - mean) / deviation, the plain log ratio of a step is
 -mean(noise d) - mean(d^2) / 2: below zero on average, the more so the smaller the deviation, so that the clip holds one side
 only and at some steps only. `guard` takes the second term out and the deviation too: log r = -mean(noise (mean_old - mean)).
-`reweight` divides by how far a step's mean moves per unit of velocity, so that every step teaches the velocity equally; on
-Flow-SDE that is the paper's division by the step's length.
+`reweight` divides by how far a step's log ratio moves per unit of velocity, in units of the schedule's mean, so that every
+step teaches the velocity equally wherever the window lies; on Flow-SDE that is the paper's division by the step's length.
 
 No guidance in rollout or update. The distance to the frozen reference is taken in the velocity, which does not depend on
 the kind of steps. At the first update after a rollout the model is its own old policy: ratios that are not 1 there mean
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pleinair.flow.stochastic import Transition, log_probability, transition
+from pleinair.flow.stochastic import Sde, Transition, coefficients, log_probability, transition
 from pleinair.model.digest import part_digest
 from pleinair.model.transformer import Transformer
 from pleinair.records.errors import ConfigError
@@ -36,29 +36,36 @@ from pleinair.training.stages.pretrain import Pretrain
 
 LARGEST_FIRST_ERROR = 1e-4
 """How far from 1 a ratio of the first update may be, by rounding."""
+PUBLISHED_CLIP, PUBLISHED_SIZE = 1e-4, 65536
+"""Of Flow-GRPO with SD3.5 at 512 px, whose latents have 16 x 64 x 64 values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig:
     """How far an update may go."""
 
-    clip: float = 1e-4
-    """c: a step's ratio teaches no more once it is so far from 1. Small, as log probabilities are means over dimensions."""
+    clip: float | None = None
+    """c: a step's ratio teaches no more once it is so far from 1. Small, as log probabilities are means over dimensions: their
+    spread falls as one over the root of the latents' size. None: 1e-4 at 65,536 values and so much more at fewer."""
     largest_advantage: float = 5.0
     """Advantages beyond it, to either side, count as this."""
     guard: bool = True
     """Take the mean and the deviation out of the log ratios."""
     reweight: bool = True
-    """Weigh the window's steps so that each teaches the velocity equally."""
+    """Weigh steps so that each teaches the velocity equally; weights are 1 on average over the schedule."""
     kl_weight: float = 0.0
     """Of the squared distance to the reference's velocity; 0 needs no reference, and with one only measures it."""
 
     def __post_init__(self) -> None:
-        if self.clip <= 0 or self.largest_advantage <= 0 or self.kl_weight < 0:
+        if (self.clip is not None and self.clip <= 0) or self.largest_advantage <= 0 or self.kl_weight < 0:
             raise ConfigError(
                 f"clip is {self.clip}, largest_advantage {self.largest_advantage}, kl_weight {self.kl_weight}: give positive "
                 "numbers, and 0 or more for kl_weight"
             )
+
+    def clip_at(self, size: int) -> float:
+        """The clip for latents of so many values."""
+        return PUBLISHED_CLIP * (PUBLISHED_SIZE / size) ** 0.5 if self.clip is None else self.clip
 
 
 class Grpo(DerivedStage):
@@ -74,8 +81,7 @@ class Grpo(DerivedStage):
 
     def loss(self, batch: RolloutBatch, random: RowRandom) -> LossOutput:
         """Clipped policy gradient of the window's steps; nothing is drawn. Raises ConfigError where ratios cannot be right."""
-        num_steps = batch.means_BWCHW.shape[1]
-        if not num_steps:
+        if not batch.means_BWCHW.shape[1]:
             raise ConfigError("the rollouts have no stochastic steps: set window_size, or train with the stage Nft")
         states_NCHW, timestep_N = batch.states_BSCHW[:, :-1].flatten(0, 1), batch.timesteps_BS[:, :-1].flatten()
         velocity_NCHW = velocities(self.model, batch, states_NCHW, timestep_N)
@@ -85,14 +91,16 @@ class Grpo(DerivedStage):
         if batch.num_updates == 0:
             _require_ones(plain_BW)
         ratio_BW = (corrected_BW if self.config.guard else plain_BW).exp()
-        limit = self.config.largest_advantage
+        limit, clip = self.config.largest_advantage, self.config.clip_at(batch.samples_BCHW[0].numel())
         advantage_B1 = batch.advantages_B.clamp(-limit, limit)[:, None]
-        surrogate_BW = clipped(ratio_BW, advantage_B1, self.config.clip)
-        loss = -(self._weights(given, num_steps) * surrogate_BW).mean()
+        surrogate_BW = clipped(ratio_BW, advantage_B1, clip)
+        if self.config.reweight:
+            surrogate_BW = self._weights(batch) * surrogate_BW
+        loss = -surrogate_BW.mean()
         metrics = {
             "reward": batch.rewards_B.mean(),
             "rl/ratio_off": (ratio_BW - 1).abs().mean().detach(),
-            "rl/clipped": ((ratio_BW - 1).abs() > self.config.clip).float().mean().detach(),
+            "rl/clipped": ((ratio_BW - 1).abs() > clip).float().mean().detach(),
         }
         if self.reference is not None:
             with torch.no_grad():
@@ -111,13 +119,20 @@ class Grpo(DerivedStage):
         moved_BW = (given.mean - batch.means_BWCHW.flatten(0, 1)).square().flatten(1).mean(1).view(shape)
         return plain_BW, plain_BW * deviation_BW + moved_BW / (2 * deviation_BW)
 
-    def _weights(self, given: Transition, num_steps: int) -> Tensor:
-        """(1, W) weights of the window's steps, 1 on average."""
-        if not self.config.reweight:
-            return torch.ones(1, num_steps, device=given.mean.device)
-        gain = given.slope if self.config.guard else given.slope / given.deviation
-        inverse_W = 1 / gain.flatten()[:num_steps]  # the same in every row
-        return (inverse_W / inverse_W.mean())[None]
+    def _weights(self, batch: RolloutBatch) -> Tensor:
+        """(W,) weights of the window's steps, the same in every row."""
+        window_W, schedule_S = (
+            inverse_gains(batch.sde, timesteps, batch.noise_level, guard=self.config.guard)
+            for timesteps in (batch.timesteps_BS[0].cpu(), torch.tensor(batch.schedule, dtype=torch.float64))
+        )
+        return (window_W / schedule_S.mean()).to(batch.samples_BCHW)
+
+
+def inverse_gains(sde: Sde, timesteps: Tensor, noise_level: float, *, guard: bool) -> Tensor:
+    """(steps,) float64: how much velocity moves a step's log ratio by one unit of its noise. Steps without noise are left out."""
+    step = coefficients(sde, timesteps[:-1], timesteps[1:], noise_level)
+    inverse = (1.0 if guard else step.deviation) / step.of_velocity.abs()
+    return inverse[step.deviation > 0]
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:

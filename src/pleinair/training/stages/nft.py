@@ -45,10 +45,10 @@ class NftConfig:
     """a: an advantage at which a picture counts as wholly good; its negative is wholly bad."""
     kl_weight: float = 1e-4
     """Of the squared distance to the reference's velocity; 0 needs no reference, and with one only measures it."""
-    shift_mu: float = 0.0
-    """Mean of the logit of the training timesteps."""
+    shift_mu: float | None = None
+    """Mean of the logit of the training timesteps; None for those that the model was trained at, at the resolution drawn."""
     sigma: float = 1.0
-    """Their deviation."""
+    """Their deviation where `shift_mu` is given."""
     decay_per_iteration: float = 0.001
     """How fast the old policy's decay grows."""
     largest_decay: float = 0.5
@@ -81,12 +81,16 @@ class Nft(DerivedStage):
         self.config = config
         self.old = copy.deepcopy(base.model).eval().requires_grad_(False)
         self.reference = None if reference is None else reference.eval().requires_grad_(False)
+        self.pretrain = base.pretrain if isinstance(base, Finetune) else base
         super().__init__(base, {"reference.json": reference_document(self.reference)})
 
     def loss(self, batch: RolloutBatch, random: RowRandom) -> LossOutput:
         """The loss at one timestep of each row."""
         config, x0_BCHW = self.config, batch.samples_BCHW.float()
-        timestep_B = random.logit_normal(config.shift_mu, config.sigma)
+        if config.shift_mu is None:
+            timestep_B = self.pretrain.timesteps(x0_BCHW, random)
+        else:
+            timestep_B = random.logit_normal(config.shift_mu, config.sigma)
         noisy_BCHW = interpolate(x0_BCHW, random.normal(*x0_BCHW.shape[1:]), timestep_B)
         velocity_BCHW = velocities(self.model, batch, noisy_BCHW, timestep_B)
         with torch.no_grad():

@@ -83,6 +83,7 @@ class OnPolicyDistillation(DerivedStage):
         routed, anchored = torch.zeros((), device=device), torch.zeros((), device=device)
         for visit in range(config.num_visits):
             place_B = ((visit + random.uniform()) * config.num_steps / config.num_visits).long()
+            place_B = place_B.clamp_max(config.num_steps - 1)  # float32 rounds visit + 0.99999997 up to a whole number
             x, timestep_B = at(states, place_B), schedule[place_B]
             velocity = self.model(x, timestep_B, batch.text_features_BTLD, batch.text_mask_BT).float()
             routed = routed + (velocity - self.wanted(x, timestep_B, batch)).square().mean() / config.num_visits

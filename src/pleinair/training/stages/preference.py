@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -42,6 +42,8 @@ from pleinair.training.stages.pretrain import Pretrain
 
 Method = Literal["dpo", "dpo_sft", "dpop", "sdpo", "mapo", "stpo"]
 METHODS: tuple[Method, ...] = get_args(Method)
+MARGIN_BETA, MAPO_BETA = 50.0, 0.1
+"""What `beta` is where nothing is given: of the losses that count a margin, and MaPO's as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,10 @@ class PreferenceConfig:
 
     method: Method = "stpo"
     """One of the losses of `preference_losses`."""
-    beta: float = 50.0
+    beta: float | None = None
     """How soon a won pair stops to count: one over the margin, in units of the error, that is about enough (DPO's counts half).
-    DPO's published ones are 2000 to 5000, at tiny rates and large batches. MaPO: the weight of its margin, 0.1 published."""
+    DPO's published ones are 2000 to 5000, at tiny rates and large batches. MaPO: the weight of its margin. None: 50, and
+    MaPO's published 0.1."""
     sft_weight: float = 1.0
     """Of the winner's own loss beside DPO, in units of DPO's pull on the winner at the start: it adds `sft_weight` beta / 4 l_w."""
     dpop_penalty: float = 5.0
@@ -76,8 +79,8 @@ class PreferenceConfig:
         if self.method not in METHODS:
             raise ConfigError(f"method is {self.method!r}: give one of {', '.join(METHODS)}")
         for name in ("beta", "mapo_scale", "mapo_sharpness"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be positive")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"{name} is {value}: it must be positive")
         for name in ("sft_weight", "dpop_penalty", "winner_weight", "anchor_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give 0 (off) or more")
@@ -86,6 +89,13 @@ class PreferenceConfig:
                 raise ConfigError(f"{name} is {mu}: give a number from 0 to 1")
         if self.saturation is not None and self.saturation <= 0:
             raise ConfigError(f"saturation is {self.saturation}: give a positive one, or None for none")
+
+    @property
+    def strength(self) -> float:
+        """`beta`, or the method's own."""
+        if self.beta is not None:
+            return self.beta
+        return MAPO_BETA if self.method == "mapo" else MARGIN_BETA
 
 
 class Reference(Protocol):
@@ -138,7 +148,7 @@ class Preference(DerivedStage):
         self, base: Pretrain | Finetune, reference: Reference, config: PreferenceConfig, *, reference_identity: str
     ) -> None:
         """`reference_identity` is that of the checkpoint that `reference` is."""
-        told = {"reference": reference_identity, "config": to_document(config)}
+        told = {"reference": reference_identity, "config": to_document(replace(config, beta=config.strength))}
         super().__init__(base, {"preference.json": told})
         self.reference, self.config = reference, config
         self.pretrain = base.pretrain if isinstance(base, Finetune) else base
@@ -165,7 +175,7 @@ class Preference(DerivedStage):
 
     def _errors(self, batch: PairBatch, random: RowRandom) -> tuple[PairErrors, Tensor, Tensor]:
         """Errors of policy and reference, and the policy's velocity less target of winner and loser, without graph."""
-        timestep_B = self._timesteps(batch.winner_BCHW, random)
+        timestep_B = self.pretrain.timesteps(batch.winner_BCHW, random)
         noise_BCHW = random.normal(*batch.winner_BCHW.shape[1:])
         latents = torch.cat([batch.winner_BCHW, batch.loser_BCHW]).float()
         noise, timestep = torch.cat([noise_BCHW, noise_BCHW]), torch.cat([timestep_B, timestep_B])
@@ -181,18 +191,13 @@ class Preference(DerivedStage):
     def _drift(self, batch: AnchoredPairBatch, random: RowRandom) -> Tensor:
         """Mean |v - v_ref|^2 on noisy pretraining rows; with a graph only where it is trained on."""
         latents_BCHW = batch.anchor_BCHW.float()
-        timestep_B = self._timesteps(latents_BCHW, random)
+        timestep_B = self.pretrain.timesteps(latents_BCHW, random)
         noisy_BCHW = interpolate(latents_BCHW, random.normal(*latents_BCHW.shape[1:]), timestep_B)
         inputs = (noisy_BCHW, timestep_B, batch.anchor_features_BTLD, batch.anchor_mask_BT)
         trained = self.config.method == "stpo" and self.config.anchor_weight > 0
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             velocity_BCHW: Tensor = self.model(*inputs).float()
         return (velocity_BCHW - self.reference.velocity(*inputs).float()).square().mean()
-
-    def _timesteps(self, latents_BCHW: Tensor, random: RowRandom) -> Tensor:
-        height, width = latents_BCHW.shape[-2:]
-        tokens = height * width // self.model.config.patch_size**2
-        return random.logit_normal(self.pretrain.config.mu(tokens), self.pretrain.config.sigma)
 
     def _loser_share(self, winner_BCHW: Tensor, loser_BCHW: Tensor) -> Tensor:
         """The share of the loser's gradient that passes, one for all rows of a rank's micro-batch; 1 where nothing holds it."""
@@ -203,18 +208,19 @@ class Preference(DerivedStage):
 def pair_losses(errors: PairErrors, share: Tensor, weak_B: Tensor, config: PreferenceConfig) -> Tensor:
     """(B,) the chosen loss without the anchor; `weak_B` pairs teach nothing by their winner alone."""
     winner_rise_B, loser_rise_B = errors.winner_rise, passing(errors.loser_rise, share)
+    beta = config.strength
     if config.method == "mapo":
-        return mapo_loss(errors.winner, errors.loser, config.beta, config.mapo_scale, config.mapo_sharpness)
+        return mapo_loss(errors.winner, errors.loser, beta, config.mapo_scale, config.mapo_sharpness)
     if config.method == "dpop":
-        return dpop_loss(winner_rise_B, loser_rise_B, config.beta, config.dpop_penalty)
+        return dpop_loss(winner_rise_B, loser_rise_B, beta, config.dpop_penalty)
     if config.method != "stpo":
-        loss_B = dpo_loss(winner_rise_B, loser_rise_B, config.beta)
-        own = config.sft_weight * config.beta / 4 if config.method == "dpo_sft" else 0.0
+        loss_B = dpo_loss(winner_rise_B, loser_rise_B, beta)
+        own = config.sft_weight * beta / 4 if config.method == "dpo_sft" else 0.0
         return loss_B + own * errors.winner
     credit_B = loser_rise_B
     if config.saturation is not None:
         credit_B = saturated(loser_rise_B, errors.reference_loser, config.saturation)
-    loss_B = stpo_loss(winner_rise_B, credit_B, config.beta)
+    loss_B = stpo_loss(winner_rise_B, credit_B, beta)
     return loss_B + config.winner_weight * torch.where(weak_B, 0.0, errors.winner)
 
 

@@ -14,13 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from pleinair.config import to_document
+from pleinair.config import from_document, to_document
 from pleinair.flow import interpolate, velocity_target
 from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer
 from pleinair.packs.loader import LatentBatch
 from pleinair.training.engine import LossOutput
 from pleinair.training.random import RowRandom
+
+TIMESTEPS = "timesteps"
+"""Key of the training timesteps in `config.json`; `checkpoint.merge` knows it too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,11 @@ class PretrainConfig:
         return self.shift_mu + 0.5 * math.log(num_image_tokens / self.shift_tokens)
 
 
+def timesteps_told(config: Mapping[str, Any]) -> PretrainConfig:
+    """How a model was trained by its checkpoint's `config.json`; the defaults where that is older, or was imported."""
+    return from_document(PretrainConfig, config.get(TIMESTEPS, {}))
+
+
 class Pretrain:
     """The stage: a transformer, and the text projection its features came through."""
 
@@ -54,8 +62,13 @@ class Pretrain:
         self.latent_space = latent_space
 
     def documents(self) -> Mapping[str, Any]:
-        """The transformer's configuration, and whose latents it has learned."""
-        return {"config.json": {"transformer": to_document(self.model.config), "latent_space": self.latent_space}}
+        """The transformer's configuration, whose latents it has learned, and at which timesteps."""
+        config = {
+            "transformer": to_document(self.model.config),
+            "latent_space": self.latent_space,
+            TIMESTEPS: to_document(self.config),
+        }
+        return {"config.json": config}
 
     def tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The text projection."""
@@ -63,8 +76,14 @@ class Pretrain:
 
     def loss(self, batch: LatentBatch, random: RowRandom) -> LossOutput:
         """Mean square error of the velocity, float32."""
-        timestep_B = random.logit_normal(self.config.mu(self._num_image_tokens(batch)), self.config.sigma)
+        timestep_B = self.timesteps(batch.latents_BCHW, random)
         return LossOutput(self.velocity_errors(batch, timestep_B, random).mean())
+
+    def timesteps(self, latents_BCHW: Tensor, random: RowRandom) -> Tensor:
+        """(B,) training timesteps for latents of this size."""
+        height, width = latents_BCHW.shape[-2:]
+        mu = self.config.mu(height * width // self.model.config.patch_size**2)
+        return random.logit_normal(mu, self.config.sigma)
 
     def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
         """(B,) mean square error of each row's velocity at its timestep, float32."""
@@ -74,7 +93,3 @@ class Pretrain:
         velocity_BCHW = self.model(noisy_BCHW, timestep_B, batch.text_features_BTLD, batch.text_mask_BT)
         error_BCHW: Tensor = velocity_BCHW.float() - velocity_target(latents_BCHW, noise_BCHW)
         return error_BCHW.square().mean(dim=(1, 2, 3))
-
-    def _num_image_tokens(self, batch: LatentBatch) -> int:
-        height, width = batch.latents_BCHW.shape[-2:]
-        return height * width // self.model.config.patch_size**2

@@ -94,6 +94,8 @@ class Drawn:
 
     x: Tensor
     """(B, C, H, W) the student's states at the starts of their segments."""
+    segment_B: Tensor
+    """Which of the student's steps, from 0 at t = 1."""
     start_B: Tensor
     end_B: Tensor
     between_B: Tensor
@@ -137,10 +139,11 @@ class Tdm(DerivedStage):
         fake_B = self._fake_errors(fake_clean, noisy, clean.detach(), noise.detach(), drawn)
         wanted = self._teachers_clean(noisy, drawn.between_B, batch)
         student_B = student_errors(clean, wanted, fake_clean, config.huber)
+        gap_B = (wanted - fake_clean.detach()).abs().flatten(1).mean(1)
         metrics = {
             "tdm/student": student_B.detach().mean(),
-            "tdm/fake": fake_B.detach().mean(),
-            "tdm/gap": (wanted - fake_clean.detach()).abs().mean(),
+            **by_segment("tdm/fake", fake_B.detach(), drawn.segment_B, config.num_steps),
+            **by_segment("tdm/gap", gap_B, drawn.segment_B, config.num_steps),
         }
         return LossOutput(fake_B.mean() + (student_B.mean() if turn else 0.0), metrics)
 
@@ -154,7 +157,7 @@ class Tdm(DerivedStage):
         edge_B = self.config.edge * (start_B - end_B)
         least_B, most_B = (end_B + edge_B).clamp_min(self.config.least_timestep), start_B - edge_B
         between_B = least_B + random.uniform() * (most_B - least_B)
-        return Drawn(at(states, place_B), start_B, end_B, between_B, random.normal(*batch.latent_shape))
+        return Drawn(at(states, place_B), place_B, start_B, end_B, between_B, random.normal(*batch.latent_shape))
 
     def _fake_errors(self, fake_clean: Tensor, noisy: Tensor, clean: Tensor, noise: Tensor, drawn: Drawn) -> Tensor:
         """(B,) of the chosen target."""
@@ -179,6 +182,18 @@ class Tdm(DerivedStage):
         if guidance and self.empty_1TLD is not None:
             empty = model.encode_text(self.empty_1TLD.to(batch.text_features_BTLD.device))
         return guided_velocity(model, text, empty, guidance)
+
+
+def by_segment(name: str, values_B: Tensor, segment_B: Tensor, num_segments: int) -> dict[str, Tensor]:
+    """The mean over rows, and the part of it that each segment makes, times their number: means over rows, as metrics must be.
+
+    A batch without rows of a segment gives 0 for it, one with many gives more: over steps these are the segment's own mean.
+    """
+    parts = {
+        f"{name}/{segment}": num_segments * (values_B * (segment_B == segment)).mean()
+        for segment in range(num_segments)
+    }
+    return {name: values_B.mean(), **parts}
 
 
 def student_errors(clean: Tensor, wanted: Tensor, fake_clean: Tensor, huber: float) -> Tensor:
