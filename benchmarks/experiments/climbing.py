@@ -60,7 +60,7 @@ class ClimbPlan:
     batch_size: int = 32
     drawing_steps: int = 8
     learning_rate: float = 1e-4
-    clip: float = 5e-3
+    clip: float | None = None
     kl_weight: float = 0.0
     probe_every: int = 8
     """Iterations between two probes."""

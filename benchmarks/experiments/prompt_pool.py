@@ -197,7 +197,7 @@ def arm_row(parts: Parts, prompts: Sequence[str], arm: str, seed: int) -> dict[s
 def train_arm(parts: Parts, prompts: Sequence[str], arm: str, seed: int, directory: Path) -> Path:
     """GRPO from the base; gives the last checkpoint."""
     plan, ground = parts.plan, parts.ground
-    base, stage = ground.sampler(), Grpo(student_of(ground.base), GrpoConfig(clip=5e-3))
+    base, stage = ground.sampler(), Grpo(student_of(ground.base), GrpoConfig())
     sampler = Sampler(stage.model, base.codec, base.text_encoder, base.projection)
     mix = RewardMix([parts.reward("reward")], MixConfig(weights={"rubric": 1.0}))
     loader = Rollouts(
