@@ -147,7 +147,7 @@ class Materials:
         return self.ground.runs / f"homogenisation-{config_digest(told)[:12]}"
 
     @cached_property
-    def measured(self) -> Path:
+    def measurements(self) -> Path:
         """Where measurements are kept; each has the name of the weights it is of."""
         told = [self.ground.identity, self.measuring, self.explorer.identity, [one for one, _, _ in self.probe.prompts]]
         return self.ground.runs / f"homogenisation-measured-{config_digest(told)[:12]}"
@@ -170,12 +170,11 @@ class Materials:
 
     @cached_property
     def left_open(self) -> list[str]:
-        """Prompts of their things that name no style, but for those that are measured."""
-        things = {concept for _, _, concept in self.ground.trained_prompts}
-        labels = {one.label for one in self.ground.pictures if one.concept in things}
+        """Prompts that name a thing and no style, of which the reward can tell something; not those that are measured."""
         measured = self.explorer.open_prompts()
-        asked = [one for one in self.explorer.requests if one.kind == "default" and one.label in labels]
-        return [one.prompt for one in asked if one.prompt not in measured]
+        asked = [one.prompt for one in self.explorer.requests if one.kind == "default" and one.prompt not in measured]
+        empty = self.ground.fitted["reward"].rubric().unanswerable(asked)
+        return [one for one in asked if one not in empty]
 
     @cached_property
     def climbed(self) -> list[str]:
@@ -191,14 +190,14 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     explorer = open_explorer(ground, asked.asking, runs / ground.plan.name / "witnesses")
     probing = replace(plan.training.climb, num_probed=asked.num_probed, probe_each=asked.probe_each)
     made = Materials(ground, plan.training, asked, explorer, Probe(ground, ground.unseen_prompts, probing))
-    rows: list[Row] = [{"model": REAL, "seed": 0, "axes": once(made.measured / "real.json", explorer.real_axes)}]
+    rows: list[Row] = [{"model": REAL, "seed": 0, "axes": once(made.measurements / "real.json", explorer.real_axes)}]
     for seed in plan.seeds:
         chain = [measured(made, name, seed, place) for name, place in chain_of(made, seed).items()]
         rows += [*chain, *baselines_of(made, seed, chain[-1]["gold"])]
     told = {"verdicts": verdicts(rows), "plan": to_document(plan)}
     told["rewards"] = {name: one.told for name, one in ground.fitted.items()}
     texts = [prompt for prompt, _, _ in made.probe.prompts[:: made.probe.each][:NUM_SHOWN]]
-    how = f"Seeds {plan.seeds}; {plan.training}; {plan.measuring}; base {ground.base}"
+    how = f"{len(plan.seeds)} seeds, settings in homogenisation.json; base {ground.base}"
     page = report(__doc__, rows, texts, ground.facts(), how)
     return publish(out, "homogenisation", {"rows": [published(row) for row in rows], **told}, page)
 
@@ -223,21 +222,18 @@ def baselines_of(made: Materials, seed: int, gold: float) -> list[Row]:
     """Every baseline at its checkpoint of nearest gold reward."""
     base, plan = made.ground.base, made.plan
     steps = plan.climb.num_iterations * plan.climb.num_groups * plan.climb.group_size // plan.climb.batch_size
-    ways: dict[str, tuple[int, Callable[[], Path]]] = {
-        "DPO": (plan.pair_steps, lambda: preferred(made, "DPO", base, seed)),
-        "DPO+SFT": (plan.pair_steps, lambda: preferred(made, "DPO+SFT", base, seed)),
-        "GRPO without diversity": (
-            steps,
-            lambda: climbed_from(
-                made, "GRPO without diversity", base, plan.rewards, seed, stretch(steps, plan.num_kept)
-            ),
-        ),
-        "TDM alone": (plan.tdm_updates, lambda: distilled(made, "TDM alone", base, plan.guidance, seed)),
+    plain = "GRPO without diversity"
+    ways: dict[str, tuple[int, Callable[[int], Path]]] = {
+        "DPO": (plan.pair_steps, lambda every: preferred(made, "DPO", base, seed)),
+        "DPO+SFT": (plan.pair_steps, lambda every: preferred(made, "DPO+SFT", base, seed)),
+        plain: (steps, lambda every: climbed_from(made, plain, base, plan.rewards, seed, every)),
+        "TDM alone": (plan.tdm_updates, lambda every: distilled(made, "TDM alone", base, plan.guidance, seed)),
     }
     rows = []
     for name in BASELINES:
-        num_steps, train_it = ways[name]
-        found = nearest(made, train_it(), stretch(num_steps, plan.num_kept), gold)
+        num_steps, train_by = ways[name]
+        every = stretch(num_steps, plan.num_kept)
+        found = nearest(made, train_by(every), every, gold)
         rows.append({**measured(made, name, seed, found), "wanted": gold})
     return rows
 
@@ -271,7 +267,7 @@ def probed(made: Materials, checkpoint: Path) -> Row:
         few = pixels[:: made.probe.each][:NUM_SHOWN].tolist()
         return {"gold": values["gold_rubric"], "artefacts": values["gold_artefacts"], "pixels": few}
 
-    return dict(once(made.measured / f"gold-{short(checkpoint)}.json", measure))
+    return dict(once(made.measurements / f"gold-{short(checkpoint)}.json", measure))
 
 
 def drawing(made: Materials, checkpoint: Path) -> SamplingConfig:
@@ -288,7 +284,7 @@ def measured(made: Materials, name: str, seed: int, checkpoint: Path) -> Row:
     def measure() -> Any:
         return made.explorer.axes(made.ground.sampler(checkpoint), drawing(made, checkpoint), seed)
 
-    axes = once(made.measured / f"axes-{short(checkpoint)}-{seed}.json", measure)
+    axes = once(made.measurements / f"axes-{short(checkpoint)}-{seed}.json", measure)
     step = read_manifest(checkpoint).step
     return {"model": name, "seed": seed, "step": step, "axes": axes, **probed(made, checkpoint)}
 
