@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-all check drawings-64 from-scratch bench-krablet bench-model bench-curation bench-training \
-	experiment-ablations experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
+	experiment-ablations experiment-ground experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
 	experiment-progressive experiment-prompt_pool experiment-rubric experiment-stpo experiment-tdm clean
 
 demo: $(VENV)/installed
@@ -38,7 +38,7 @@ bench-krablet bench-model bench-curation bench-training: bench-%: $(VENV)/instal
 	$(BIN)/python -m benchmarks.$*
 
 # Experiments, each with a page in docs/results; all may be stopped and go on when started again.
-experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
+experiment-ground experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
 experiment-progressive experiment-prompt_pool experiment-rubric experiment-stpo experiment-tdm: experiment-%: $(VENV)/installed
 	$(BIN)/python -m benchmarks.experiments $*
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 NAMES = (
+    "ground",
     "guidance",
     "hacking",
     "homogenisation",
@@ -30,7 +31,8 @@ def main() -> None:
     parser.add_argument("--base", help="the model to start from, as --parent (default: the experiment's own)")
     parser.add_argument("--small", action="store_true", help="every line of it once, in minutes")
     options = parser.parse_args()
-    run = import_module(f"benchmarks.experiments.{options.name}").run
+    module = "ground_page" if options.name == "ground" else options.name
+    run = import_module(f"benchmarks.experiments.{module}").run
     more = {name: value for name in ("base", "small") if (value := getattr(options, name))}
     if unknown := sorted(set(more) - set(inspect.signature(run).parameters)):
         parser.error(f"{options.name} takes no --{unknown[0]}: leave it out")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, shown, spread
 from benchmarks.experiments.ground import Ground
@@ -24,7 +25,7 @@ from pleinair.config import config_digest, to_document
 from pleinair.evaluation.metrics import vendi_score
 from pleinair.evaluation.picture_statistics import high_frequency_share, saturation
 from pleinair.evaluation.prompted import Prompted, at_judges_size
-from pleinair.model.judge import judge_pictures, load_judge
+from pleinair.model.judge import JudgeScores, judge_pictures, load_judge
 from pleinair.pages import GridCell, GridRow, Html, Series, grid, line_plot, table
 from pleinair.posttraining.distilling import student_of
 from pleinair.records.rewards import RewardContext
@@ -42,6 +43,7 @@ from pleinair.training.rollouts.pool import PromptPool
 from pleinair.training.stages.grpo import Grpo, GrpoConfig
 
 Row = dict[str, Any]
+Flags = npt.NDArray[np.bool_]
 PROBE = "probe/"
 UNSOUND_BELOW = 0.5
 """P(sound) under which a picture counts as one with artefacts."""
@@ -62,7 +64,7 @@ class ClimbPlan:
     kl_weight: float = 0.0
     probe_every: int = 8
     """Iterations between two probes."""
-    num_probed: int = 40
+    num_probed: int = 80
     """Held-out prompts of a probe."""
     probe_each: int = 4
     """Pictures of each."""
@@ -86,25 +88,36 @@ class Probe:
         self.prompts = [prompts[place] for place in places for _ in range(self.each)]
         self.judge = load_judge(shipped("judge"))
 
-    def draw(self, sampler: Sampler, guidance: float = 0.0, num_steps: int | None = None) -> Pixels:
-        """One picture of every row."""
+    def draw(
+        self, sampler: Sampler, guidance: float = 0.0, num_steps: int | None = None, rows: Sequence[int] | None = None
+    ) -> Pixels:
+        """One picture of every row, or of some: a row's noise is its own."""
         config = SamplingConfig(
             num_steps=num_steps or self.num_steps, guidance=guidance, resolution=SIDE, precision="fp32"
         )
-        return sampler.sample([prompt for prompt, _, _ in self.prompts], range(len(self.prompts)), config)
+        rows = range(len(self.prompts)) if rows is None else rows
+        return sampler.sample([self.prompts[row][0] for row in rows], rows, config)
+
+    @property
+    def shown(self) -> range:
+        """Rows whose pictures a page shows: the first of each of a few prompts."""
+        return range(0, len(self.prompts), self.each)[:NUM_SHOWN]
 
     def values(self, pixels: Pixels) -> dict[str, float]:
         """Everything that is measured of pictures."""
         scores = judge_pictures(self.judge, at_judges_size(pixels))
-        config = self.judge.config
-        style = scores.style_logits.argmax(1) == [config.style_names.index(one) for _, one, _ in self.prompts]
-        concept = scores.concept_logits.argmax(1) == [config.concept_names.index(one) for _, _, one in self.prompts]
+        style, concept = self._named(scores)
         groups = scores.embedding.astype(np.float64).reshape(len(pixels) // self.each, self.each, -1)
+        named = (style & concept).reshape(len(groups), self.each)
+        unlike = [
+            value for rows, right in zip(groups, named, strict=True) if (value := unlikeness(rows[right])) is not None
+        ]
         return {
             "style": float(style.mean()),
             "concept": float(concept.mean()),
             "satisfied": float((style.mean() + concept.mean()) / 2),
             "diversity": float(np.mean([vendi_score(one) for one in groups])),
+            "unlikeness": float(np.mean(unlike)) if unlike else 0.0,
             "fine_detail": float(high_frequency_share(pixels).mean()),
             "saturation": float(saturation(pixels).mean()),
             **{
@@ -112,16 +125,41 @@ class Probe:
             },
         }
 
-    def _said(self, name: str, pixels: Pixels) -> dict[str, float]:
-        """The rubric's mean, and the share of pictures with artefacts, of one of the ground's members."""
-        fitted = self.ground.fitted[name]
+    def by_prompt(self, pixels: Pixels) -> dict[str, list[float]]:
+        """`satisfied` and `gold_rubric` of each prompt, the mean of its pictures."""
+        style, concept = self._named(judge_pictures(self.judge, at_judges_size(pixels)))
+        of_each = {"satisfied": (style + concept.astype(float)) / 2, "gold_rubric": self._rubric("gold", pixels)}
+        return {name: told.reshape(-1, self.each).mean(1).tolist() for name, told in of_each.items()}
+
+    def _named(self, scores: JudgeScores) -> tuple[Flags, Flags]:
+        """Whose style, and whose thing, the judge names."""
+        config = self.judge.config
+        style = scores.style_logits.argmax(1) == [config.style_names.index(one) for _, one, _ in self.prompts]
+        concept = scores.concept_logits.argmax(1) == [config.concept_names.index(one) for _, _, one in self.prompts]
+        return style, concept
+
+    def _rubric(self, name: str, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """What the rubric of one of the ground's members says of each picture."""
         context = RewardContext(seeds=(0,) * len(pixels), groups=tuple(range(len(pixels))))
         texts = [prompt for prompt, _, _ in self.prompts]
-        rubric = fitted.rubric().score(texts, pixels, context).values["rubric"]
+        return self.ground.fitted[name].rubric().score(texts, pixels, context).values["rubric"]
+
+    def _said(self, name: str, pixels: Pixels) -> dict[str, float]:
+        """The rubric's mean, the mean P(sound), and the share of pictures with artefacts, of one of the ground's members."""
+        sound = self.ground.fitted[name].artefacts.sound(pixels)
         return {
-            "rubric": float(rubric.mean()),
-            "artefacts": float((fitted.artefacts.sound(pixels) < UNSOUND_BELOW).mean()),
+            "rubric": float(self._rubric(name, pixels).mean()),
+            "sound": float(sound.mean()),
+            "artefacts": float((sound < UNSOUND_BELOW).mean()),
         }
+
+
+def unlikeness(embedding_ND: npt.NDArray[np.float64]) -> float | None:
+    """1 - cosine of every two pictures, their mean: whatever their number, the same in expectation; None for fewer than two."""
+    if len(embedding_ND) < 2:
+        return None
+    unit = embedding_ND / np.linalg.norm(embedding_ND, axis=1, keepdims=True)
+    return float(1 - (unit @ unit.T)[~np.eye(len(unit), dtype=bool)].mean())
 
 
 class Probing:
@@ -140,16 +178,16 @@ class Probing:
 
 def climb(
     ground: Ground, start: Path, mix: RewardMix, told: Sequence[Any], plan: ClimbPlan, seed: int, directory: Path,
-    probe: Probe | None = None, keep_every: int = 0,
+    probe: Probe | None = None, keep_every: int = 0, prompts: Sequence[str] | None = None,
 ) -> Path:  # fmt: skip
-    """GRPO from a checkpoint, on the prompts that training may see; gives the last checkpoint. `told`: what `mix` is."""
+    """GRPO from a checkpoint; gives the last checkpoint. `told`: what `mix` is. `prompts`: all that training may see."""
     sampler, pretrain = ground.sampler(start), student_of(start)
     reference = copy.deepcopy(pretrain.model) if plan.kl_weight else None
     stage = Grpo(pretrain, GrpoConfig(clip=plan.clip, kl_weight=plan.kl_weight), reference)
     sampler = Sampler(stage.model, sampler.codec, sampler.text_encoder, sampler.projection)
     drawing = DrawingConfig(num_steps=plan.drawing_steps, resolution=SIDE, window_size=2, precision="fp32")
     config = RolloutConfig(num_groups=plan.num_groups, group_size=plan.group_size, drawing=drawing, keep=4)
-    prompts = list(dict.fromkeys(prompt for prompt, _, _ in ground.trained_prompts))
+    prompts = list(dict.fromkeys(prompts or [prompt for prompt, _, _ in ground.trained_prompts]))
     loader = Rollouts(
         sampler, mix, PromptPool(prompts), config, directory / "rollouts", batch_size=plan.batch_size, seed=seed, mesh=Mesh()
     )  # fmt: skip
@@ -167,7 +205,7 @@ def climb(
         EngineConfig(
             seed=seed, precision="fp32", optimiser=rule, keep_checkpoints=1, keep_every=keep_every, num_threads=plan.threads
         ),
-        directory, config_digest=config_digest([ground.identity, str(start), *told, to_document(plan), seed]), hooks=hooks,
+        directory, config_digest=config_digest([ground.identity, str(start), *told, prompts, to_document(plan), seed]), hooks=hooks,
         parent=Parent(checkpoint=start), on_message=lambda said: print(f"  {said}", flush=True),
     )  # fmt: skip
 
@@ -186,7 +224,7 @@ def climbed(
         for record in records:
             found = {k.removeprefix(PROBE): v for k, v in record.metrics.items() if k.startswith(PROBE)}
             points += [{"step": record.step + 1, **found}] if found else []
-        pixels = probe.draw(ground.sampler(last))[:: probe.each][:NUM_SHOWN]
+        pixels = probe.draw(ground.sampler(last), rows=probe.shown)
         seconds = sum(plan.batch_size / record.samples_per_second for record in records)
         return {"points": points, "checkpoint": str(last), "seconds": seconds, "pixels": pixels.tolist()}
 
@@ -234,7 +272,7 @@ def last_pictures(rows: Sequence[Row], probe: Probe, base: Pixels) -> Html:
     """The same prompts and noise through the base and one run of each arm."""
     firsts = {row["arm"]: np.array(row["pixels"], np.uint8) for row in reversed(rows)}
     columns = {"base": base, **dict(reversed(firsts.items()))}
-    texts = [prompt for prompt, _, _ in probe.prompts[:: probe.each][:NUM_SHOWN]]
+    texts = [probe.prompts[row][0] for row in probe.shown]
     listed = [
         GridRow(name=text, cells=[GridCell(picture=pixels[place], alt=text) for pixels in columns.values()])
         for place, text in enumerate(texts)

@@ -16,6 +16,7 @@ from PIL import Image
 from pleinair.captioning.templates import captions
 from pleinair.cli.places import cache_dir, shipped
 from pleinair.cli.steps import open_text_encoder
+from pleinair.curation.detectors.generated import reconstruct
 from pleinair.curation.pictures import decode
 from pleinair.curation.sources import find_source, open_image
 from pleinair.curation.sources.media import WORDING
@@ -23,18 +24,19 @@ from pleinair.evaluation.coverage import neighbour_coverage
 from pleinair.evaluation.frechet import extrapolated_frechet_distance
 from pleinair.evaluation.metrics import frechet_distance
 from pleinair.evaluation.picture_statistics import high_frequency_share, saturation
-from pleinair.evaluation.prompted import Prompted, at_judges_size, draw_and_judge
+from pleinair.evaluation.prompted import Prompted, at_judges_size, draw_and_judge, judged
 from pleinair.model.judge import judge_pictures, load_judge
 from pleinair.model.text_encoder import TextEncoder
 from pleinair.model.text_encoders.cache import CachedTextEncoder
 from pleinair.packing.pictures import CuratedPicture, resize_square
 from pleinair.sampling import Sampler, SamplingConfig
+from pleinair.sampling.shipped import load_autoencoder
 
 SIDE = 32
 """Of the pictures, in pixels: what a small model learns in minutes; judges see them enlarged."""
 NUM_SHOWN = 8
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
-"""Student's t for 95% of a mean, by the number of values."""
+"""Student's t for 95% of a mean, by the number of values; 2.05 from thirty on, 2.31 between."""
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -60,6 +62,13 @@ def prompted(pictures: Sequence[CuratedPicture]) -> list[Prompted]:
     return [(one.captions[-1], one.style or "", one.concept or "") for one in pictures]
 
 
+def given_back(pixels_NHWC: Pixels) -> Pixels:
+    """Pictures through the shipped autoencoder: the most that a model of its latents can draw."""
+    codec = load_autoencoder(shipped("autoencoder"))
+    pieces = np.array_split(pixels_NHWC, -(-len(pixels_NHWC) // 64))
+    return np.concatenate([reconstruct(codec, piece) for piece in pieces])
+
+
 def text_encoder() -> TextEncoder:
     """The text encoder, each prompt encoded once on this machine."""
     return CachedTextEncoder(open_text_encoder(), cache_dir() / "experiments-text")
@@ -69,18 +78,18 @@ class Scorer:
     """Numbers of drawings of some prompts, against the real pictures of the same prompts."""
 
     def __init__(self, pictures: Sequence[CuratedPicture], space: Sequence[CuratedPicture], num_features: int) -> None:
-        """Features are the judge's, along the `num_features` directions in which those of `space` differ most."""
+        """Features are the judge's, along the `num_features` directions in which those of `space` differ most.
+
+        Distances are to the real pictures as the autoencoder gives them back: its share is nobody's fault.
+        """
         self.judge = load_judge(shipped("judge"))
         self.prompts = prompted(pictures)
-        embedded = judge_pictures(self.judge, self._pixels(space)).embedding
+        embedded = judge_pictures(self.judge, at_judges_size(_stacked(space))).embedding
         self.mean = embedded.mean(0)
         self.directions = np.linalg.svd(embedded - self.mean, full_matrices=False)[2][:num_features].T
-        self.real = self._pixels(pictures)
-        self.real_features = self.features(judge_pictures(self.judge, self.real).embedding)
-
-    @staticmethod
-    def _pixels(pictures: Sequence[CuratedPicture]) -> Pixels:
-        return at_judges_size(np.stack([one.pixels[SIDE] for one in pictures]))
+        self.real = _stacked(pictures)
+        self.given_back = given_back(self.real)
+        self.real_features = self.features(judge_pictures(self.judge, at_judges_size(self.given_back)).embedding)
 
     def features(self, embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(N, num_features)."""
@@ -88,8 +97,16 @@ class Scorer:
         return reduced
 
     def of_real(self) -> dict[str, Any]:
-        """What the real pictures themselves have of it."""
-        return {**_looks(self.real), "pixels": self.real[:NUM_SHOWN].tolist()}
+        """What the real pictures have of it, as the autoencoder gives them back: the ceiling. `raw_...` are as they were."""
+        back, raw = (judged(self.judge, self.prompts, pixels) for pixels in (self.given_back, self.real))
+        return {
+            "style": back.style_accuracy,
+            "concept": back.concept_accuracy,
+            "raw_style": raw.style_accuracy,
+            "raw_concept": raw.concept_accuracy,
+            **_looks(self.given_back),
+            "pixels": self.given_back[:NUM_SHOWN].tolist(),
+        }
 
     def of_model(self, sampler: Sampler, config: SamplingConfig) -> dict[str, Any]:
         """Draw every prompt once, and everything that is measured of the drawings."""
@@ -107,6 +124,10 @@ class Scorer:
         }
 
 
+def _stacked(pictures: Sequence[CuratedPicture]) -> Pixels:
+    return np.stack([one.pixels[SIDE] for one in pictures])
+
+
 def _looks(pixels_NHWC: Pixels) -> dict[str, float]:
     return {
         "fine_detail": float(high_frequency_share(pixels_NHWC).mean()),
@@ -119,7 +140,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return mean, math.nan
-    return mean, float(T_95.get(count, 2.3) * np.std(values, ddof=1) / math.sqrt(count))
+    return mean, float(T_95.get(count, 2.31 if count < 30 else 2.05) * np.std(values, ddof=1) / math.sqrt(count))
 
 
 def shown(values: Sequence[float], form: str = ".3f") -> str:

@@ -1,9 +1,9 @@
 """What all experiments on post-training stand on: one base model, one set of rewards, and nobody of them who measures.
 
-    drawings at 32 px --pack, the demo's recipe--> base
-         '--enlarged as judges see them--> judge of seed 1 ------------------> reward `rubric`
+    drawings at 32 px --pack, the demo's recipe--> base --two steps--> failures
+         '--enlarged as judges see them--> judge of seed 1 ------------------> reward `rubric`        |
          |                             '-> judge of seed 2, another network -> gold: watched, never climbed
-         '--as the autoencoder gives them back--> classifiers of seeds 1, 2 -> reward `artefact`, gold
+         '--as the autoencoder gives them back, and the failures--> classifiers of seeds 1, 2 -> reward `artefact`, gold
 
 All are fitted to pictures that training may see; held-out pairs calibrate the judges (one half) and tell how right they are
 (the other). The shipped judge and the exploration suite's second judge measure; no reward is built on them.
@@ -11,15 +11,16 @@ All are fitted to pictures that training may see; held-out pairs calibrate the j
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.drawn import SIDE, Pixels, list_drawings, text_encoder
+from benchmarks.experiments.drawn import SIDE, Pixels, given_back, list_drawings, text_encoder
 from benchmarks.experiments.results import once
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import digest_file, read_manifest
@@ -31,7 +32,6 @@ from pleinair.cli.parts import Parts
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace, open_workspace
-from pleinair.curation.detectors.generated import reconstruct
 from pleinair.curation.sources import TRAINING_STYLES
 from pleinair.evaluation.judge_training import train_judge
 from pleinair.evaluation.prompted import Prompted, at_judges_size
@@ -40,7 +40,7 @@ from pleinair.model.text_encoder import TextEncoder
 from pleinair.packing.pictures import CuratedPicture
 from pleinair.packs.pack import Pack
 from pleinair.pages import Html, element, table
-from pleinair.recipes.concepts import EVERYDAY
+from pleinair.recipes.concepts import DRAWINGS, EVERYDAY
 from pleinair.records.rewards import Reward
 from pleinair.rewards.artefact import (
     ArtefactReward,
@@ -55,12 +55,12 @@ from pleinair.rewards.diversity import DiversityReward
 from pleinair.rewards.gold import Gold
 from pleinair.rewards.picture_judge import PictureJudge, calibrated, load_picture_judge, measure, save_picture_judge
 from pleinair.rewards.rubric import RubricConfig, RubricReward
-from pleinair.sampling import Sampler
+from pleinair.rewards.statistics import StatisticsConfig
+from pleinair.sampling import Sampler, SamplingConfig
 from pleinair.sampling.checkpoints import read_model
 from pleinair.sampling.shipped import load_autoencoder
 
 RECIPE = "demo"
-Form = Literal["rubric", "holistic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +69,23 @@ class GroundPlan:
 
     name: str = "experiments-base"
     """Of the base's run."""
-    labels: tuple[str, ...] = EVERYDAY
+    labels: tuple[str, ...] = DRAWINGS
     styles: tuple[str, ...] = TRAINING_STYLES
-    base_steps: int = 900
+    base_steps: int = 1500
+    """So few that it still has something to learn from rewards: 45 epochs."""
     batch_size: int = 64
-    judge_epochs: int = 60
-    """Of few pictures each: about two minutes of one core for a judge."""
+    judge_epochs: int = 24
+    """About four minutes of one core for a judge."""
     artefact_steps: int = 250
+    num_failures: int = 300
+    """Drawings of the base in two steps: what a classifier of artefacts learns beside corrupted pictures."""
     threads: int = 2
 
 
 FULL = GroundPlan()
 SMALL = GroundPlan(
     name="experiments-base-small", labels=EVERYDAY[:20], base_steps=2, batch_size=8, judge_epochs=1, artefact_steps=2,
-    threads=1,
+    num_failures=24, threads=1,
 )  # fmt: skip
 
 
@@ -110,9 +113,9 @@ class Fitted:
     artefacts: Classifier
     told: dict[str, Any]
 
-    def rubric(self, form: Form = "rubric") -> RubricReward:
+    def rubric(self, config: RubricConfig | None = None) -> RubricReward:
         """Prompt following by this judge."""
-        return RubricReward(self.judge.parser(), self.judge, RubricConfig(form=form))
+        return RubricReward(self.judge.parser(), self.judge, config)
 
     def artefact(self) -> ArtefactReward:
         """Soundness by this classifier."""
@@ -167,12 +170,11 @@ class Ground:
 
     def sampler(self, checkpoint: Path | None = None) -> Sampler:
         """Of the base, or of another checkpoint."""
-        model, projection = read_model(checkpoint or self.base)
-        return Sampler(model, load_autoencoder(shipped("autoencoder")), self.encoder, projection)
+        return sampler_of(checkpoint or self.base, self.encoder)
 
-    def mix(self, weights: dict[str, float], form: Form = "rubric") -> RewardMix:
-        """Rewards to climb, by weight of `rubric`, `artefact` and `diversity`; gold beside them."""
-        return mix_of(self.fitted, weights, form)
+    def mix(self, weights: dict[str, float], config: RubricConfig | None = None) -> RewardMix:
+        """Rewards to climb, by weight of `rubric`, `artefact` and `diversity`; gold beside them. `config`: the rubric's."""
+        return mix_of(self.fitted, weights, config)
 
     def facts(self) -> Html:
         """For a page: what was fitted, and how right it is."""
@@ -195,16 +197,18 @@ def asked(pictures: Sequence[CuratedPicture], judge: PictureJudge) -> list[Promp
     return list(found.values())
 
 
-def mix_of(fitted: Mapping[str, Fitted], weights: dict[str, float], form: Form) -> RewardMix:
+def mix_of(fitted: Mapping[str, Fitted], weights: dict[str, float], config: RubricConfig | None) -> RewardMix:
     """What is climbed, of the member `reward`, and what is watched, of the member `gold`: rubric and soundness."""
     reward, gold = fitted["reward"], fitted["gold"]
     makers: dict[str, Callable[[], Reward]] = {
-        "rubric": lambda: reward.rubric(form),
+        "rubric": lambda: reward.rubric(config),
         "artefact": reward.artefact,
         "diversity": reward.diversity,
     }
     held = [Gold(gold.rubric()), Gold(gold.artefact())]
-    return RewardMix([makers[name]() for name in weights], MixConfig(weights=weights), gold=held)
+    # An experiment looks at what happens to rewards that are climbed too far; it is not to be ended by it.
+    never = StatisticsConfig(outlier=math.inf, constant_batches=0)
+    return RewardMix([makers[name]() for name in weights], MixConfig(weights=weights, statistics=never), gold=held)
 
 
 def told_rows(told: dict[str, Any]) -> list[list[str]]:
@@ -223,9 +227,25 @@ def stand(runs: Path, base: str | None = None, small: bool = False) -> Ground:
     pictures = list_drawings(plan.labels, plan.styles)
     parent = None if base is None else find_checkpoint(base, runs)
     work = packed(runs, plan, pictures, parent)
-    checkpoint = parent or trained(work, runs, plan)
-    fitted = {name: fit(name, pictures, plan, runs / plan.name / "rewards") for name in MEMBERS}
-    return Ground(plan, runs, checkpoint, work, pictures, fitted, text_encoder())
+    checkpoint, encoder = parent or trained(work, runs, plan), text_encoder()
+    folder = runs / plan.name / "rewards" / identity(read_manifest(checkpoint))[:8]
+    failures = failures_of(sampler_of(checkpoint, encoder), pictures, plan.num_failures)
+    fitted = {name: fit(name, pictures, failures, plan, folder) for name in MEMBERS}
+    return Ground(plan, runs, checkpoint, work, pictures, fitted, encoder)
+
+
+def sampler_of(checkpoint: Path, encoder: TextEncoder) -> Sampler:
+    """A checkpoint's, through the shipped autoencoder."""
+    model, projection = read_model(checkpoint)
+    return Sampler(model, load_autoencoder(shipped("autoencoder")), encoder, projection)
+
+
+def failures_of(sampler: Sampler, pictures: Sequence[CuratedPicture], count: int) -> Callable[[], Pixels]:
+    """What a model draws of trained prompts in two steps, drawn once when it is needed."""
+    prompts = [one.captions[-1] for one in pictures if not one.held_out]
+    chosen = [prompts[place] for place in np.linspace(0, len(prompts) - 1, count).round().astype(int)]
+    hasty = SamplingConfig(num_steps=2, resolution=SIDE)
+    return cache(lambda: sampler.sample(chosen, range(count), hasty))
 
 
 def words_of(runs: Path, plan: GroundPlan, parent: Path | None) -> list[str]:
@@ -235,6 +255,7 @@ def words_of(runs: Path, plan: GroundPlan, parent: Path | None) -> list[str]:
         f"name={name}",
         f"phases=({{'resolution': {SIDE}, 'num_steps': {plan.base_steps}, 'batch_size': {plan.batch_size}}},)",
         f"engine.num_threads={plan.threads}",
+        f"engine.keep_every={max(1, plan.base_steps // 3)}",
     )
     words = [RECIPE, "--runs", str(runs), *(word for one in settings for word in ("--set", one))]
     return words if parent is None else [*words, "--parent", str(parent)]
@@ -256,7 +277,9 @@ def trained(work: Workspace, runs: Path, plan: GroundPlan) -> Path:
     return find_checkpoint(str(work.run_dir), runs)
 
 
-def fit(name: str, pictures: Sequence[CuratedPicture], plan: GroundPlan, folder: Path) -> Fitted:
+def fit(
+    name: str, pictures: Sequence[CuratedPicture], failures: Callable[[], Pixels], plan: GroundPlan, folder: Path
+) -> Fitted:
     """A member's judge and classifier, fitted or found in `folder`."""
     stem = f"{name}-{plan.judge_epochs}-{plan.artefact_steps}"
     places = [folder / f"{stem}-{what}.safetensors" for what in ("judge", "artefact")]
@@ -265,7 +288,7 @@ def fit(name: str, pictures: Sequence[CuratedPicture], plan: GroundPlan, folder:
     held_out = np.array([one.held_out for one in pictures])
 
     def made() -> dict[str, Any]:
-        faults = fit_classifier(small[~held_out], MEMBERS[name].seed, plan, places[1])
+        faults = fit_classifier(small[~held_out], failures(), MEMBERS[name].seed, plan, places[1])
         return {"judge": fit_judge(name, pictures, at_judges_size(small), plan, places[0]), "artefact": faults}
 
     told = once(folder / f"{stem}.json", made)
@@ -300,12 +323,11 @@ def fit_judge(
     return {kind: asdict(one) for kind, one in told.items()}
 
 
-def fit_classifier(real: Pixels, seed: int, plan: GroundPlan, path: Path) -> dict[str, float]:
+def fit_classifier(real: Pixels, failures: Pixels, seed: int, plan: GroundPlan, path: Path) -> dict[str, float]:
     """The classifier of artefacts, on real pictures as the autoencoder gives them back; its areas under the curve."""
-    codec, line = load_autoencoder(shipped("autoencoder")), ProgressLine(f"artefacts: seed {seed}")
-    decoded = np.concatenate([reconstruct(codec, piece) for piece in np.array_split(real, -(-len(real) // 64))])
+    line = ProgressLine(f"artefacts: seed {seed}")
     config = ArtefactTraining(num_steps=plan.artefact_steps, seed=seed)
-    classifier, report = fit_artefacts(decoded, None, config, on_progress=line.update)
+    classifier, report = fit_artefacts(given_back(real), failures, config, on_progress=line.update)
     line.close()
     save_classifier(classifier, path)
     return dict(report.area_under_curve)

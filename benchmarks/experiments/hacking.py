@@ -23,15 +23,16 @@ from benchmarks.experiments.climbing import (
     ClimbPlan,
     Probe,
     Row,
+    apart,
     arms_table,
     change_of,
     climbed,
     curves,
     last_pictures,
 )
-from benchmarks.experiments.drawn import NUM_SHOWN, shown, spread
+from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.ground import Ground, stand
-from benchmarks.experiments.results import opening, publish, without_pixels
+from benchmarks.experiments.results import opening, publish, without_pixels, word
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
 from pleinair.pages import Section, page
@@ -42,6 +43,7 @@ PUSHED = replace(ClimbPlan(), num_iterations=80, learning_rate=3e-4)
 MEASURES = {
     "reward_rubric": "climbed judge's rubric",
     "gold_rubric": "gold judge's rubric",
+    "gold_sound": "P(sound), by gold",
     "gold_artefacts": "with artefacts, by gold",
     "reward_artefacts": "with artefacts, by the climbed one",
     "concept": "thing named",
@@ -56,7 +58,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     """Both arms with every seed, then the page; returns it. What is done is kept under `runs` and not done again."""
     plan = SMALL_CLIMB if small else PUSHED
     ground = stand(runs, base, small)
-    kept = runs / f"hacking-{config_digest([ground.identity, to_document(plan)])[:12]}"
+    kept = runs / f"hacking-{config_digest([ground.identity, to_document(plan), ARMS])[:12]}"
     probe = Probe(ground, ground.unseen_prompts, plan)
     rows = [
         climbed(ground, arm, ground.mix(weights), [weights], plan, probe, seed, kept)
@@ -89,7 +91,7 @@ def diverges(rows: Sequence[Row], arm: str) -> bool:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """What was to be seen, and whether it was."""
-    told = []
+    told = [between_arms(rows)]
     for arm, expected in ((WITHOUT, True), (WITH, False)):
         found = diverges(rows, arm)
         climbed_gain, gold_gain, rise = (
@@ -107,9 +109,19 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return told
 
 
+def between_arms(rows: Sequence[Row]) -> str:
+    """What the artefact reward makes of it, seed by seed: the claim itself."""
+    fell = spread([one - other for one, other in zip(fallen(rows, WITHOUT), fallen(rows, WITH), strict=True)])
+    rose = apart(rows, WITHOUT, WITH, "gold_artefacts")
+    return (
+        f"Without the artefact reward gold falls {fell[0]:+.3f} \u00b1 {fell[1]:.3f} further from its best than with it; to reach: "
+        f"more, {word(*fell)}. The artefact rate ends {rose[0]:+.3f} \u00b1 {rose[1]:.3f} higher; to reach: more, {word(*rose)}."
+    )
+
+
 def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -> str:
     """The page."""
-    drawn = probe.draw(ground.sampler())[:: probe.each][:NUM_SHOWN]
+    drawn = probe.draw(ground.sampler(), rows=probe.shown)
     sections = [
         Section(heading="Numbers", body=arms_table(rows, MEASURES)),
         Section(heading="What is climbed", body=curves(rows, "reward_rubric", "climbed judge's rubric")),

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, climb
-from benchmarks.experiments.drawn import NUM_SHOWN, SIDE
+from benchmarks.experiments.drawn import SIDE
 from benchmarks.experiments.exploring import FULL as ASKED
 from benchmarks.experiments.exploring import Explorer, open_explorer
 from benchmarks.experiments.ground import Ground, stand
@@ -196,7 +196,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
         rows += [*chain, *baselines_of(made, seed, chain[-1]["gold"])]
     told = {"verdicts": verdicts(rows), "plan": to_document(plan)}
     told["rewards"] = {name: one.told for name, one in ground.fitted.items()}
-    texts = [prompt for prompt, _, _ in made.probe.prompts[:: made.probe.each][:NUM_SHOWN]]
+    texts = [made.probe.prompts[row][0] for row in made.probe.shown]
     how = f"{len(plan.seeds)} seeds, settings in homogenisation.json; base {ground.base}"
     page = report(__doc__, rows, texts, ground.facts(), how)
     return publish(out, "homogenisation", {"rows": [published(row) for row in rows], **told}, page)
@@ -263,8 +263,7 @@ def probed(made: Materials, checkpoint: Path) -> Row:
 
     def measure() -> Row:
         pixels = made.probe.draw(made.ground.sampler(checkpoint), num_steps=drawing(made, checkpoint).num_steps)
-        values = made.probe.values(pixels)
-        few = pixels[:: made.probe.each][:NUM_SHOWN].tolist()
+        values, few = made.probe.values(pixels), pixels[list(made.probe.shown)].tolist()
         return {"gold": values["gold_rubric"], "artefacts": values["gold_artefacts"], "pixels": few}
 
     return dict(once(made.measurements / f"gold-{short(checkpoint)}.json", measure))

@@ -147,7 +147,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
         "verdicts": verdicts(rows, returns, real),
     }
     document = {"rows": without_pixels(rows), "returns": returns, **told}
-    texts = {domain: [one.captions[-1] for one in of.pictures] for domain, of in bench.domains.items()}
+    texts = {domain: [prompt for prompt, _, _ in of.scorer.prompts] for domain, of in bench.domains.items()}
     how = f"{plan.num_seeds} seeds, settings in merging.json; base {ground.base}"
     return publish(out, "merging", document, report(__doc__, rows, returns, real, texts, how))
 

@@ -23,18 +23,14 @@ from benchmarks.experiments.ground import Ground
 from benchmarks.experiments.results import once
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
-from pleinair.cli.places import shipped
 from pleinair.config import config_digest
-from pleinair.curation.detectors.generated import reconstruct
 from pleinair.evaluation.domains import held_out_errors
 from pleinair.evaluation.metrics import frechet_distance
 from pleinair.evaluation.picture_statistics import high_frequency_share, saturation
-from pleinair.evaluation.prompted import at_judges_size
-from pleinair.model.judge import JudgeConfig, judge_pictures, load_judge
+from pleinair.evaluation.prompted import judged
 from pleinair.packing.pictures import CuratedPicture
 from pleinair.packs.pack import Pack
 from pleinair.sampling import Sampler, SamplingConfig
-from pleinair.sampling.shipped import load_autoencoder
 
 Row = dict[str, Any]
 GUIDANCE = 3.0
@@ -60,38 +56,30 @@ class Domain:
     """A domain's prompts, who judges them, and the pictures that nothing was trained on."""
 
     scorer: Scorer
-    pictures: Sequence[CuratedPicture]
-    """One for each drawing: its prompt, style and thing."""
     held_out: Path
     """A pack."""
 
     def told(self, pixels: Pixels) -> dict[str, float]:
         """Everything that is measured of one picture for each prompt."""
-        scores, names = judge_pictures(self.scorer.judge, at_judges_size(pixels)), self.scorer.judge.config
-        styles = [names.style_names.index(one.style or "") for one in self.pictures]
-        concepts = [names.concept_names.index(one.concept or "") for one in self.pictures]
+        found = judged(self.scorer.judge, self.scorer.prompts, pixels)
         return {
-            "concept": float((scores.concept_logits.argmax(1) == concepts).mean()),
-            "style": float((scores.style_logits.argmax(1) == styles).mean()),
-            "frechet": frechet_distance(self.scorer.features(scores.embedding), self.scorer.real_features),
+            "concept": found.concept_accuracy,
+            "style": found.style_accuracy,
+            "frechet": frechet_distance(self.scorer.features(found.scores.embedding), self.scorer.real_features),
             "saturation": float(saturation(pixels).mean()),
             "fine_detail": float(high_frequency_share(pixels).mean()),
         }
 
     def drawn(self, sampler: Sampler, config: SamplingConfig, noise: int) -> Row:
         """What a model draws, told, with the first pictures."""
-        seeds = [noise * NOISE_STEP + place for place in range(len(self.pictures))]
-        pixels = sampler.sample([one.captions[-1] for one in self.pictures], seeds, config)
+        seeds = [noise * NOISE_STEP + place for place in range(len(self.scorer.prompts))]
+        pixels = sampler.sample([prompt for prompt, _, _ in self.scorer.prompts], seeds, config)
         return {**self.told(pixels), "pixels": pixels[:NUM_SHOWN].tolist()}
 
     @cached_property
     def real(self) -> dict[str, float]:
-        """The real pictures at the models' size, as the autoencoder gives them back: what a model can have at best."""
-        codec = load_autoencoder(shipped("autoencoder"))
-        pixels = np.stack([one.pixels[SIDE] for one in self.pictures])
-        return self.told(
-            np.concatenate([reconstruct(codec, some) for some in np.array_split(pixels, -(-len(pixels) // 64))])
-        )
+        """The real pictures as the autoencoder gives them back: what a model can have at best."""
+        return self.told(self.scorer.given_back)
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ class Bench:
     @cached_property
     def home(self) -> Path:
         """All that a measurement depends on beside the weights is in its name."""
-        asked = {name: [one.key for one in of.pictures] for name, of in self.domains.items()}
+        asked = {name: of.scorer.prompts for name, of in self.domains.items()}
         return self.ground.runs / f"merging-measured-{config_digest([self.plan, asked, NOISE_STEP])[:12]}"
 
     def rows(self, model: str, seed: int, checkpoint: Path, guidance: float | None = None) -> list[Row]:
@@ -141,11 +129,10 @@ def short(checkpoint: Path) -> str:
     return identity(read_manifest(checkpoint))[:12]
 
 
-def judged(pictures: Sequence[CuratedPicture], names: JudgeConfig, count: int) -> list[CuratedPicture]:
-    """Pictures that the judge has names for: held-out ones first, then others at random, then from the start again."""
-    known = [one for one in pictures if one.style in names.style_names and one.concept in names.concept_names]
-    order = np.random.default_rng(0).permutation(len(known))
-    ordered = sorted((known[row] for row in order), key=lambda one: not one.held_out)
+def chosen(pictures: Sequence[CuratedPicture], count: int) -> list[CuratedPicture]:
+    """Held-out ones first, then the others at random, then from the start again."""
+    order = np.random.default_rng(0).permutation(len(pictures))
+    ordered = sorted((pictures[row] for row in order), key=lambda one: not one.held_out)
     return [ordered[place % len(ordered)] for place in range(count)]
 
 
@@ -153,9 +140,6 @@ def open_bench(
     ground: Ground, pictures: Mapping[str, Sequence[CuratedPicture]], held_out: Mapping[str, Path], plan: Measuring
 ) -> Bench:
     """Domains by name, with their pictures and packs of held-out ones. Features span all domains."""
-    names, both = load_judge(shipped("judge")).config, [one for of in pictures.values() for one in of]
-    domains = {}
-    for name, of in pictures.items():
-        chosen = judged(of, names, plan.num_pictures)
-        domains[name] = Domain(Scorer(chosen, both, plan.num_features), chosen, held_out[name])
-    return Bench(ground, domains, plan)
+    both = [one for of in pictures.values() for one in of]
+    scorers = {name: Scorer(chosen(of, plan.num_pictures), both, plan.num_features) for name, of in pictures.items()}
+    return Bench(ground, {name: Domain(scorer, held_out[name]) for name, scorer in scorers.items()}, plan)

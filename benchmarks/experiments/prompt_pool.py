@@ -11,6 +11,7 @@ same weights, draw with seeds of their own, and are measured with the same noise
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -54,7 +55,7 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     half: int = 24
     """Prompts of either kind."""
-    num_iterations: int = 32
+    num_iterations: int = 64
     measured_every: int = 8
     """Iterations."""
     rollout: RolloutConfig = field(
@@ -217,8 +218,15 @@ def train_arm(parts: Parts, prompts: Sequence[str], arm: str, seed: int, directo
 
 
 def gains(rows: Sequence[dict[str, Any]], arm: str) -> npt.NDArray[np.float64]:
-    """Reward gained, by seed."""
-    return np.array([row["after"] - row["before"] for row in rows if row["arm"] == arm])
+    """Reward gained by each seed, the mean over all its measurements: what the same rollouts gain, at whatever point they end."""
+    return np.array([np.mean(row["rewards"][1:]) - row["before"] for row in rows if row["arm"] == arm])
+
+
+def ratio_interval(pool: npt.NDArray[np.float64], uniform: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 95% interval of the ratio of both means, by Fieller over pairs of seeds: where it holds for r, pool - r uniform is 0."""
+    tried = np.linspace(0, 5, 2001)
+    held = [r for r in tried if abs((found := spread((pool - r * uniform).tolist()))[0]) <= found[1]]
+    return (float(min(held)), float(max(held))) if held else (math.nan, math.nan)
 
 
 def verdict(rows: Sequence[dict[str, Any]], num_pictures: int) -> str:
@@ -226,13 +234,14 @@ def verdict(rows: Sequence[dict[str, Any]], num_pictures: int) -> str:
     pool, uniform = gains(rows, "pool"), gains(rows, "uniform")
     mean, half = spread((pool - uniform).tolist())
     told = (
-        f"After {num_pictures} pictures the pool has gained {pool.mean():+.4f} and uniform choice {uniform.mean():+.4f} of mean "
-        f"reward over all prompts; the difference is {mean:+.4f} \u00b1 {half:.4f} over {len(pool)} seeds."
+        f"Over {num_pictures} pictures the pool gains {pool.mean():+.4f} and uniform choice {uniform.mean():+.4f} of mean "
+        f"reward over all prompts, the mean over the run; the difference is {mean:+.4f} \u00b1 {half:.4f} over {len(pool)} seeds."
     )
-    if uniform.mean() <= 0:
-        return f"{told} Uniform choice gained nothing: there is no ratio."
-    ratio = pool.mean() / uniform.mean()
-    return f"{told} A ratio of {ratio:.2f}; to reach: {AIM}, {'reached' if ratio >= AIM else 'not reached'}."
+    if not spread(uniform.tolist())[0] - spread(uniform.tolist())[1] > 0:
+        return f"{told} Uniform choice gained nothing for sure: there is no ratio."
+    low, high = ratio_interval(pool, uniform)
+    reached = "reached" if low >= AIM else "not reached" if high < AIM else "undecided"
+    return f"{told} A ratio of {pool.mean() / uniform.mean():.2f} [{low:.2f}, {high:.2f}]; to reach: {AIM}, {reached}."
 
 
 def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], parts: Parts) -> str:

@@ -10,10 +10,9 @@ import pytest
 
 from benchmarks.experiments import merging_page as page
 from benchmarks.experiments.merging import Training, at_thirds
-from benchmarks.experiments.merging_measures import judged
+from benchmarks.experiments.merging_measures import chosen
 from benchmarks.experiments.paired import less, over_seeds, verdict
 from pleinair.checkpoint.store import save_checkpoint
-from pleinair.model.judge import JudgeConfig
 from pleinair.packing.pictures import CuratedPicture
 from pleinair.records.errors import ConfigError
 
@@ -122,11 +121,10 @@ def test_thirds_are_of_equal_steps_whatever_the_clock_saved(tmp_path: Path) -> N
         Training(num_steps=61)
 
 
-def picture(key: str, style: str, held_out: bool) -> CuratedPicture:
-    return CuratedPicture(key, style, "fox", "fox", held_out, ("", "", key), {})
+def picture(key: str, held_out: bool) -> CuratedPicture:
+    return CuratedPicture(key, "noto", "fox", "fox", held_out, ("", "", key), {})
 
 
-def test_judged_pictures_are_known_ones_held_out_first_and_come_again_when_all_have_come() -> None:
-    names = JudgeConfig(style_names=("noto",), concept_names=("fox",))
-    pictures = [picture("a", "noto", False), picture("b", "noto", True), picture("c", "other", True)]
-    assert [one.key for one in judged(pictures, names, 5)] == ["b", "a", "b", "a", "b"]
+def test_held_out_pictures_are_judged_first_and_all_come_again_when_all_have_come() -> None:
+    pictures = [picture("a", False), picture("b", True)]
+    assert [one.key for one in chosen(pictures, 5)] == ["b", "a", "b", "a", "b"]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import guidance, hacking, rubric
+from benchmarks.experiments import guidance, hacking, prompt_pool, rubric
+from benchmarks.experiments.climbing import unlikeness
 from benchmarks.experiments.ground import MEMBERS, Fitted, asked, mix_of
+from benchmarks.experiments.results import word
 from pleinair.model.artefacts import ArtefactConfig, ArtefactNet
 from pleinair.model.judge import Judge, JudgeConfig
 from pleinair.packing.pictures import CuratedPicture
@@ -27,13 +29,44 @@ def curve(arm: str, seed: int, **points: list[float]) -> dict[str, Any]:
 def test_a_rubric_that_meets_more_on_every_seed_reaches_and_one_that_loses_diversity_does_not() -> None:
     rows = []
     for seed, more in enumerate((0.10, 0.12, 0.11)):
-        rows.append(curve(rubric.RUBRIC, seed, satisfied=[0.4, 0.5 + more], diversity=[3.0, 2.7]))
-        rows.append(curve(rubric.ONE, seed, satisfied=[0.4, 0.5], diversity=[3.0, 2.8]))
+        rows.append(curve(rubric.RUBRIC, seed, satisfied=[0.4, 0.5 + more], unlikeness=[0.30, 0.243 + seed / 1000]))
+        rows.append(curve(rubric.ONE, seed, satisfied=[0.4, 0.5], unlikeness=[0.30, 0.27]))
+    rows.append(curve(rubric.NO_GATE, 0, satisfied=[0.4, 0.7], unlikeness=[0.30, 0.27]))
     more, diversity = rubric.verdicts(rows)
     assert "+0.110" in more
+    assert "without the gate 0.700" in more
     assert more.endswith("more, reached.")
-    assert "keeps 90% at least" in diversity
+    assert "has 90%" in diversity
     assert diversity.endswith("95%, not reached.")
+
+
+def test_recognised_pictures_are_as_unlike_whatever_their_number() -> None:
+    ones = np.eye(3)
+    assert unlikeness(ones) == unlikeness(ones[:2]) == pytest.approx(1)
+    assert unlikeness(np.ones((4, 3))) == pytest.approx(0)
+    assert unlikeness(ones[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "said"),
+    [
+        (0.6, 0.1, "reached"),
+        (0.6, 0.11, "undecided"),
+        (0.4, 0.09, "not reached"),
+        (0.9, float("nan"), "undecided, one seed"),
+    ],
+)
+def test_a_verdict_is_what_the_interval_says(mean: float, half: float, said: str) -> None:
+    assert word(mean, half, 0.5) == said
+
+
+def test_the_interval_of_a_ratio_holds_it_and_narrows_with_the_noise() -> None:
+    uniform = np.array([0.10, 0.11, 0.09, 0.10, 0.10])
+    low, high = prompt_pool.ratio_interval(1.5 * uniform, uniform)
+    assert low == high == pytest.approx(1.5, abs=0.01)
+    noisy = 1.5 * uniform + np.array([0.01, -0.01, 0.01, -0.01, 0.0])
+    low, high = prompt_pool.ratio_interval(noisy, uniform)
+    assert 1.2 < low < 1.4 < 1.6 < high < 1.8
 
 
 def test_gold_falls_from_where_the_mean_over_seeds_was_best() -> None:
@@ -54,21 +87,37 @@ def test_gold_that_falls_with_the_climbed_judge_is_no_hacking() -> None:
     assert not hacking.diverges(rows, "arm")
 
 
+def test_the_arms_are_set_against_each_other_seed_by_seed() -> None:
+    rows = []
+    for seed in range(3):
+        rows.append(curve(hacking.WITHOUT, seed, gold_rubric=[0.7, 0.5], gold_artefacts=[0.1, 0.4 + seed / 100]))
+        rows.append(curve(hacking.WITH, seed, gold_rubric=[0.7, 0.7], gold_artefacts=[0.1, 0.1 + seed / 100]))
+    told = hacking.between_arms(rows)
+    assert "falls +0.200" in told
+    assert "ends +0.300" in told
+    assert told.count("more, reached") == 2
+
+
 def ways(model: str, seed: int, plain: float, guided: float) -> dict[str, Any]:
-    return {
-        "model": model,
-        "seed": seed,
-        "plain": dict.fromkeys(guidance.HEADLINE, plain),
-        "guided": dict.fromkeys(guidance.HEADLINE, guided),
-    }
+    def of(value: float) -> dict[str, Any]:
+        return {**dict.fromkeys(guidance.HEADLINE, value), "by_prompt": dict.fromkeys(guidance.HEADLINE, [value] * 5)}
+
+    return {"model": model, "seed": seed, "plain": of(plain), "guided": of(guided)}
 
 
-@pytest.mark.parametrize(("guided", "word"), [(0.64, "60% \u00b1 0% of the gap is gone; to reach: 50%, reached"),
-                                              (0.75, "0% of the gap is gone; to reach: 50%, not reached")])  # fmt: skip
-def test_a_gap_closes_by_what_is_gone_of_what_guidance_added_before(guided: float, word: str) -> None:
-    rows = [ways("base", 0, 0.5, 0.6), *(ways("climbed", seed, 0.6, guided) for seed in range(2))]
-    assert word in guidance.verdicts(rows)[0]
-    assert "no gap to close" in guidance.verdicts([ways("base", 0, 0.6, 0.6), *rows[1:]])[0]
+@pytest.mark.parametrize(
+    ("plain", "said"),
+    [
+        (0.56, "plain pictures close 60% \u00b1 0% of it; to reach: 50%, reached"),
+        (0.52, "close 20% \u00b1 0% of it; to reach: 50%, not reached"),
+    ],
+)
+def test_a_gap_closes_by_what_plain_pictures_gain_of_it_and_not_by_what_guided_ones_lose(
+    plain: float, said: str
+) -> None:
+    rows = [ways("base", 0, 0.5, 0.6), *(ways("climbed", seed, plain, 0.4) for seed in range(2))]
+    assert said in guidance.verdicts(rows)[0]
+    assert "so there is no gap" in guidance.verdicts([ways("base", 0, 0.6, 0.6), *rows[1:]])[0]
 
 
 def member(seed: int) -> Fitted:
@@ -82,7 +131,7 @@ def test_gold_is_told_of_every_picture_and_moves_no_advantage() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     context = RewardContext(seeds=(0, 1, 2, 3), groups=(0, 0, 1, 1))
     said = [
-        mix_of({"reward": member(1), "gold": member(gold)}, {"rubric": 1.0, "artefact": 0.5}, "rubric").assess(
+        mix_of({"reward": member(1), "gold": member(gold)}, {"rubric": 1.0, "artefact": 0.5}, None).assess(
             ["a fox, noto style"] * 4, pictures, context
         )
         for gold in (2, 3)
@@ -95,7 +144,7 @@ def test_gold_is_told_of_every_picture_and_moves_no_advantage() -> None:
 
 def test_gold_built_on_what_is_climbed_is_refused() -> None:
     with pytest.raises(ConfigError, match="would be optimised"):
-        mix_of({"reward": member(1), "gold": member(1)}, {"rubric": 1.0}, "rubric")
+        mix_of({"reward": member(1), "gold": member(1)}, {"rubric": 1.0}, None)
 
 
 def test_no_member_is_of_the_seed_of_the_judge_that_measures_nor_of_anothers() -> None:

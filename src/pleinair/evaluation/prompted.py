@@ -28,8 +28,12 @@ class Judged:
 
 
 def draw_and_judge(sampler: Sampler, judge: Judge, prompts: Sequence[Prompted], config: SamplingConfig) -> Judged:
-    """One picture of each prompt, its noise by its place; prompts the judge has no names for are left out of its shares."""
-    pixels = sampler.sample([prompt for prompt, _, _ in prompts], range(len(prompts)), config)
+    """One picture of each prompt, its noise by its place, as `judged` sees them."""
+    return judged(judge, prompts, sampler.sample([prompt for prompt, _, _ in prompts], range(len(prompts)), config))
+
+
+def judged(judge: Judge, prompts: Sequence[Prompted], pixels: npt.NDArray[np.uint8]) -> Judged:
+    """One picture (N, H, W, 3) of each prompt; prompts the judge has no names for are left out of its shares."""
     scores = judge_pictures(judge, at_judges_size(pixels))
     styles, concepts = judge.config.style_names, judge.config.concept_names
     named_styles = [styles[place] for place in scores.style_logits.argmax(1)]
