@@ -84,7 +84,8 @@ def rival_line(rows: Sequence[Row], rival: str) -> str:
     """The student against another way to one model, over both domains."""
 
     def mean(model: str, keys: Sequence[str]) -> list[float]:
-        return np.mean([gains(rows, model, domain, key) for domain in NAMES for key in keys], axis=0).tolist()
+        of_all = [gains(rows, model, domain, key) for domain in NAMES for key in keys]
+        return [float(np.mean(of_seed)) for of_seed in zip(*of_all, strict=True)]
 
     named, error = (less(mean(STUDENT, keys), mean(rival, keys)) for keys in (SHARES, ("error",)))
     return (

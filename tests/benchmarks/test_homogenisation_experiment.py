@@ -25,7 +25,10 @@ PROMPTS = 30
 def units(mean: float, seed: int) -> dict[str, list[float]]:
     """Prompts of which some give more than others, and noise of the seed that all models share."""
     noise = np.random.default_rng(seed).normal(0, 0.1, PROMPTS)
-    return {f"default: {place}": [mean * (1 + 0.02 * (place - PROMPTS / 2)) + noise[place]] for place in range(PROMPTS)}
+    return {
+        f"default: {place}": [mean * (1 + 0.02 * (place - (PROMPTS - 1) / 2)) + noise[place]]
+        for place in range(PROMPTS)
+    }
 
 
 def row(
@@ -85,7 +88,7 @@ def test_more_is_told_against_the_base_of_the_same_noise() -> None:
     for line in page.verdicts(rows(2.0, can=0.6))[2:4]:
         assert "+0.100" in line
         assert line.endswith("to reach: more, reached.")
-    assert page.verdicts(rows(2.0, can=0.5))[2].endswith("to reach: more, undecided.")
+    assert page.verdicts(rows(2.0, can=0.501))[2].endswith("to reach: more, undecided.")
     assert page.change(rows(2.0, can=0.6), page.CHAIN[-1], "can_both", "first").beyond == pytest.approx(
         [0.098, 0.1, 0.102]
     )
