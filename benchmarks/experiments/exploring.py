@@ -26,7 +26,7 @@ from pleinair.evaluation.exploration.asking import is_real
 from pleinair.evaluation.exploration.diversity import counted
 from pleinair.evaluation.exploration.fitting import fit_witnesses
 from pleinair.evaluation.exploration.looking import Witnesses
-from pleinair.evaluation.exploration.measured import Measured, measured
+from pleinair.evaluation.exploration.measured import STATISTICS, Measured, as_array, itself, measured
 from pleinair.evaluation.exploration.requests import (
     Asked,
     Plan,
@@ -47,7 +47,7 @@ from pleinair.sampling import Sampler, SamplingConfig
 
 AXES = ("diversity", "diversity_ungated", "can_both", "can_unseen", "transfer", "default_styles", "near_copies")
 Axes = dict[str, dict[str, Any]]
-"""Measure to judge to what `to_measured` reads: what each prompt gave, and of how many pictures. A measure that no judge tells has
+"""Measure to judge to what `value_of` reads: what each prompt gave, and of how many pictures. A measure that no judge tells has
 the judge `none`."""
 FULL = Plan(prompts={"default": 60, "specified": 336, "unseen": 222}, seeds={"default": 8})
 
@@ -110,10 +110,10 @@ def own_diversity(sheet: Sheet) -> dict[str, dict[str, Measured]]:
     return found
 
 
-def to_measured(axes: Axes, axis: str, judge: str) -> Measured:
-    """One measure again, as the suite compares it."""
-    kept = axes[axis][judge]
-    return measured(axis, kept["units"], kept["n"])
+def value_of(axes: Axes, axis: str, judge: str) -> float:
+    """One measure, as the suite makes it of what each prompt gave."""
+    means_1D = as_array(axis, axes[axis][judge]["units"]).mean(axis=0, keepdims=True)
+    return float(STATISTICS.get(axis, itself)(means_1D)[0])
 
 
 def open_explorer(ground: Ground, plan: Plan, folder: Path) -> Explorer:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.drawn import shown
-from benchmarks.experiments.exploring import Axes, to_measured
+from benchmarks.experiments.exploring import Axes, value_of
 from benchmarks.experiments.paired import Interval, less, verdict
 from benchmarks.experiments.results import opening
 from benchmarks.krablet.rounds import commit, machine
-from pleinair.evaluation.exploration.measured import Measured, compare, measured
+from pleinair.evaluation.exploration.measured import compare, measured
 from pleinair.evaluation.exploration.suite import NO_JUDGE
 from pleinair.pages import GridCell, GridRow, Html, Section, grid, page, table
 
@@ -52,38 +52,25 @@ class Change:
 
 
 def change(rows: Sequence[Row], model: str, axis: str, judge: str, share: float = 1.0) -> Change:
-    """Of the seeds that the model has a row of."""
-    own = {row["seed"]: to_measured(row["axes"], axis, judge) for row in rows if row["model"] == model}
-    bases = {
-        row["seed"]: to_measured(row["axes"], axis, judge)
-        for row in rows
-        if row["model"] == BASE and row["seed"] in own
-    }
-    pairs = [(one, bases[seed]) for seed, one in own.items()]
-    beyond = [compare(scaled(base, share), one).difference for one, base in pairs]
-    together = compare(scaled(mean_of([base for _, base in pairs]), share), mean_of([one for one, _ in pairs]))
-    return Change(float(np.mean([base.value for _, base in pairs])), beyond, together.interval)
-
-
-def mean_of(seeds: Sequence[Measured]) -> Measured:
-    """One measure with, for every prompt, the mean of what it gave over the seeds."""
-    shared = [unit for unit in seeds[0].units if all(unit in one.units for one in seeds)]
-    units = {unit: np.mean([one.units[unit] for one in seeds], axis=0).tolist() for unit in shared}
-    return measured(seeds[0].name, units, seeds[0].num_pictures)
-
-
-def scaled(one: Measured, share: float) -> Measured:
-    """So much of a measure that is a mean over its prompts."""
-    units = {unit: [share * value for value in values] for unit, values in one.units.items()}
-    return measured(one.name, units, one.num_pictures)
+    """Of the seeds that the model has a row of; for measures that are means over what was asked (U units, S seeds)."""
+    own, bases = (
+        {row["seed"]: row["axes"][axis][judge]["units"] for row in rows if row["model"] == name}
+        for name in (model, BASE)
+    )
+    units = [unit for unit in next(iter(own.values())) if all(unit in of[seed] for seed in own for of in (own, bases))]
+    own_SU, base_SU = (np.array([[of[seed][unit][0] for unit in units] for seed in own]) for of in (own, bases))
+    before, after = (
+        measured(axis, dict(zip(units, of_SU.mean(axis=0).tolist(), strict=True)), len(units))
+        for of_SU in (share * base_SU, own_SU)
+    )
+    beyond = (own_SU - share * base_SU).mean(axis=1).tolist()
+    return Change(float(base_SU.mean()), beyond, compare(before, after).interval)
 
 
 def values_of(row: Row) -> dict[str, dict[str, float]]:
     """By measure and judge."""
     axes: Axes = row["axes"]
-    return {
-        axis: {judge: to_measured(axes, axis, judge).value for judge in by_judge} for axis, by_judge in axes.items()
-    }
+    return {axis: {judge: value_of(axes, axis, judge) for judge in by_judge} for axis, by_judge in axes.items()}
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
@@ -106,8 +93,9 @@ def kept_line(rows: Sequence[Row], axis: str, says: str) -> str:
     judges = judges_of(rows, axis)
     if not judges:
         return f"{says}: no judge sees the base draw what it is asked for, there is nothing to keep."
-    words = [change(rows, CHAIN[-1], axis, judge, KEPT).word for judge in judges]
-    return f"{says}, kept by the chain: {shares_kept(rows, CHAIN[-1], axis)}; to reach: {KEPT:.0%}, {agreed(words)}."
+    word = agreed([change(rows, CHAIN[-1], axis, judge, KEPT).word for judge in judges])
+    alone = "" if len(judges) == len(rows[0]["axes"][axis]) else "; the other judge sees nothing in the base"
+    return f"{says}, kept by the chain: {shares_kept(rows, CHAIN[-1], axis)}; to reach: {KEPT:.0%}, {word}{alone}."
 
 
 def shares_kept(rows: Sequence[Row], model: str, axis: str) -> str:
