@@ -18,6 +18,7 @@ from pleinair.evaluation.exploration.sheet import JUDGES, Seen, Sheet
 from pleinair.evaluation.exploration.world import World
 from pleinair.evaluation.metrics import vendi_score
 from pleinair.model.judge import JudgeScores
+from pleinair.pages import element
 
 PROMPTS = 30
 
@@ -117,6 +118,17 @@ def test_a_judge_that_sees_nothing_in_the_base_tells_nothing() -> None:
         "no judge sees the base draw what it is asked for, there is nothing to keep."
     )
     assert "untold" in page.baseline_line(told, "DPO")
+
+
+def test_the_page_shows_every_model_beside_real_pictures() -> None:
+    told = rows(2.0, off=(0.0, 0.019, 0.03))
+    for one in told:
+        one.update(artefacts=0.1, step=30, pixels=[[[[9, 9, 9]]]])
+    told += [row(name, seed, 1.9, artefacts=0.1, step=30) for name in page.CHAIN[:-1] for seed in range(3)]
+    html = page.report("Title\n\npicture\n\nHow.\n\nCost.", told, ["a fox"], element("p", "who judges"), "how")
+    assert all(f">{name}</th>" in html for name in (page.REAL, page.BASE, *page.CHAIN, *page.BASELINES))
+    assert "2 of 3" in html
+    assert "who judges" in html
 
 
 def sheet() -> Sheet:

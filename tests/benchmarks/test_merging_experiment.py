@@ -112,6 +112,25 @@ def test_returns_diminish_where_the_last_third_brings_less_than_the_first() -> N
     assert "diminishing: not reached" in page.returns_line(returns(0.01, 0.02, 0.09))
 
 
+def test_the_page_says_how_things_are_compared_and_shows_every_model_on_every_domain() -> None:
+    more = {"saturation": 0.3, "fine_detail": 0.1}
+    models = (page.BASE, *page.NAMES, AVERAGE, page.MIXED, page.REWARDED, f"{page.REWARDED}, no guidance", page.STUDENT)
+    told = [
+        {**one, "pixels": [[[[9, 9, 9]]]]}
+        for domain in page.NAMES
+        for name in models
+        for one in rows(name, 0.5, domain, **more)
+    ]
+    real = {domain: {"concept": 0.9, **more} for domain in page.NAMES}
+    texts = {domain: [f"a {domain} fox"] for domain in page.NAMES}
+    html = page.report(
+        "Title\n\npicture\n\nHow it is compared.\n\nCost.", told, returns(0.05, 0.07, 0.08), real, texts, "how"
+    )
+    assert "<p>How it is compared.</p>" in html
+    assert all(f"a {domain} fox" in html for domain in page.NAMES)
+    assert html.count("<li>") >= len(page.verdicts(told, returns(0.05, 0.07, 0.08), real)) == 8 + 4 + 4 + 1
+
+
 def test_thirds_are_of_equal_steps_whatever_the_clock_saved(tmp_path: Path) -> None:
     for step in (15, 20, 33, 40, 52, 60):
         save_checkpoint(tmp_path, step, {}, {"run.json": {}}, config_digest="0", keep=9)
