@@ -148,7 +148,7 @@ def baseline_line(rows: Sequence[Row], name: str) -> str:
 
 def is_equal(row: Row) -> bool:
     """Whether a baseline's gold reward is that of the chain's end."""
-    return abs(row["gold"] - row["wanted"]) <= TOLERANCE
+    return bool(abs(row["gold"] - row["wanted"]) <= TOLERANCE)
 
 
 def ledger_table(rows: Sequence[Row]) -> Html:
