@@ -91,7 +91,7 @@ def test_fine_tuning_cures_only_a_fault_that_the_base_has() -> None:
     assert looks(0.3, 0.22).endswith(
         "The base has too much; fine-tuning brings it nearer by +0.080 \u00b1 0.000: reached."
     )
-    assert "too little" in looks(0.1, 0.19)
+    assert looks(0.1, 0.19).endswith("too little; fine-tuning brings it nearer by +0.090 \u00b1 0.000: reached.")
     assert looks(0.3, 0.45).endswith("not reached.")
     assert looks(0.199, 0.45).endswith("nothing to cure.")
 
