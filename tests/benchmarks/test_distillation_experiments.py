@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiments import merging, tdm
+from benchmarks.experiments import tdm
 from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.results import once
 
@@ -50,15 +50,3 @@ def test_a_student_reaches_what_is_within_a_tenth_of_the_reference_and_covers_no
     reference = {"name": tdm.REFERENCE, "concept": 0.8, "style": 0.9, "frechet_extrapolated": 0.2, "coverage": 0.6}
     told = tdm.verdicts([reference, student(**values)], tdm.Plan(seeds=((4, 1),)))
     assert ["; reached" in one for one in told] == reached
-
-
-def test_a_student_of_specialists_is_held_against_each_on_its_own_domain() -> None:
-    rows = []
-    for domain in merging.NAMES:
-        for name, skill in (("base", 0.2), (merging.NAMES[0], 0.8), (merging.NAMES[1], 0.6), (merging.STUDENT, 0.7)):
-            rows.append({"name": name, "domain": domain, "seed": 0, "concept": skill, "style": skill, "error": 1.0})
-        rows.append(
-            {"name": merging.merge_name(0.5), "domain": domain, "seed": 0, "concept": 0.5, "style": 0.5, "error": 1.0}
-        )
-    told = [one for one in merging.verdicts(rows) if "specialist reached" in one or "specialist not reached" in one]
-    assert ["not reached" in one for one in told] == [True, True, False, False]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import guidance, hacking, homogenisation, prompt_pool, rubric
+from benchmarks.experiments import guidance, hacking, prompt_pool, rubric
 from benchmarks.experiments.climbing import unlikeness
 from benchmarks.experiments.ground import MEMBERS, Fitted, asked, mix_of
 from benchmarks.experiments.results import word
@@ -118,28 +118,6 @@ def test_a_gap_closes_by_what_plain_pictures_gain_of_it_and_not_by_what_guided_o
     rows = [ways("base", 0, 0.5, 0.6), *(ways("climbed", seed, plain, 0.4) for seed in range(2))]
     assert said in guidance.verdicts(rows)[0]
     assert "so there is no gap" in guidance.verdicts([ways("base", 0, 0.6, 0.6), *rows[1:]])[0]
-
-
-def model(name: str, first: float, second: float, can: tuple[float, float] = (0.5, 0.5)) -> dict[str, Any]:
-    axes = {
-        "diversity": {"first": first, "second": second},
-        "can_both": {"first": can[0], "second": can[1]},
-        "transfer": {"none": can[0]},
-    }
-    return {"model": name, "seed": 0, "gold": 0.8, "axes": axes}
-
-
-def test_a_chain_keeps_diversity_only_where_both_judges_say_so() -> None:
-    baselines = [model(name, 1.0, 2.0) for name in homogenisation.BASELINES]
-    both = homogenisation.verdicts([model("base", 2.0, 4.0), model("TDM", 1.92, 4.0, (0.6, 0.7)), *baselines])
-    assert "96% (first judge), 100% (second judge); to reach: 95%, reached." in both[0]
-    assert both[1].endswith("more, reached.")
-    assert both[3].startswith("DPO keeps 50% (first judge), 50% (second judge) of the diversity")
-    split = homogenisation.verdicts([model("base", 2.0, 4.0), model("TDM", 1.8, 4.0, (0.6, 0.4)), *baselines])
-    assert split[0].endswith("the judges disagree.")
-    assert split[1].endswith("the judges disagree.")
-    blind = homogenisation.verdicts([model("base", 0.0, 0.0), model("TDM", 1.0, 1.0), *baselines])
-    assert blind == ["No judge sees the base draw what it is asked for: it has no diversity to keep."]
 
 
 def member(seed: int) -> Fitted:

@@ -1,0 +1,32 @@
+"""Differences of runs that share seed, prompts and noise, and the one word that their intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.experiments.drawn import spread
+
+REACHED, UNDECIDED, NOT_REACHED = "reached", "undecided", "not reached"
+Interval = tuple[float, float]
+
+
+def over_seeds(differences: Sequence[float]) -> Interval:
+    """Student's 95% interval of a mean over seeds; NaN for a single one."""
+    mean, half = spread(differences)
+    return mean - half, mean + half
+
+
+def verdict(differences: Sequence[float], *others: Interval) -> str:
+    """Whether differences, one a seed, lie above 0: by their interval over seeds and by every other one, over prompts say.
+
+    `not reached` where one of the intervals lies below 0; a single seed decides nothing.
+    """
+    intervals = [over_seeds(differences), *others]
+    if all(low > 0 for low, _ in intervals):
+        return REACHED
+    return NOT_REACHED if any(high < 0 for _, high in intervals) else UNDECIDED
+
+
+def less(first: Sequence[float], second: Sequence[float], share: float = 1.0) -> list[float]:
+    """What `first` has beyond `share` of `second`, seed by seed."""
+    return [one - share * other for one, other in zip(first, second, strict=True)]
