@@ -244,8 +244,9 @@ def test_the_same_question_twice_in_a_batch_is_asked_once(tmp_path: Path) -> Non
 
 
 def test_no_more_requests_are_under_way_than_allowed(tmp_path: Path) -> None:
+    three = threading.Barrier(3)
     with (
-        serve(lambda body: (time.sleep(0.03), completion("x"))[1]) as served,
+        serve(lambda body: (three.wait(10), completion("x"))[1]) as served,
         client(served.url, tmp_path, concurrency=3) as chat,
     ):
         chat.chat([question(str(n)) for n in range(12)])

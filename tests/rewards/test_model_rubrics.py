@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import math
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +88,24 @@ def sees_red(body: Body) -> Answer:
     return Answer(json.dumps(said))
 
 
+def with_company(answer: Callable[[Body], Answer]) -> Callable[[Body], Answer]:
+    """As `answer`, but the first request waits, ten seconds at most, until another one is there beside it."""
+    first, another = iter([True]), threading.Event()
+
+    def answering(body: Body) -> Answer:
+        if next(first, False):
+            another.wait(10)
+        else:
+            another.set()
+        return answer(body)
+
+    return answering
+
+
 def test_a_vision_model_answers_each_requirement_by_the_chance_of_yes(tmp_path: Path) -> None:
     pictures = np.stack([shape("disc", colour=COLOURS[colour]) for colour in ("red", "blue")])
     rubric = (required("colour", "the disc is red", value="red"), required("colour", "the disc is blue", value="blue"))
-    with serve(sees_red) as served, client(served, tmp_path) as chat:
+    with serve(with_company(sees_red)) as served, client(served, tmp_path) as chat:
         judge = ChatJudge(chat)
         first, second = judge.answer(pictures, [rubric, rubric[:1]])
         reward = RubricReward(lambda prompts: [rubric[:1]] * len(prompts), judge)
