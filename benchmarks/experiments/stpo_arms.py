@@ -62,8 +62,8 @@ class Arm:
             return PreferenceConfig(method="mapo", beta=0.1, mapo_scale=4 * margin)
         if self.name in METHODS:
             return PreferenceConfig(method=METHODS[self.name], beta=2 * margin)  # type: ignore[arg-type]
-        own = {"beta": MARGINS[MIDDLE], "anchor_weight": ANCHORS[self.level], **WITHOUT.get(self.name, {})}
-        return PreferenceConfig(**own)
+        own: dict[str, Any] = {"anchor_weight": ANCHORS[self.level], **WITHOUT.get(self.name, {})}
+        return PreferenceConfig(beta=MARGINS[MIDDLE], **own)
 
 
 def sweep(seed: int, levels: Sequence[int]) -> list[Arm]:

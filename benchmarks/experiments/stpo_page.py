@@ -10,7 +10,7 @@ is said of it is how far it drifted without.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -247,6 +247,7 @@ COLUMNS = {
     "loser_rise": "loser error rose",
     "high_frequency": "high frequencies",
 }
+END_COLUMNS = {"drift": "drift", "winners_worse": "winners worse", "margin_accuracy": "margin accuracy"}
 
 
 def equal_table(measured: Sequence[Measured], target: float) -> Html:
@@ -256,24 +257,27 @@ def equal_table(measured: Sequence[Measured], target: float) -> Html:
         own = [one for one in measured if (one.arm, one.strength, one.swept) == (arm, strength, swept)]
         reach = [one for one in own if np.isfinite(one.at(target, "drift"))]
         ended = sum(one.stopped for one in own)
-        rows.append([
+        told = [
             f"{arm}{f', {ended} ended themselves' if ended else ''}",
             strength,
             "choosing" if swept else "comparing",
-            f"{len(reach)} of {len(own)}",
-            _mean(own, lambda one: one.gain),
-            *(_mean(reach, lambda one, name=name: one.at(target, name)) for name in COLUMNS),  # type: ignore[misc]
-            *(_mean(own, lambda one, name=name: one.end(name)) for name in ("drift", "winners_worse", "margin_accuracy")),  # type: ignore[misc]
-            _mean(own, lambda one: one.seconds / 60),
-        ])  # fmt: skip
-    there, end = (f"{says} there" for says in COLUMNS.values()), ("drift", "winners worse", "margin accuracy")
-    columns = ["option", "strength", "runs for", "reach the target", "gold gained at most", *there]
-    return table([*columns, *(f"{says} at the end" for says in end), "minutes of a run"], rows)
+        ]
+        there = [_mean(one.at(target, name) for one in reach) for name in COLUMNS]
+        ends = [_mean(one.end(name) for one in own) for name in END_COLUMNS]
+        gain, minutes = _mean(one.gain for one in own), _mean(one.seconds / 60 for one in own)
+        rows.append([*told, f"{len(reach)} of {len(own)}", gain, *there, *ends, minutes])
+    columns = ["option", "strength", "runs for", "reach the target", "gold gained at most"]
+    columns += [
+        *(f"{says} there" for says in COLUMNS.values()),
+        *(f"{says} at the end" for says in END_COLUMNS.values()),
+    ]
+    return table([*columns, "minutes of a run"], rows)
 
 
-def _mean(runs: Sequence[Measured], value: Callable[[Measured], float]) -> str:
+def _mean(values: Iterable[float]) -> str:
     """To three digits; empty for none."""
-    return f"{np.mean([value(one) for one in runs]):.3g}" if runs else ""
+    found = list(values)
+    return f"{np.mean(found):.3g}" if found else ""
 
 
 def _shown(measured: Sequence[Measured], levels: Mapping[str, int]) -> list[Measured]:

@@ -17,11 +17,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Scorer, prompted
+from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, Scorer, prompted
 from benchmarks.experiments.ground import stand
 from benchmarks.experiments.results import once, publish, without_pixels
 from benchmarks.experiments.tdm_page import GAP, REFERENCE_STEPS, Row, Student, report, teacher_name, verdicts
@@ -137,7 +136,7 @@ class Renoised(Sampler):
         seeds: Sequence[int],
         config: SamplingConfig,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Any:
+    ) -> Pixels:
         """As the sampler does, other seeds in place of these."""
         moved = [self.draw * 1_000_003 + seed for seed in seeds]
         return super().sample(prompts, moved, config, on_progress)
