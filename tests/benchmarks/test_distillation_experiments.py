@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.experiments import merging, tdm, tdm_page
@@ -91,6 +92,17 @@ def test_students_are_set_against_the_teacher_at_as_few_steps_and_variants_again
     assert len(told) == 4 + 2 + 1
     assert "better than the teacher, 4 steps, guided by: concepts named +0.500 \u00b1 0.000 (reached)" in told[4]
     assert "better than the student, 4 steps by: concepts named -0.100 \u00b1 0.000 (not reached)" in told[6]
+
+
+def test_the_page_of_students_shows_models_gaps_and_verdicts() -> None:
+    rows: list[dict[str, Any]] = [{"name": "real pictures", "seed": 0}, *teacher_rows()]
+    rows += [distilled(STUDENT.name, seed) for seed in range(3)]
+    rows[-3] |= {"log": {"tdm/gap": [0.5, 0.2], "tdm/fake": [1.0, 1.0]}}
+    for row in rows:
+        row |= {"fine_detail": 0.1, "saturation": 0.2, "pixels": np.zeros((1, 4, 4, 3), int).tolist()}
+    html = tdm_page.report("About.", rows, [STUDENT], ["a fox"], 1000, "Some updates")
+    for said in ("to reach: above 0, reached", "real pictures", "a fox", "0.800 \u00b1 0.000", "Some updates"):
+        assert said in html
 
 
 def test_what_a_training_logs_is_averaged_over_stretches_and_may_be_missing_at_some_steps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from benchmarks.experiments.stpo import FULL
 from benchmarks.experiments.stpo_arms import ANCHORS, HEADLINE, MARGINS, ONCE, SHUFFLED, WITHOUT, Arm, extras, sweep
 from benchmarks.experiments.stpo_measures import NOISE_SEED, NUM_NOISES, TIMESTEPS, pair_errors
-from benchmarks.experiments.stpo_page import Measured, chosen_levels, drift_verdict, isotonic, rising, verdicts
+from benchmarks.experiments.stpo_page import Measured, chosen_levels, drift_verdict, isotonic, report, rising, verdicts
 from benchmarks.experiments.stpo_training import Snapshots, snapshot
 from pleinair.packs.loader import LatentBatch
 from pleinair.packs.pairs import PairBatch
@@ -130,6 +131,19 @@ def test_without_a_target_nothing_is_compared() -> None:
     told = verdicts(both([0.05, 0.06]), LEVELS, -0.1)
     assert told[0].endswith("there is no target to compare at. Undecided.")
     assert len(told) == 3
+
+
+def test_the_page_shows_every_option_and_tells_the_verdicts() -> None:
+    names = ("rise", "high_frequency", "margin_accuracy")
+    runs = []
+    for one in [*both([0.05, 0.05]), run("MaPO", [0.0, 0.1], [0.0, 0.2], swept=True)]:
+        curve = {**one.curve, **{name: [0.0, 0.5] for name in names}}
+        runs.append(replace(one, curve=curve, pictures=np.zeros((1, 4, 4, 3), int).tolist()))
+    told = {"gap": "all right", "commit": "c", "machine": "m", "size": "small"}
+    base = {"base, plain": np.zeros((1, 4, 4, 3), np.uint8)}
+    html = report("About.", runs, LEVELS, 0.8, base, ["a fox"], told)
+    for said in ("to reach: 0.1, reached.", "2 of 2", "0 of 1", "MaPO", "a fox", "choosing", "drift on held-out rows"):
+        assert said in html
 
 
 def test_every_option_has_a_loss_and_a_run_of_its_own() -> None:
