@@ -33,7 +33,7 @@ from benchmarks.experiments.exploring import Explorer, open_explorer
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.homogenisation_page import BASE, BASELINES, REAL, Row, report, values_of, verdicts
 from benchmarks.experiments.results import once, publish
-from benchmarks.experiments.stpo import Arm
+from benchmarks.experiments.stpo_arms import Arm
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import list_checkpoints, read_manifest
 from pleinair.cli.progress import ProgressLine

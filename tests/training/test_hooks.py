@@ -29,7 +29,7 @@ from pleinair.training.hooks.profiler import Profile
 from pleinair.training.hooks.progress import Beats, EachStep
 from pleinair.training.hooks.spikes import SpikeConfig, SpikeError, Spikes, robust_sigmas
 from pleinair.training.hooks.throughput import Throughput, measure_peak, training_flops
-from pleinair.training.hooks.validation import Validation, ValidationConfig, validation_losses
+from pleinair.training.hooks.validation import Validation, ValidationConfig, validation_losses, velocity_drift
 from pleinair.training.hooks.watching import WatchConfig
 from pleinair.training.mesh import Mesh
 from pleinair.training.random import RowRandom
@@ -136,6 +136,29 @@ def test_validation_is_the_mean_error_at_each_timestep_and_repeats_exactly() -> 
             for number, batch in enumerate(batches)
         ]
     assert first[0.2] == pytest.approx(sum(naive) / 2, rel=1e-5)
+
+
+def test_drift_is_the_mean_square_of_velocities_apart_in_the_noise_of_validation() -> None:
+    stage, reference, batch = pretrain_stage(), pretrain_stage(seed=1), Latents(first=900).batch(0)
+    found = velocity_drift(stage.model, reference.model, [batch], (0.2, 0.8), 5, Mesh())
+    noise_BCHW = RowRandom(5, 0, range(8)).normal(4, 4, 4)
+    noisy_BCHW = 0.2 * batch.latents_BCHW + 0.8 * noise_BCHW
+    with torch.no_grad():
+        first, second = (
+            one.model(noisy_BCHW, torch.full((8,), 0.8), batch.text_features_BTLD, batch.text_mask_BT)
+            for one in (stage, reference)
+        )
+    assert found[0.8] == pytest.approx((first - second).square().mean().item(), rel=1e-5)
+    assert found[0.2] != found[0.8] > 0
+    assert stage.model.training
+    assert velocity_drift(stage.model, stage.model, [batch], (0.2,), 5, Mesh()) == {0.2: 0.0}
+
+
+def test_a_grid_of_many_timesteps_keeps_their_order() -> None:
+    grid = tuple(place / 12 for place in range(1, 13))
+    found = validation_losses(pretrain_stage(), [Latents(first=900).batch(0)], grid, 5, Mesh())
+    alone = validation_losses(pretrain_stage(), [Latents(first=900).batch(0)], grid[2:3], 5, Mesh())
+    assert found[grid[2]] == pytest.approx(alone[grid[2]], rel=1e-6)
 
 
 def test_validation_falls_with_training_and_changes_nothing_of_it(tmp_path: Path) -> None:

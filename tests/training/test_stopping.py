@@ -181,6 +181,9 @@ def test_validation_against_a_reference_tells_the_rise_at_each_timestep(tmp_path
         expected = last[f"validation/{name}"] - start[f"validation/{name}"]
         assert last[f"validation_rise/{name}"] == pytest.approx(expected, abs=1e-6)
         assert expected != 0
+    drifts = [last[f"validation_drift/{name}"] for name in ("t0.3", "t0.7")]
+    assert min(drifts) > 0
+    assert last["validation_drift/mean"] == pytest.approx(sum(drifts) / 2)
 
 
 class Still:

@@ -1,12 +1,13 @@
 """Loss of held-out rows at fixed timesteps: comparable over a run, over resolutions' shifts and between runs.
 
 The training loss moves with its timesteps: another shift gives another number for the same model. Here every row is seen
-at every timestep of a grid, with the same noise each time.
+at every timestep of a grid, with the same noise each time. Given a reference, also what was lost against it, and how far the
+velocity has drifted from its: a loss can stay where it is while the velocity moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pleinair.flow import interpolate
+from pleinair.packs.loader import LatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.averaging import MovingAverage
 from pleinair.training.engine import Loader, Run
@@ -63,7 +66,8 @@ class ValidationConfig:
 class Validation:
     """The hook: adds `validation/t0.1` ... and their mean `validation/loss`, and `validation_ema/...` given an average.
 
-    Given a reference, another model of the same errors, also `validation_rise/...`: what the run has lost against it.
+    Given a reference, another model of the same errors, also `validation_rise/...`: what the run has lost against it; and
+    `validation_drift/t0.1` ... with their mean `validation_drift/mean`: the mean square of velocity less the reference's.
     """
 
     def __init__(
@@ -88,32 +92,74 @@ class Validation:
                 if self._of_reference is None:
                     self._of_reference = self._losses(self.reference, run.mesh)
                 rises = {timestep: loss - self._of_reference[timestep] for timestep, loss in losses.items()}
-                measured |= _named("validation_rise", rises)
+                drifts = velocity_drift(
+                    stage.model,
+                    self.reference.model,
+                    self._batches(),
+                    self.config.timesteps,
+                    self.config.seed,
+                    run.mesh,
+                )
+                measured |= {**_named("validation_rise", rises), **_named("validation_drift", drifts, "mean")}
             if self.average is not None:
                 with self.average.applied(stage.model):
                     measured |= _named("validation_ema", self._losses(stage, run.mesh))
         return measured
 
     def _losses(self, stage: TimestepErrors, mesh: Mesh) -> dict[float, float]:
-        batches = (self.loader.batch(number) for number in range(self.config.num_batches))
-        return validation_losses(stage, list(batches), self.config.timesteps, self.config.seed, mesh)
+        return validation_losses(stage, self._batches(), self.config.timesteps, self.config.seed, mesh)
+
+    def _batches(self) -> list[Any]:
+        return [self.loader.batch(number) for number in range(self.config.num_batches)]
 
 
-@torch.no_grad()
 def validation_losses(
     stage: TimestepErrors, batches: Sequence[Any], timesteps: Sequence[float], seed: int, mesh: Mesh
 ) -> dict[float, float]:
     """Mean error of all rows at each timestep; deterministic."""
-    sums = torch.zeros(len(timesteps), device=mesh.device)
     with evaluating(stage.model):
-        for number, batch in enumerate(on_device(batch, mesh.device) for batch in batches):
-            count = num_rows(batch)
-            first = mesh.data_rank * count
-            for place, timestep in enumerate(timesteps):
-                random = RowRandom(seed, number, range(first, first + count), mesh.device)
-                timestep_B = torch.full((count,), timestep, device=mesh.device)
-                sums[place] += stage.velocity_errors(batch, timestep_B, random).float().mean()
-    means = mean_metrics({str(place): total / len(batches) for place, total in enumerate(sums)}, mesh)
+        return _over_grid(stage.velocity_errors, batches, timesteps, seed, mesh)
+
+
+def velocity_drift(
+    model: nn.Module,
+    reference: nn.Module,
+    batches: Sequence[LatentBatch],
+    timesteps: Sequence[float],
+    seed: int,
+    mesh: Mesh,
+) -> dict[float, float]:
+    """Mean square of two models' difference in velocity at each timestep, in the noise of `validation_losses`; deterministic."""
+
+    def apart(batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
+        latents_BCHW = batch.latents_BCHW.float()
+        noisy_BCHW = interpolate(latents_BCHW, random.normal(*latents_BCHW.shape[1:]), timestep_B)
+        inputs = (noisy_BCHW, timestep_B, batch.text_features_BTLD, batch.text_mask_BT)
+        difference_BCHW: Tensor = model(*inputs).float() - reference(*inputs).float()
+        return difference_BCHW.square().mean(dim=(1, 2, 3))
+
+    with evaluating(model), evaluating(reference):
+        return _over_grid(apart, batches, timesteps, seed, mesh)
+
+
+@torch.no_grad()
+def _over_grid(
+    measure: Callable[[Any, Tensor, RowRandom], Tensor],
+    batches: Sequence[Any],
+    timesteps: Sequence[float],
+    seed: int,
+    mesh: Mesh,
+) -> dict[float, float]:
+    """The mean over all rows of what `measure` gives, (B,), at each timestep; a row's noise is the same at all of them."""
+    sums = torch.zeros(len(timesteps), device=mesh.device)
+    for number, batch in enumerate(on_device(batch, mesh.device) for batch in batches):
+        count = num_rows(batch)
+        first = mesh.data_rank * count
+        for place, timestep in enumerate(timesteps):
+            random = RowRandom(seed, number, range(first, first + count), mesh.device)
+            timestep_B = torch.full((count,), timestep, device=mesh.device)
+            sums[place] += measure(batch, timestep_B, random).float().mean()
+    means = mean_metrics({f"{place:04}": total / len(batches) for place, total in enumerate(sums)}, mesh)
     return dict(zip(timesteps, means.values(), strict=True))
 
 
@@ -128,6 +174,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _named(group: str, losses: Mapping[float, float]) -> dict[str, float]:
-    named = {f"{group}/t{timestep:g}": loss for timestep, loss in losses.items()}
-    return {**named, f"{group}/loss": sum(losses.values()) / len(losses)}
+def _named(group: str, values: Mapping[float, float], mean: str = "loss") -> dict[str, float]:
+    named = {f"{group}/t{timestep:g}": value for timestep, value in values.items()}
+    return {**named, f"{group}/{mean}": sum(values.values()) / len(values)}
