@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pleinair import krablet
 
@@ -21,6 +22,10 @@ sys.dont_write_bytecode = False
 
 # A job in a shell's background ignores SIGINT, and its children would too: tests of Ctrl-C send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is slow for seconds at a time: what an example takes says nothing of the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 _numbers = itertools.count(1)
 

@@ -48,7 +48,7 @@ def simulated_goodput(interval: float, cost: CheckpointCost, mean: float, restar
     return kept * interval / clock
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(60, 1e6), st.floats(1e-4, 0.3), st.floats(0, 0.5))
 def test_dalys_interval_keeps_as_much_as_the_best_of_all(mean: float, share: float, restart: float) -> None:
     cost = CheckpointCost(stall_seconds=mean * share)

@@ -155,7 +155,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
     return [draw(st.sampled_from(makers))(at, draw(st.integers(0, 2)), draw(st.integers(0, 50))) for at in times]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(logs())
 def test_buckets_sum_to_the_wall_clock_and_none_is_negative(events: list[Event]) -> None:
     goodput = measure_goodput(events)

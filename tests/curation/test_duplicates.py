@@ -194,7 +194,7 @@ def test_a_radius_the_search_cannot_promise_is_refused() -> None:
         DuplicateLimits(near=Radius(phash=18, colour=6, thumb=64))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40))
 def test_groups_are_the_connected_components(edges: list[tuple[int, int]]) -> None:
     reach = np.eye(20, dtype=bool)

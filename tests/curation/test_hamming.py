@@ -21,7 +21,7 @@ def pairs_of(words: NDArray[np.uint64], radius: int, new_from: int = 0) -> set[t
     return {(int(i), int(j)) for block in near_pairs(words, radius, new_from=new_from) for i, j in block}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(2, 80), st.integers(0, 17), st.booleans(), st.booleans())
 def test_the_search_finds_exactly_what_comparing_all_finds(
     seed: int, count: int, radius: int, skewed: bool, grown: bool

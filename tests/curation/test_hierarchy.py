@@ -89,7 +89,7 @@ def test_each_level_and_resampling_bring_centroids_nearer_to_uniform() -> None:
     assert data - 0.3 > found[0] > found[1] + 0.1 > found[2] + 0.15
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(0, 500), st.integers(0, 5))
 def test_shares_sum_to_the_target_never_exceed_a_cluster_and_are_as_even_as_can_be(
     sizes: list[int], target: int, seed: int

@@ -255,7 +255,7 @@ any_event = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(any_event, max_size=10), st.randoms(use_true_random=False))
 def test_the_set_does_not_depend_on_the_order_in_which_events_arrive(events: list[PickEvent], random: Any) -> None:
     mixed = [*events, *events[:3]]

@@ -68,7 +68,7 @@ def test_in_one_dimension_the_frechet_distance_is_that_of_means_and_deviations()
     assert frechet_distance(a, b) == pytest.approx(expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(3, 12), st.integers(2, 6))
 def test_the_frechet_distance_agrees_with_eigenvalues_of_the_product(seed: int, num: int, dim: int) -> None:
     a, b = features(num, dim, seed), features(num + 1, dim, seed + 1) * 1.5

@@ -34,7 +34,7 @@ def planned(connection: Connection, source: Source, target: int, pages: int | No
     return plan_ranges(connection, source, take_sample(connection, source, pages=pages), target)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     early=st.sets(
         st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=6), max_size=60

@@ -76,7 +76,7 @@ def test_text_is_escaped_and_markup_is_not() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12).map(lambda size: (*size, 3))))
 def test_a_png_decodes_to_the_pixels_it_was_made_from(pixels: np.ndarray) -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(pixels)))), pixels)

@@ -61,7 +61,7 @@ def test_a_value_of_a_hundredfold_scale_drowns_the_other_in_grpo_and_not_in_gdpo
 numbers = st.floats(-1e3, 1e3, width=32)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     values=st.lists(st.tuples(numbers, numbers, st.booleans()), min_size=8, max_size=8),
     weights=st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)),

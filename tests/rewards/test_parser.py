@@ -102,7 +102,7 @@ def test_a_prompt_that_is_not_understood_requires_little_and_breaks_nothing(prom
     assert [one.kind for one in PromptParser(THINGS)([prompt])[0]] in ([], ["object"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=60))
 def test_any_text_is_taken_apart_the_same_way_twice(prompt: str) -> None:
     assert PARSER([prompt, prompt])[0] == PromptParser(THINGS, ("noto", "fluent 3d", "high contrast"))([prompt])[0]

@@ -73,7 +73,7 @@ def test_evidence_fades_so_that_a_prompt_comes_back_to_the_others() -> None:
     assert later[1] > 0.9 * later[2]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1000), st.integers(0, 50), st.integers(1, 8))
 def test_a_choice_is_of_distinct_prompts_and_a_function_of_seed_and_iteration(
     seed: int, iteration: int, count: int

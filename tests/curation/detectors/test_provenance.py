@@ -195,7 +195,7 @@ def test_files_made_to_keep_a_reader_busy_are_over_soon(data: bytes) -> None:
     assert time.process_time() - began < 1.0
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     made=st.sampled_from([data for data, _ in MADE.values()]),
     cuts=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), max_size=4),

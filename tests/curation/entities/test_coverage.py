@@ -33,7 +33,7 @@ def keys(count: int) -> list[str]:
 CAPTIONS = st.lists(st.sets(st.integers(0, NUM_ENTITIES - 1), max_size=4).map(sorted), min_size=1, max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(captions=CAPTIONS, keep=st.integers(1, 4), share=st.floats(0, 1), seed=st.integers(-5, 5))
 def test_every_entity_keeps_its_pictures_or_the_sample_is_refused(
     captions: list[list[int]], keep: int, share: float, seed: int

@@ -24,7 +24,7 @@ def rows(path: Path, table: str, *columns: str) -> list[tuple[Value, ...]]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(titles=st.lists(TITLES, min_size=1, max_size=8), lines=st.booleans())
 def test_any_title_comes_out_as_it_went_in(titles: list[str], lines: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -293,7 +293,7 @@ def test_a_sum_beyond_64_bits_is_refused_and_its_average_is_not(shards: Shards) 
 FLOATS = st.none() | st.floats(width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shards=st.lists(st.lists(st.tuples(FLOATS, st.none() | st.sampled_from(["", "a", "b"])), max_size=12), max_size=4),
     orders=st.tuples(
