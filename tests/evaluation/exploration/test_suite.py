@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pleinair.cli import exploration
 from pleinair.evaluation.exploration.asking import own_requests
@@ -51,6 +52,8 @@ class Done:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    torch.set_num_threads(1)  # as every test, which comes after this: judges learn the same beside whatever ran before
+    torch.manual_seed(0)
     place = tmp_path_factory.mktemp("work")
     write_place(place)
     return SimpleNamespace(home=place / "home", cache=place / "cache")
