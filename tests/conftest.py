@@ -15,6 +15,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pleinair import krablet
+from pleinair.garbage import look_seldom
+
+look_seldom()
 
 # Tests start Python hundreds of times: told to keep no bytecode, each would compile all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -31,6 +31,7 @@ from pleinair.checkpoint.merge import merge_checkpoints
 from pleinair.checkpoint.store import list_checkpoints, read_manifest, read_tensors
 from pleinair.cluster.locks import only_one
 from pleinair.config import config_digest, from_document, to_document
+from pleinair.garbage import look_seldom
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack, read_pack_manifest
@@ -315,6 +316,7 @@ def read_result(directory: Path) -> RunResult | None:
 
 def main() -> int:
     """Do the job of a directory."""
+    look_seldom()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     directory = Path(sys.argv[1])
     try:

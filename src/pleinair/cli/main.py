@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pleinair import __version__
+from pleinair.garbage import look_seldom
 from pleinair.records.errors import PleinairError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; our own errors become one sentence on standard error and exit code 1."""
+    look_seldom()
     options = build_parser().parse_args(arguments)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
