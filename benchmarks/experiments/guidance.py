@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, Row, climbed
 from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.ground import Ground, stand
-from benchmarks.experiments.results import once, opening, publish, without_pixels, word
+from benchmarks.experiments.paired import word
+from benchmarks.experiments.results import once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
 from pleinair.pages import GridCell, GridRow, Html, Section, grid, page, table

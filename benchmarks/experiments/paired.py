@@ -17,14 +17,20 @@ def over_seeds(differences: Sequence[float]) -> Interval:
 
 
 def verdict(differences: Sequence[float], *others: Interval) -> str:
-    """Whether differences, one a seed, lie above 0: by their interval over seeds and by every other one, over prompts say.
+    """Whether differences, one a seed, lie above 0: by their interval over seeds and by every other one, over prompts say."""
+    return said_of([over_seeds(differences), *others], 0.0)
 
-    `not reached` where one of the intervals lies below 0; a single seed decides nothing.
-    """
-    intervals = [over_seeds(differences), *others]
-    if all(low > 0 for low, _ in intervals):
+
+def word(mean: float, half: float, aim: float = 0.0) -> str:
+    """Whether a mean with half of its 95% interval lies above an aim."""
+    return said_of([(mean - half, mean + half)], aim)
+
+
+def said_of(intervals: Sequence[Interval], aim: float) -> str:
+    """`not reached` where one of the intervals lies below the aim; NaN, of a single seed, decides nothing."""
+    if all(low > aim for low, _ in intervals):
         return REACHED
-    return NOT_REACHED if any(high < 0 for _, high in intervals) else UNDECIDED
+    return NOT_REACHED if any(high < aim for _, high in intervals) else UNDECIDED
 
 
 def less(first: Sequence[float], second: Sequence[float], share: float = 1.0) -> list[float]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from benchmarks.experiments.drawn import SIDE, spread
 from benchmarks.experiments.ground import Ground, stand
+from benchmarks.experiments.paired import said_of
 from benchmarks.experiments.results import once, opening, publish
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
@@ -240,8 +241,8 @@ def verdict(rows: Sequence[dict[str, Any]], num_pictures: int) -> str:
     if not spread(uniform.tolist())[0] - spread(uniform.tolist())[1] > 0:
         return f"{told} Uniform choice gained nothing for sure: there is no ratio."
     low, high = ratio_interval(pool, uniform)
-    reached = "reached" if low >= AIM else "not reached" if high < AIM else "undecided"
-    return f"{told} A ratio of {pool.mean() / uniform.mean():.2f} [{low:.2f}, {high:.2f}]; to reach: {AIM}, {reached}."
+    said = said_of([(low, high)], AIM)
+    return f"{told} A ratio of {pool.mean() / uniform.mean():.2f} [{low:.2f}, {high:.2f}]; to reach: {AIM}, {said}."
 
 
 def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], parts: Parts) -> str:

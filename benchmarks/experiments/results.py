@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,6 @@ def publish(out: Path, name: str, document: Mapping[str, Any], page: str) -> Pat
 def without_pixels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows as they are published: pictures are on the page."""
     return [{key: value for key, value in row.items() if key != "pixels"} for row in rows]
-
-
-def word(mean: float, half: float, aim: float = 0.0) -> str:
-    """Whether a mean with half of its 95% interval is above an aim: reached, not reached, or undecided."""
-    if math.isnan(half):
-        return "undecided, one seed"
-    if mean - half >= aim:
-        return "reached"
-    return "not reached" if mean + half < aim else "undecided"
 
 
 def opening(about: str | None, verdicts: Sequence[str]) -> Html:

@@ -33,7 +33,8 @@ from benchmarks.experiments.climbing import (
 )
 from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.ground import Ground, stand
-from benchmarks.experiments.results import opening, publish, without_pixels, word
+from benchmarks.experiments.paired import word
+from benchmarks.experiments.results import opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
 from pleinair.pages import Section, page

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.experiments.drawn import shown, spread
-from benchmarks.experiments.results import word
+from benchmarks.experiments.paired import NOT_REACHED, REACHED, UNDECIDED, word
 from benchmarks.experiments.stpo_arms import HEADLINE, SHUFFLED
 from pleinair.pages import GridCell, GridRow, Html, Section, Series, element, grid, line_plot, page, table
 from pleinair.pages.picture import Pixels
@@ -31,7 +31,7 @@ PLAIN, MIXED, OWN = HEADLINE
 AIMS = {PLAIN: 0.1, MIXED: 0.5}
 """What STPO's drift is to be, at most, of each one's."""
 WORSE_AIM = 0.10
-WORDS = ("reached", "undecided", "undecided, one seed", "not reached")
+WORDS = (REACHED, UNDECIDED, NOT_REACHED)
 """From the best to the worst."""
 LEAST_SHARE = 0.8
 """Of an option's seeds that must reach the target for it to be compared."""

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.drawn import shown, spread
-from benchmarks.experiments.results import opening, word
+from benchmarks.experiments.paired import word
+from benchmarks.experiments.results import opening
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.pages import GridCell, GridRow, Html, Section, Series, grid, line_plot, page, table
 
