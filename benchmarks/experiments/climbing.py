@@ -92,9 +92,7 @@ class Probe:
         self, sampler: Sampler, guidance: float = 0.0, num_steps: int | None = None, rows: Sequence[int] | None = None
     ) -> Pixels:
         """One picture of every row, or of some: a row's noise is its own."""
-        config = SamplingConfig(
-            num_steps=num_steps or self.num_steps, guidance=guidance, resolution=SIDE, precision="fp32"
-        )
+        config = SamplingConfig(num_steps=num_steps or self.num_steps, guidance=guidance, resolution=SIDE)
         rows = range(len(self.prompts)) if rows is None else rows
         return sampler.sample([self.prompts[row][0] for row in rows], rows, config)
 

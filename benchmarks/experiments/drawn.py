@@ -21,7 +21,7 @@ from pleinair.curation.pictures import decode
 from pleinair.curation.sources import find_source, open_image
 from pleinair.curation.sources.media import WORDING
 from pleinair.evaluation.coverage import neighbour_coverage
-from pleinair.evaluation.frechet import extrapolated_frechet_distance
+from pleinair.evaluation.frechet import SMALLEST_SHARE, extrapolated_frechet_distance
 from pleinair.evaluation.metrics import frechet_distance
 from pleinair.evaluation.picture_statistics import high_frequency_share, saturation
 from pleinair.evaluation.prompted import Prompted, at_judges_size, draw_and_judge, judged
@@ -78,7 +78,8 @@ class Scorer:
     """Numbers of drawings of some prompts, against the real pictures of the same prompts."""
 
     def __init__(self, pictures: Sequence[CuratedPicture], space: Sequence[CuratedPicture], num_features: int) -> None:
-        """Features are the judge's, along the `num_features` directions in which those of `space` differ most.
+        """Features are the judge's, along the `num_features` directions in which those of `space` differ most; along fewer
+        where the pictures are too few for a distance over so many.
 
         Distances are to the real pictures as the autoencoder gives them back: its share is nobody's fault.
         """
@@ -86,7 +87,8 @@ class Scorer:
         self.prompts = prompted(pictures)
         embedded = judge_pictures(self.judge, at_judges_size(_stacked(space))).embedding
         self.mean = embedded.mean(0)
-        self.directions = np.linalg.svd(embedded - self.mean, full_matrices=False)[2][:num_features].T
+        kept = min(num_features, math.ceil(SMALLEST_SHARE * len(pictures)) - 1)
+        self.directions = np.linalg.svd(embedded - self.mean, full_matrices=False)[2][:kept].T
         self.real = _stacked(pictures)
         self.given_back = given_back(self.real)
         self.real_features = self.features(judge_pictures(self.judge, at_judges_size(self.given_back)).embedding)

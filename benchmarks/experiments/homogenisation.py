@@ -273,8 +273,8 @@ def drawing(made: Materials, checkpoint: Path) -> SamplingConfig:
     """Without guidance, and a student in its own steps."""
     stored = sampling_of(checkpoint)
     if stored.distilled:
-        return replace(stored, resolution=SIDE, precision="fp32")
-    return SamplingConfig(num_steps=made.measuring.drawing_steps, guidance=0.0, resolution=SIDE, precision="fp32")
+        return replace(stored, resolution=SIDE)
+    return SamplingConfig(num_steps=made.measuring.drawing_steps, guidance=0.0, resolution=SIDE)
 
 
 def measured(made: Materials, name: str, seed: int, checkpoint: Path) -> Row:
@@ -345,7 +345,7 @@ def pairs_of(made: Materials, start: Path) -> Pairs:
     """Pairs of known order that a model draws, drawn once."""
     plan, known = made.plan, made.ground.trained_prompts
     source = Source(made.ground.sampler(start), identity(read_manifest(start)))
-    sampling = SamplingConfig(num_steps=plan.winner_steps, guidance=plan.guidance, resolution=SIDE, precision="fp32")
+    sampling = SamplingConfig(num_steps=plan.winner_steps, guidance=plan.guidance, resolution=SIDE)
     config = DeltaConfig(sampling=sampling, fewer_steps=2, when_unsure="say", ways=("guidance", "steps", "prompt"))
     prompts, line = [known[number % len(known)][0] for number in range(plan.num_pairs)], ProgressLine("pairs")
     directory = made.home / f"pairs-{source.identity[:12]}"

@@ -99,7 +99,7 @@ class Bench:
     def rows(self, model: str, seed: int, checkpoint: Path, guidance: float | None = None) -> list[Row]:
         """A model on every domain, drawn from the seed's noise."""
         strength = self.plan.guidance if guidance is None else guidance
-        config = SamplingConfig(num_steps=self.plan.num_steps, guidance=strength, resolution=SIDE, precision="fp32")
+        config = SamplingConfig(num_steps=self.plan.num_steps, guidance=strength, resolution=SIDE)
 
         def draw() -> dict[str, Row]:
             sampler = self.ground.sampler(checkpoint)

@@ -127,7 +127,7 @@ class Measures:
         """What a model draws of the held-out prompts in the noise of a seed, and a few of its pictures."""
         source, texts = self.ground.source.sampler, [prompt for prompt, _, _ in self.prompts]
         sampler = Sampler(model.model, source.codec, source.text_encoder, source.projection)
-        config = SamplingConfig(num_steps=self.plan.num_steps, guidance=guidance, resolution=SIDE, precision="fp32")
+        config = SamplingConfig(num_steps=self.plan.num_steps, guidance=guidance, resolution=SIDE)
         first = seed * len(texts)
         pixels: Pixels = sampler.sample(texts, range(first, first + len(texts)), config)
         return {

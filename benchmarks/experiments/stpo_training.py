@@ -67,9 +67,7 @@ class PairPlan:
     def delta(self) -> DeltaConfig:
         """Guided winners of many steps; losers without guidance, of few steps, of half the prompt. Said, where few are sure."""
         return DeltaConfig(
-            sampling=SamplingConfig(
-                num_steps=self.num_steps, guidance=self.guidance, resolution=SIDE, precision="fp32"
-            ),
+            sampling=SamplingConfig(num_steps=self.num_steps, guidance=self.guidance, resolution=SIDE),
             fewer_steps=self.fewer_steps,
             when_unsure="say",
             ways=("guidance", "steps", "prompt"),
