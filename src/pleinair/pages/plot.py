@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pleinair.pages.html import Html, element, join
 
 WIDTH, HEIGHT = 640, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 42
 NUM_COLOURS = 6
 MAX_POINTS = 600
 
