@@ -224,7 +224,12 @@ def climbed(
             points += [{"step": record.step + 1, **found}] if found else []
         pixels = probe.draw(ground.sampler(last), rows=probe.shown)
         seconds = sum(plan.batch_size / record.samples_per_second for record in records)
-        return {"points": points, "checkpoint": str(last), "seconds": seconds, "pixels": pixels.tolist()}
+        return {
+            "points": points,
+            "checkpoint": str(last.relative_to(home)),
+            "seconds": seconds,
+            "pixels": pixels.tolist(),
+        }
 
     return {"arm": name, "seed": seed, **once(home / f"{name.replace(' ', '-')}-{seed}.json", made)}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, climbed
 from benchmarks.experiments.drawn import SIDE, Scorer
 from benchmarks.experiments.ground import Ground, stand
-from benchmarks.experiments.results import once, opening, publish, without_pixels
+from benchmarks.experiments.results import named, once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.store import list_checkpoints
 from pleinair.config import config_digest, to_document
@@ -65,8 +66,8 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     kept = runs / f"ground-{config_digest([ground.identity, to_document(plan), GUIDANCES, WEIGHTS])[:12]}"
     trained, unseen = (Probe(ground, prompts, plan) for prompts in (ground.trained_prompts, ground.unseen_prompts))
     found = {
-        "starts": [once(kept / f"start-{one.name}.json", lambda one=one: start_of(ground, trained, one)) for one in bases(ground)],
-        "guidance": [once(kept / f"guidance-{g:g}.json", lambda g=g: guided(ground, unseen, g)) for g in GUIDANCES],
+        "starts": [once(kept / f"start-{one.name}.json", partial(start_of, ground, trained, one)) for one in bases(ground)],
+        "guidance": [once(kept / f"guidance-{g:g}.json", partial(guided, ground, unseen, g)) for g in GUIDANCES],
         "rates": without_pixels([rate_row(ground, unseen, plan, rate, kept) for rate in RATES]),
         "real": once(kept / "real.json", lambda: without_pixels([scorer(ground).of_real()])[0]),
         "num_prompts": {"trained": len(ground.trained_prompts), "unseen": len(ground.unseen_prompts)},
@@ -138,5 +139,5 @@ def report(found: dict[str, Any], ground: Ground) -> str:
         Section(heading="Learning rates of GRPO", body=rows_of([first, *ends], "arm", CLIMBED)),
         Section(heading="The rewards", body=ground.facts()),
     ]
-    footer = f"make experiment-ground, commit {commit()}, {machine()}. Base {ground.base}."
+    footer = f"make experiment-ground, commit {commit()}, {machine()}. Base {named(ground.base)}."
     return page("What the experiments on post-training stand on", opening(__doc__, facts), sections, footer=footer)

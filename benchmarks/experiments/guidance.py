@@ -20,7 +20,7 @@ from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, Row, 
 from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.paired import word
-from benchmarks.experiments.results import once, opening, publish, without_pixels
+from benchmarks.experiments.results import named, once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
 from pleinair.pages import GridCell, GridRow, Html, Section, grid, page, table
@@ -51,7 +51,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     probe = Probe(ground, ground.unseen_prompts, plan)
     arms = [climbed(ground, "climbed", ground.mix(WEIGHTS), [WEIGHTS], plan, probe, seed, kept) for seed in plan.seeds]
     rows = [both_ways(ground, probe, "base", 0, ground.base, kept)]
-    rows += [both_ways(ground, probe, "climbed", arm["seed"], Path(arm["checkpoint"]), kept) for arm in arms]
+    rows += [both_ways(ground, probe, "climbed", arm["seed"], kept / arm["checkpoint"], kept) for arm in arms]
     told = {"verdicts": verdicts(rows), "plan": asdict(plan), "rewards": {n: f.told for n, f in ground.fitted.items()}}
     plain = [{**row, **{way: without_pixels([row[way]])[0] for way in WAYS}} for row in rows]
     document = {"rows": plain, "curves": without_pixels(arms), **told}
@@ -131,5 +131,5 @@ def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -
         Section(heading="The rewards", body=ground.facts()),
     ]
     how = f"{plan.num_iterations} iterations of {plan.num_groups * plan.group_size} pictures, guidance {GUIDANCE:g}"
-    footer = f"make experiment-guidance, commit {commit()}, {machine()}. {how}, seeds {plan.seeds}; base {ground.base}."
+    footer = f"make experiment-guidance, commit {commit()}, {machine()}. {how}, seeds {plan.seeds}; base {named(ground.base)}."
     return page("Plain samples near guided ones", opening(__doc__, verdicts(rows)), sections, footer=footer)

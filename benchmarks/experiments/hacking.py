@@ -33,7 +33,7 @@ from benchmarks.experiments.climbing import (
 from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.paired import word
-from benchmarks.experiments.results import opening, publish, without_pixels
+from benchmarks.experiments.results import named, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
 from pleinair.pages import Section, page
@@ -132,7 +132,7 @@ def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -
         Section(heading="The rewards", body=ground.facts()),
     ]
     how = f"{plan.num_iterations} iterations of {plan.num_groups * plan.group_size} pictures, seeds {plan.seeds}"
-    footer = f"make experiment-hacking, commit {commit()}, {machine()}. {how}; base {ground.base}."
+    footer = f"make experiment-hacking, commit {commit()}, {machine()}. {how}; base {named(ground.base)}."
     return page(
         "Rewards with and without the one for artefacts", opening(__doc__, verdicts(rows)), sections, footer=footer
     )

@@ -32,7 +32,7 @@ from benchmarks.experiments.exploring import FULL as ASKED
 from benchmarks.experiments.exploring import Explorer, open_explorer
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.homogenisation_page import BASE, BASELINES, REAL, Row, report, values_of, verdicts
-from benchmarks.experiments.results import once, publish
+from benchmarks.experiments.results import named, once, publish
 from benchmarks.experiments.stpo_arms import Arm
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import list_checkpoints, read_manifest
@@ -197,7 +197,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     told = {"verdicts": verdicts(rows), "plan": to_document(plan)}
     told["rewards"] = {name: one.told for name, one in ground.fitted.items()}
     texts = [made.probe.prompts[row][0] for row in made.probe.shown]
-    how = f"{len(plan.seeds)} seeds, settings in homogenisation.json; base {ground.base}"
+    how = f"{len(plan.seeds)} seeds, settings in homogenisation.json; base {named(ground.base)}"
     page = report(__doc__, rows, texts, ground.facts(), how)
     return publish(out, "homogenisation", {"rows": [published(row) for row in rows], **told}, page)
 

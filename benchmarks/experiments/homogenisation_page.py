@@ -18,7 +18,7 @@ from benchmarks.experiments.paired import Interval, less, verdict
 from benchmarks.experiments.results import opening
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.evaluation.exploration.measured import compare, measured
-from pleinair.evaluation.exploration.suite import NO_JUDGE
+from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE
 from pleinair.pages import GridCell, GridRow, Html, Section, grid, page, table
 
 Row = dict[str, Any]
@@ -152,27 +152,21 @@ def is_equal(row: Row) -> bool:
 
 
 def ledger_table(rows: Sequence[Row]) -> Html:
-    """Models by axes, each by each judge that tells it; means over seeds with intervals."""
-    columns = [(axis, judge) for axis, by_judge in rows[0]["axes"].items() for judge in by_judge]
-    names = [axis if judge == NO_JUDGE else f"{axis}, {judge} judge" for axis, judge in columns]
-    cells = []
+    """Measures by models, each axis by each judge that tells it; means over seeds with intervals."""
+    axes = [(axis, judge) for axis, by_judge in rows[0]["axes"].items() for judge in by_judge]
+    columns = []
     for name in (REAL, BASE, *CHAIN, *BASELINES):
         own = [row for row in rows if row["model"] == name]
         told = [values_of(row) for row in own]
         plain = [shown([row[key] for row in own]) if key in own[0] else "" for key in ("gold", "artefacts")]
-        values = [shown([one[axis][judge] for one in told]) for axis, judge in columns]
+        values = [shown([one[axis][judge] for one in told]) for axis, judge in axes]
         steps = ", ".join(str(row.get("step", "")) for row in own) if name in BASELINES else ""
         equal = f"{sum(is_equal(row) for row in own)} of {len(own)}" if name in BASELINES else ""
-        cells.append([name, *plain, *values, equal, steps])
-    heads = [
-        "model",
-        "gold reward",
-        "with artefacts, by gold",
-        *names,
-        "seeds at the chain's reward",
-        "steps of checkpoints",
-    ]
-    return table(heads, cells)
+        columns.append([name, *plain, *values, equal, steps])
+    names = [axis if judge == NO_JUDGE else f"{axis}, {judge} judge" for axis, judge in axes]
+    measures = ["gold reward", "with artefacts, by gold", *names, "seeds at the chain's reward", "steps of checkpoints"]
+    models, *lines = zip(*columns, strict=True)
+    return table(["measure", *models], [[says, *cells] for says, cells in zip(measures, lines, strict=True)])
 
 
 def report(about: str | None, rows: Sequence[Row], texts: Sequence[str], facts: Html, how: str) -> str:
@@ -186,7 +180,9 @@ def report(about: str | None, rows: Sequence[Row], texts: Sequence[str], facts: 
         for place, text in enumerate(texts)
     ]
     lead = (
-        "Diversity is a Vendi score: 1 for copies of one picture. Real pictures say how far each judge's scale reaches."
+        "Diversity is a Vendi score: 1 for copies of one picture. Real pictures say how far each judge's scale reaches. "
+        + "; ".join(f"{axis}: {MEANINGS[axis].says}" for axis in rows[0]["axes"])
+        + "."
     )
     sections = [
         Section(heading="Ledger", body=ledger_table(rows), lead=lead),

@@ -36,7 +36,7 @@ from benchmarks.experiments.merging_page import (
     report,
     verdicts,
 )
-from benchmarks.experiments.results import publish, without_pixels
+from benchmarks.experiments.results import named, publish, without_pixels
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import combine_checkpoints
 from pleinair.checkpoint.store import digest_file, list_checkpoints, read_manifest
@@ -142,13 +142,13 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     real = {domain: one.real for domain, one in bench.domains.items()}
     told = {
         "plan": to_document(plan),
-        "base": str(ground.base),
+        "base": named(ground.base),
         "real": real,
         "verdicts": verdicts(rows, returns, real),
     }
     document = {"rows": without_pixels(rows), "returns": returns, **told}
     texts = {domain: [prompt for prompt, _, _ in of.scorer.prompts] for domain, of in bench.domains.items()}
-    how = f"{plan.num_seeds} seeds, settings in merging.json; base {ground.base}"
+    how = f"{plan.num_seeds} seeds, settings in merging.json; base {named(ground.base)}"
     return publish(out, "merging", document, report(__doc__, rows, returns, real, texts, how))
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from benchmarks.experiments.drawn import SIDE, spread
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.paired import said_of
-from benchmarks.experiments.results import once, opening, publish
+from benchmarks.experiments.results import named, once, opening, publish
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.config import config_digest, to_document
 from pleinair.pages import Section, Series, line_plot, page, table
@@ -276,7 +276,5 @@ def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], pa
         Section(heading="Prompts", body=table(["prompt", "half", "mean reward", "deviation"], listed)),
         Section(heading="The rewards", body=parts.ground.facts()),
     ]
-    footer = (
-        f"make experiment-prompt_pool, commit {commit()}, {machine()}. Seeds {plan.seeds}; base {parts.ground.base}."
-    )
+    footer = f"make experiment-prompt_pool, commit {commit()}, {machine()}. Seeds {plan.seeds}; base {named(parts.ground.base)}."
     return page("The prompt pool against uniform choice", opening(__doc__, [told]), sections, footer=footer)

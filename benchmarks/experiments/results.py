@@ -22,6 +22,11 @@ def once(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
+def named(checkpoint: Path) -> str:
+    """Run and step of a checkpoint, for a page: not where this machine keeps it."""
+    return f"{checkpoint.parents[1].name}, {checkpoint.name}"
+
+
 def publish(out: Path, name: str, document: Mapping[str, Any], page: str) -> Path:
     """Write both into `out`, with the commit and the machine; returns the page's place."""
     out.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, Scorer, prompted
 from benchmarks.experiments.ground import stand
-from benchmarks.experiments.results import once, publish, without_pixels
+from benchmarks.experiments.results import named, once, publish, without_pixels
 from benchmarks.experiments.tdm_page import GAP, REFERENCE_STEPS, Row, Student, report, teacher_name, verdicts
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
@@ -149,7 +149,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     ways = teachers_ways(made.plan)
     rows += [teacher_row(made, name, ways[name], draw) for name in ways for draw in range(made.plan.num_draws)]
     rows += [student_row(made, one, seed) for one in made.plan.students for seed in range(one.num_seeds)]
-    told = {"base": str(made.teacher), "plan": asdict(made.plan), "verdicts": verdicts(rows, made.plan.students)}
+    told = {"base": named(made.teacher), "plan": asdict(made.plan), "verdicts": verdicts(rows, made.plan.students)}
     shown = [prompt for prompt, _, _ in made.scorer.prompts[:NUM_SHOWN]]
     html = report(__doc__ or "", rows, made.plan.students, shown, made.plan.distilling.num_updates, how_of(made))
     return publish(out, "tdm", {"rows": without_pixels(rows), **told}, html)
@@ -160,7 +160,7 @@ def how_of(made: Materials) -> str:
     plan = made.plan.distilling
     return (
         f"{plan.num_updates} updates of {plan.batch_size} of {len(made.prompts)} prompts, guidance {plan.guidance:g}; teacher "
-        f"{made.teacher}"
+        f"{named(made.teacher)}"
     )
 
 
@@ -219,7 +219,7 @@ def teacher_row(made: Materials, name: str, config: SamplingConfig, draw: int) -
 def student_row(made: Materials, student: Student, seed: int) -> Row:
     """One student, trained and measured, in the noise of its seed."""
     done = trained(made, student, seed)
-    checkpoint = Path(done.pop("checkpoint"))
+    checkpoint = made.home / done.pop("checkpoint")
     config = replace(sampling_of(checkpoint), resolution=SIDE)
     path = made.kept(checkpoint.parents[1].name, seed)
     row = once(path, lambda: made.scorer.of_model(sampler_of(made, checkpoint, seed), config))
@@ -256,7 +256,10 @@ def trained(made: Materials, student: Student, seed: int) -> Row:
 
     def made_now() -> Row:
         checkpoint = distil(made, config, folder, seed, digest)
-        return {"checkpoint": str(checkpoint), **log_of(read_records(folder / "steps.jsonl"), plan)}
+        return {
+            "checkpoint": str(checkpoint.relative_to(made.home)),
+            **log_of(read_records(folder / "steps.jsonl"), plan),
+        }
 
     found: Row = once(folder / "trained.json", made_now)
     return found
