@@ -281,22 +281,22 @@ def _mean(values: Iterable[float]) -> str:
 
 
 def _shown(measured: Sequence[Measured], levels: Mapping[str, int]) -> list[Measured]:
-    """One run of every option, at its level."""
+    """One run of every option at its level: of the first seed that is compared, where there is one."""
     found: dict[str, Measured] = {}
-    for one in measured:
+    for one in sorted(measured, key=lambda one: one.swept):
         if one.level == levels.get(one.arm, one.level):
-            found[one.arm] = one
+            found.setdefault(one.arm, one)
     return list(found.values())
 
 
 def gold_plot(measured: Sequence[Measured], levels: Mapping[str, int], across: str, says: str) -> Html:
-    """Gold reward over drift, where the higher at the left is the better, or over steps."""
+    """Gold reward gained over drift, where the higher at the left is the better, or over steps."""
     series = []
     for one in _shown(measured, levels):
         order = np.argsort(one.curve[across], kind="stable")
-        x, y = (np.array(one.curve[name])[order].tolist() for name in (across, "gold"))
-        series.append(Series(name=one.arm, x=x, y=y))
-    return line_plot(series, x_label=says, y_label="gold reward")
+        x, y = (np.array(one.curve[name])[order] for name in (across, "gold"))
+        series.append(Series(name=one.arm, x=x.tolist(), y=(y - one.curve["gold"][0]).tolist()))
+    return line_plot(series, x_label=says, y_label="gold reward gained")
 
 
 def drawings(

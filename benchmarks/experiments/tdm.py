@@ -228,7 +228,7 @@ def student_row(made: Materials, student: Student, seed: int) -> Row:
 
 def log_of(records: Sequence[StepRecord], plan: Distilling) -> Row:
     """What the stage has logged, means over equal stretches of the training, nan where there was none; and its seconds."""
-    stretches = np.array_split(np.array(records, object), min(NUM_STRETCHES, len(records)))
+    stretches = [part.tolist() for part in np.array_split(np.array(records, object), min(NUM_STRETCHES, len(records)))]
     keys = sorted({key for record in records for key in record.metrics if key.startswith("tdm/")})
 
     def mean(key: str, of: Sequence[StepRecord]) -> float:
