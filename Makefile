@@ -40,7 +40,7 @@ bench-krablet bench-model bench-curation bench-training: bench-%: $(VENV)/instal
 # Experiments, each with a page in docs/results; all may be stopped and go on when started again.
 experiment-ground experiment-guidance experiment-hacking experiment-homogenisation experiment-lora experiment-merging \
 experiment-progressive experiment-prompt_pool experiment-rubric experiment-stpo experiment-tdm: experiment-%: $(VENV)/installed
-	$(BIN)/python -m benchmarks.experiments $*
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.experiments $*
 
 experiment-ablations: $(VENV)/installed
 	$(BIN)/pleinair ingest drawings

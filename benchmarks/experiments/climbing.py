@@ -69,12 +69,12 @@ class ClimbPlan:
     probe_each: int = 4
     """Pictures of each."""
     probe_steps: int = 16
-    threads: int = 2
+    threads: int = 1
 
 
 SMALL_CLIMB = ClimbPlan(
     seeds=(0, 1), num_iterations=2, num_groups=2, group_size=2, batch_size=2, drawing_steps=3, probe_every=1, num_probed=3,
-    probe_each=2, probe_steps=2, threads=1,
+    probe_each=2, probe_steps=2,
 )  # fmt: skip
 
 

@@ -73,12 +73,12 @@ class Plan:
     """Pictures of each prompt, both to sort the candidates and to measure an arm."""
     num_candidates: int = 400
     """At most."""
-    threads: int = 2
+    threads: int = 1
 
 
 FULL = Plan()
 SMALL = Plan(
-    seeds=(0, 1), half=2, num_iterations=2, measured_every=1, batch_size=2, num_measured=2, num_candidates=6, threads=1,
+    seeds=(0, 1), half=2, num_iterations=2, measured_every=1, batch_size=2, num_measured=2, num_candidates=6,
     rollout=RolloutConfig(
         num_groups=2, group_size=2, drawing=DrawingConfig(num_steps=3, resolution=SIDE, window_size=1, precision="fp32")
     ),

@@ -51,7 +51,7 @@ class Plan:
 FULL = Plan()
 SMALL = Plan(
     pairs=PairPlan(num_pairs=12, num_steps=3),
-    training=TrainPlan(num_steps=4, every=2, batch_size=4, threads=1),
+    training=TrainPlan(num_steps=4, every=2, batch_size=4),
     measuring=MeasurePlan(num_prompts=2, each=2, num_steps=2, num_pairs=4, num_rows=4),
     levels=(1,),
     seeds=(0, 1),

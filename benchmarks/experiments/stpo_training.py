@@ -87,7 +87,7 @@ class TrainPlan:
     learning_rate: float = 3e-5
     budget: DivergenceConfig = field(default_factory=lambda: DivergenceConfig(drift=0.5, window=10))
     """Where a run ends itself."""
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Trained:
     steps: list[int]
     """Of its snapshots."""
     seconds: float
-    """Of its steps, two threads."""
+    """Of its steps."""
     stopped: bool
     """Whether it ended itself, its divergence budget spent."""
 

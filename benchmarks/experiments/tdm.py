@@ -63,7 +63,7 @@ class Distilling:
     fake_factor: float = 5.0
     """The fake model's rate over it."""
     guidance: float = GUIDANCE
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Plan:
 FULL = Plan()
 SMALL = Plan(
     students=(Student(num_steps=4, num_seeds=2), Student(num_steps=4, num_seeds=1, fake_updates=3)),
-    distilling=Distilling(num_updates=3, batch_size=2, threads=1),
+    distilling=Distilling(num_updates=3, batch_size=2),
     judging=Judging(num_judged=12, num_features=2),
 )
 
