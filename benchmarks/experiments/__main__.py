@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import signal
+import sys
 from importlib import import_module
 from pathlib import Path
+
+from benchmarks.experiments.results import sitting
 
 NAMES = (
     "ground",
@@ -36,7 +40,9 @@ def main() -> None:
     more = {name: value for name in ("base", "small") if (value := getattr(options, name))}
     if unknown := sorted(set(more) - set(inspect.signature(run).parameters)):
         parser.error(f"{options.name} takes no --{unknown[0]}: leave it out")
-    print(run(options.runs, options.home, options.out or Path("docs/results") / options.name, **more))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with sitting(options.runs, options.name):
+        print(run(options.runs, options.home, options.out or Path("docs/results") / options.name, **more))
 
 
 if __name__ == "__main__":

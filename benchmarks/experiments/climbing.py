@@ -19,6 +19,8 @@ import numpy.typing as npt
 from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, shown, spread
 from benchmarks.experiments.ground import Ground
 from benchmarks.experiments.results import once
+from pleinair.checkpoint.manifests import identity
+from pleinair.checkpoint.store import read_manifest
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.config import config_digest, to_document
@@ -198,12 +200,13 @@ def climb(
     )
     rule = OptimiserConfig(learning_rate=plan.learning_rate, warmup_steps=2, decay_share=0.0, weight_decay=0.0)
     phase: Phase[RolloutBatch] = Phase("rl", plan.num_iterations * every, plan.batch_size, loader)
+    all_of_it = [ground.identity, identity(read_manifest(start)), *told, prompts, to_document(plan), seed]
     return train(
         stage, [phase],
         EngineConfig(
             seed=seed, precision="fp32", optimiser=rule, keep_checkpoints=1, keep_every=keep_every, num_threads=plan.threads
         ),
-        directory, config_digest=config_digest([ground.identity, str(start), *told, prompts, to_document(plan), seed]), hooks=hooks,
+        directory, config_digest=config_digest(all_of_it), hooks=hooks,
         parent=Parent(checkpoint=start), on_message=lambda said: print(f"  {said}", flush=True),
     )  # fmt: skip
 

@@ -21,8 +21,7 @@ import numpy as np
 from benchmarks.experiments.climbing import SMALL_CLIMB, ClimbPlan, Probe, climbed
 from benchmarks.experiments.drawn import SIDE, Scorer
 from benchmarks.experiments.ground import Ground, stand
-from benchmarks.experiments.results import named, once, opening, publish, without_pixels
-from benchmarks.krablet.rounds import commit, machine
+from benchmarks.experiments.results import footer, named, once, opening, publish, without_pixels
 from pleinair.checkpoint.store import list_checkpoints
 from pleinair.config import config_digest, to_document
 from pleinair.pages import Html, Section, page, table
@@ -139,5 +138,9 @@ def report(found: dict[str, Any], ground: Ground) -> str:
         Section(heading="Learning rates of GRPO", body=rows_of([first, *ends], "arm", CLIMBED)),
         Section(heading="The rewards", body=ground.facts()),
     ]
-    footer = f"make experiment-ground, commit {commit()}, {machine()}. Base {named(ground.base)}."
-    return page("What the experiments on post-training stand on", opening(__doc__, facts), sections, footer=footer)
+    return page(
+        "What the experiments on post-training stand on",
+        opening(__doc__, facts),
+        sections,
+        footer=footer(ground.runs, "ground", f"Base {named(ground.base)}"),
+    )

@@ -7,13 +7,9 @@
 With each seed all is trained anew, and the base is drawn again from the seed's noise: differences are paired by prompt and by
 seed, and count where both the interval over seeds and the one over prompts say so, by both judges. Of every baseline that
 checkpoint is measured whose gold reward, of a judge that nothing climbed, is that of the chain's end; where none comes near
-enough, it never reaches it. SFT is a few epochs of the same drawings at a tenth of the rate, decayed to nothing. GRPO and TDM, of
-chain and baselines, get prompts that leave the style open beside those that name it, and never the open ones that are measured.
-All models are drawn without guidance, the base too: that is its most diverse.
-
-Cost, by counting the network's calls (3.3 ms for a picture and core; three of them for a picture that is trained on): 490
-thousand a seed (SFT 12, pairs 13, preferences 57, reinforcement 46, TDM 134, gold along the baselines 81, measuring 145), so
-five seeds take about 70 minutes of two cores; the judges look at 50 thousand pictures on top.
+enough, it never reaches it. SFT is a few epochs of the same drawings at a tenth of the rate, decayed to nothing. Pairs are of
+prompts of all styles. GRPO and TDM, of chain and baselines, get prompts that leave the style open beside those that name it, and
+never the open ones that are measured. All models are drawn without guidance, the base too: that is its most diverse.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ from benchmarks.experiments.exploring import FULL as ASKED
 from benchmarks.experiments.exploring import Explorer, open_explorer
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.homogenisation_page import BASE, BASELINES, REAL, Row, report, values_of, verdicts
-from benchmarks.experiments.results import named, once, publish
+from benchmarks.experiments.results import footer, named, once, publish
 from benchmarks.experiments.stpo_arms import Arm
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import list_checkpoints, read_manifest
@@ -197,8 +193,10 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     told = {"verdicts": verdicts(rows), "plan": to_document(plan)}
     told["rewards"] = {name: one.told for name, one in ground.fitted.items()}
     texts = [made.probe.prompts[row][0] for row in made.probe.shown]
-    how = f"{len(plan.seeds)} seeds, settings in homogenisation.json; base {named(ground.base)}"
-    page = report(__doc__, rows, texts, ground.facts(), how)
+    foot = footer(
+        runs, "homogenisation", f"{len(plan.seeds)} seeds, settings in homogenisation.json; base {named(ground.base)}"
+    )
+    page = report(__doc__, rows, texts, ground.facts(), foot)
     return publish(out, "homogenisation", {"rows": [published(row) for row in rows], **told}, page)
 
 
@@ -347,10 +345,11 @@ def pairs_of(made: Materials, start: Path) -> Pairs:
     source = Source(made.ground.sampler(start), identity(read_manifest(start)))
     sampling = SamplingConfig(num_steps=plan.winner_steps, guidance=plan.guidance, resolution=SIDE)
     config = DeltaConfig(sampling=sampling, fewer_steps=2, when_unsure="say", ways=("guidance", "steps", "prompt"))
-    prompts, line = [known[number % len(known)][0] for number in range(plan.num_pairs)], ProgressLine("pairs")
+    order = np.random.default_rng(0).permutation(len(known))
+    prompts = [known[order[number % len(known)]][0] for number in range(plan.num_pairs)]
     directory = made.home / f"pairs-{source.identity[:12]}"
     made.home.mkdir(parents=True, exist_ok=True)
-    make_delta_pairs(directory, prompts, source, config, on_progress=line.update)
+    make_delta_pairs(directory, prompts, source, config, on_progress=ProgressLine("pairs").update)
     return Pairs(directory)
 
 

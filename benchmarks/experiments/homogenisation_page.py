@@ -16,7 +16,6 @@ from benchmarks.experiments.drawn import shown
 from benchmarks.experiments.exploring import Axes, value_of
 from benchmarks.experiments.paired import Interval, less, verdict
 from benchmarks.experiments.results import opening
-from benchmarks.krablet.rounds import commit, machine
 from pleinair.evaluation.exploration.measured import compare, measured
 from pleinair.evaluation.exploration.suite import MEANINGS, NO_JUDGE
 from pleinair.pages import GridCell, GridRow, Html, Section, grid, page, table
@@ -169,7 +168,7 @@ def ledger_table(rows: Sequence[Row]) -> Html:
     return table(["measure", *models], [[says, *cells] for says, cells in zip(measures, lines, strict=True)])
 
 
-def report(about: str | None, rows: Sequence[Row], texts: Sequence[str], facts: Html, how: str) -> str:
+def report(about: str | None, rows: Sequence[Row], texts: Sequence[str], facts: Html, foot: str) -> str:
     """The page. `texts` are the prompts of the pictures shown; `facts` says what the rewards are."""
     drawn = [row for row in rows if "pixels" in row]
     first = [row for row in drawn if row["seed"] == drawn[0]["seed"]]
@@ -189,6 +188,5 @@ def report(about: str | None, rows: Sequence[Row], texts: Sequence[str], facts: 
         Section(heading="The same prompts and noise", body=grid([row["model"] for row in first], pictures)),
         Section(heading="The rewards", body=facts),
     ]
-    footer = f"make experiment-homogenisation, commit {commit()}, {machine()}. {how}."
-    said = (about or "").split("\n\n")[-2]
-    return page("Alignment without homogenisation", opening(said, verdicts(rows)), sections, footer=footer)
+    said = (about or "").split("\n\n")[-1]
+    return page("Alignment without homogenisation", opening(said, verdicts(rows)), sections, footer=foot)

@@ -9,10 +9,6 @@ Everything is told against the base, which has seen the same pictures: a special
 student keeps a share of that. Where no gain is shown there is nothing to keep, and nothing is claimed. All models draw the same
 prompts from the same noise with one seed, and are trained anew and drawn from other noise with the next. Also asked: whether
 fine-tuning brings saturation and fine detail to what real pictures have, and whether merging returns less later.
-
-Cost, by counting the network's calls (3.3 ms for a picture and core; three of them for a picture that is trained on): 500
-thousand a seed (SFT 46, student 207, reinforcement 38, drawings 205, errors 5), so five seeds take about 70 minutes of two
-cores; judging, decoding and text come on top.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ from benchmarks.experiments.merging_page import (
     report,
     verdicts,
 )
-from benchmarks.experiments.results import named, publish, without_pixels
+from benchmarks.experiments.results import footer, named, publish, without_pixels
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import combine_checkpoints
 from pleinair.checkpoint.store import digest_file, list_checkpoints, read_manifest
@@ -148,8 +144,8 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     }
     document = {"rows": without_pixels(rows), "returns": returns, **told}
     texts = {domain: [prompt for prompt, _, _ in of.scorer.prompts] for domain, of in bench.domains.items()}
-    how = f"{plan.num_seeds} seeds, settings in merging.json; base {named(ground.base)}"
-    return publish(out, "merging", document, report(__doc__, rows, returns, real, texts, how))
+    foot = footer(runs, "merging", f"{plan.num_seeds} seeds, settings in merging.json; base {named(ground.base)}")
+    return publish(out, "merging", document, report(__doc__, rows, returns, real, texts, foot))
 
 
 def prepared(ground: Ground, pictures: Mapping[str, Sequence[CuratedPicture]], plan: Training) -> Materials:
@@ -173,6 +169,7 @@ def words_of(ground: Ground, name: str, plan: Training, last: str, *more: str) -
         f"name=merging-{name}-{last}",
         f"phases=({{'resolution': {SIDE}, 'num_steps': {many}, 'batch_size': {plan.batch_size}}},)",
         f"engine.keep_every={many // 3}",
+        f"engine.num_threads={plan.climb.threads}",
         f"engine.optimiser.learning_rate={plan.learning_rate}",
         "watch.preview_every=0",
         f"watch.validation.every={many}",
@@ -262,7 +259,7 @@ def distilled(made: Materials, teachers: Sequence[Path], seed: int) -> Path:
     return train(
         stage,
         [Phase("captions", plan.student_steps, plan.student_batch, InTurn(loaders))],
-        EngineConfig(seed=seed, optimiser=rule),
+        EngineConfig(seed=seed, optimiser=rule, num_threads=made.plan.climb.threads),
         made.home / name,
         config_digest=config_digest([made.home.name, plan.student, rule, seed]),
         hooks=[EachStep(lambda record, total: line.update(record.step + 1, total, f"loss {record.loss:.4f}"))],

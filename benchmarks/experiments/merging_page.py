@@ -10,7 +10,6 @@ import numpy as np
 from benchmarks.experiments.drawn import NUM_SHOWN, shown
 from benchmarks.experiments.paired import REACHED, less, verdict
 from benchmarks.experiments.results import opening
-from benchmarks.krablet.rounds import commit, machine
 from pleinair.pages import GridCell, GridRow, Html, Section, Series, grid, line_plot, page, table
 from pleinair.recipes.later_stages import DOMAINS
 
@@ -139,7 +138,7 @@ def report(
     returns: Sequence[Row],
     real: Real,
     texts: Mapping[str, Sequence[str]],
-    how: str,
+    foot: str,
 ) -> str:
     """The page. `texts` are the prompts of each domain."""
     sections = [Section(heading=f"On {domain}", body=domain_table(rows, domain, real[domain])) for domain in NAMES]
@@ -152,15 +151,10 @@ def report(
     ]
     return page(
         "Specialists into one",
-        opening(about_models(about), verdicts(rows, returns, real)),
+        opening(about, verdicts(rows, returns, real)),
         sections,
-        footer=f"make experiment-merging, commit {commit()}, {machine()}. {how}.",
+        footer=foot,
     )
-
-
-def about_models(about: str | None) -> str:
-    """The paragraph of the experiment's docstring that says how things are compared; after it comes the cost."""
-    return (about or "").split("\n\n")[-2]
 
 
 def domain_table(rows: Sequence[Row], domain: str, real: Mapping[str, float]) -> Html:

@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.experiments.drawn import SIDE, spread
+from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, spread
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.paired import said_of
-from benchmarks.experiments.results import named, once, opening, publish
-from benchmarks.krablet.rounds import commit, machine
+from benchmarks.experiments.results import footer, named, once, opening, publish, without_pixels
 from pleinair.config import config_digest, to_document
-from pleinair.pages import Section, Series, line_plot, page, table
+from pleinair.pages import GridCell, GridRow, Html, Section, Series, grid, line_plot, page, table
 from pleinair.posttraining.distilling import student_of
 from pleinair.records.rewards import Pictures, RewardContext
 from pleinair.rewards.combine import MixConfig, RewardMix
@@ -43,7 +42,7 @@ from pleinair.training.rollouts.loader import RolloutBatch, RolloutConfig, Rollo
 from pleinair.training.rollouts.pool import PoolConfig, PromptPool
 from pleinair.training.stages.grpo import Grpo, GrpoConfig
 
-ARMS = {"pool": PoolConfig(), "uniform": PoolConfig(by="uniform")}
+ARMS = {"pool": PoolConfig(reward_range=(0.0, 1.0)), "uniform": PoolConfig(by="uniform")}
 AIM = 1.3
 """Times the reward that uniform choice gains, by the same rollouts."""
 Rewards = npt.NDArray[np.float32]
@@ -106,12 +105,22 @@ class Parts:
 
     def measured(self, sampler: Sampler, prompts: Sequence[str], salt: str, member: str = "reward") -> Rewards:
         """(P, num_measured) rewards of pictures drawn without guidance; `salt` chooses their noise."""
-        each, drawing = self.plan.num_measured, self.plan.rollout.drawing
-        seeds = [seed_of(0, 0, salt, prompt, number) for prompt in prompts for number in range(each)]
-        drawn = draw_groups(sampler, self.features, prompts, seeds, drawing, drawing.window(0, 0))
-        pictures = pictures_of(sampler, drawn.samples_BCHW, 64)
+        each = self.plan.num_measured
+        pictures = self.drawn(sampler, prompts, salt, each)
         of_each = [prompt for prompt in prompts for _ in range(each)]
         return self.said(of_each, pictures, member).reshape(len(prompts), each)
+
+    def drawn(self, sampler: Sampler, prompts: Sequence[str], salt: str, each: int) -> Pictures:
+        """Pictures of each prompt, drawn as rollouts are."""
+        drawing = self.plan.rollout.drawing
+        seeds = [seed_of(0, 0, salt, prompt, number) for prompt in prompts for number in range(each)]
+        drawn = draw_groups(sampler, self.features, prompts, seeds, drawing, drawing.window(0, 0))
+        return pictures_of(sampler, drawn.samples_BCHW, 64)
+
+    def few(self, checkpoint: Path, prompts: Sequence[str]) -> list[Any]:
+        """One picture of some of the prompts, of both halves, for the page."""
+        shown = some_of(prompts)
+        return np.asarray(self.drawn(self.ground.sampler(checkpoint), shown, "measuring", 1)).tolist()  # type: ignore[no-any-return]
 
     def said(self, prompts: Sequence[str], pictures: Pictures, member: str) -> Rewards:
         """What a judge's rubric says of each picture."""
@@ -122,12 +131,23 @@ class Parts:
 def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small: bool = False) -> Path:
     """Both arms with every seed, then the page; returns it. What is done is kept under `runs` and not done again."""
     plan, ground = SMALL if small else FULL, stand(runs, base, small)
-    parts = Parts(ground, plan, runs / f"prompt-pool-{config_digest([ground.identity, to_document(plan)])[:12]}")
+    parts = Parts(
+        ground,
+        plan,
+        runs / f"prompt-pool-{config_digest([ground.identity, to_document(plan), to_document(ARMS)])[:12]}",
+    )
     sorted_by: list[dict[str, Any]] = once(parts.home / "prompts.json", lambda: chosen_prompts(parts))
     chosen = [one["prompt"] for one in sorted_by]
     rows = [arm_row(parts, chosen, arm, seed) for seed in plan.seeds for arm in ARMS]
-    document = {"rows": rows, "prompts": sorted_by, "plan": asdict(plan)}
+    document = {"rows": without_pixels(rows), "prompts": sorted_by, "plan": asdict(plan)}
     return publish(out, "prompt_pool", document, report(rows, sorted_by, parts))
+
+
+def some_of(prompts: Sequence[str]) -> list[str]:
+    """Evenly chosen ones."""
+    return [
+        prompts[place] for place in np.linspace(0, len(prompts) - 1, min(NUM_SHOWN, len(prompts))).round().astype(int)
+    ]
 
 
 def chosen_prompts(parts: Parts) -> list[dict[str, Any]]:
@@ -189,6 +209,7 @@ def arm_row(parts: Parts, prompts: Sequence[str], arm: str, seed: int) -> dict[s
             "steps": [0, *(record.step + 1 for record in points)],
             "rewards": [first["reward"], *(record.metrics["measured/all"] for record in points)],
             "deviation": float(np.mean(deviations)),
+            "pixels": parts.few(last, prompts),
             "seconds": sum(parts.plan.batch_size / record.samples_per_second for record in records),
         }
 
@@ -245,6 +266,18 @@ def verdict(rows: Sequence[dict[str, Any]], num_pictures: int) -> str:
     return f"{told} A ratio of {pool.mean() / uniform.mean():.2f} [{low:.2f}, {high:.2f}]; to reach: {AIM}, {said}."
 
 
+def pictures(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], parts: Parts) -> Html:
+    """The base and the first seed's run of each arm."""
+    texts = [one["prompt"] for one in prompts]
+    columns = {"base": parts.few(parts.ground.base, texts)}
+    columns |= {row["arm"]: row["pixels"] for row in rows if row["seed"] == parts.plan.seeds[0]}
+    listed = [
+        GridRow(name=text, cells=[GridCell(picture=np.array(of[place], np.uint8), alt=text) for of in columns.values()])
+        for place, text in enumerate(some_of(texts))
+    ]
+    return grid(list(columns), listed)
+
+
 def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], parts: Parts) -> str:
     """The page."""
     plan = parts.plan
@@ -273,8 +306,13 @@ def report(rows: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], pa
     sections = [
         Section(heading="Numbers", body=table(columns, cells)),
         Section(heading="Mean reward", body=line_plot(series, x_label="update", y_label="mean reward, all prompts")),
+        Section(heading="The same prompts and noise", body=pictures(rows, prompts, parts)),
         Section(heading="Prompts", body=table(["prompt", "half", "mean reward", "deviation"], listed)),
         Section(heading="The rewards", body=parts.ground.facts()),
     ]
-    footer = f"make experiment-prompt_pool, commit {commit()}, {machine()}. Seeds {plan.seeds}; base {named(parts.ground.base)}."
-    return page("The prompt pool against uniform choice", opening(__doc__, [told]), sections, footer=footer)
+    return page(
+        "The prompt pool against uniform choice",
+        opening(__doc__, [told]),
+        sections,
+        footer=footer(parts.ground.runs, "prompt_pool", f"Seeds {plan.seeds}; base {named(parts.ground.base)}"),
+    )

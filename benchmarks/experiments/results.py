@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.pages import Html, element, write_page
+
+COSTS = "costs.jsonl"
+"""In the folder of the runs."""
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:
@@ -20,6 +25,35 @@ def once(path: Path, make: Callable[[], Any]) -> Any:
         staging.write_text(json.dumps(made))
         staging.replace(path)
     return json.loads(path.read_text())
+
+
+def processor_seconds() -> float:
+    """Of this process and its children so far."""
+    return sum(os.times()[:4])
+
+
+@contextmanager
+def sitting(runs: Path, name: str) -> Iterator[None]:
+    """Adds what the process costs to what earlier sittings at an experiment did, however it ends short of a SIGKILL."""
+    try:
+        yield
+    finally:
+        runs.mkdir(parents=True, exist_ok=True)
+        with (runs / COSTS).open("a") as file:
+            file.write(json.dumps({"name": name, "seconds": processor_seconds()}) + "\n")
+
+
+def cost(runs: Path, name: str) -> str:
+    """Time of one core so far, this sitting and all before it, with what was done twice."""
+    told = [json.loads(line) for line in (runs / COSTS).read_text().splitlines()] if (runs / COSTS).exists() else []
+    earlier = [one["seconds"] for one in told if one["name"] == name]
+    minutes = (sum(earlier) + processor_seconds()) / 60
+    return f"{minutes:.0f} minutes of one core" + (f" in {len(earlier) + 1} sittings" if earlier else "")
+
+
+def footer(runs: Path, name: str, how: str) -> str:
+    """The page's last line: command, commit, machine, cost, and how it was run."""
+    return f"make experiment-{name}, commit {commit()}, {machine()}, {cost(runs, name)}. {how}."
 
 
 def named(checkpoint: Path) -> str:

@@ -9,7 +9,7 @@ Both arms start from the same weights, see equally many pictures, and ask the sa
 is made of its answers. A requirement counts as met where the shipped judge names the style, or the thing, that was asked for;
 prompts are pairs that no model and no reward was trained on, and ask for two things each, so much of what a rubric can add is not
 in reach here. Diversity is how unlike the pictures of a prompt are among those that show what was asked for: broken pictures are
-unlike too. About 40 minutes of two cores.
+unlike too.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from benchmarks.experiments.climbing import (
 from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.paired import word
-from benchmarks.experiments.results import named, opening, publish, without_pixels
-from benchmarks.krablet.rounds import commit, machine
+from benchmarks.experiments.results import footer, named, opening, publish, without_pixels
 from pleinair.config import config_digest, to_document
 from pleinair.pages import Section, page
 from pleinair.rewards.rubric import RubricConfig
@@ -65,7 +64,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     """Both arms with every seed, then the page; returns it. What is done is kept under `runs` and not done again."""
     plan = SMALL_CLIMB if small else LONG
     ground = stand(runs, base, small)
-    kept = runs / f"rubric-{config_digest([ground.identity, to_document(plan)])[:12]}"
+    kept = runs / f"rubric-{config_digest([ground.identity, to_document(plan), to_document(ARMS)])[:12]}"
     probe = Probe(ground, ground.unseen_prompts, plan)
     rows = [
         climbed(ground, arm, ground.mix({"rubric": 1.0}, config), [to_document(config)], plan, probe, seed, kept)
@@ -105,5 +104,9 @@ def report(rows: Sequence[Row], ground: Ground, probe: Probe, plan: ClimbPlan) -
         Section(heading="The rewards", body=ground.facts()),
     ]
     how = f"{plan.num_iterations} iterations of {plan.num_groups * plan.group_size} pictures, seeds {plan.seeds}"
-    footer = f"make experiment-rubric, commit {commit()}, {machine()}. {how}; base {named(ground.base)}."
-    return page("A rubric against one score", opening(__doc__, verdicts(rows)), sections, footer=footer)
+    return page(
+        "A rubric against one score",
+        opening(__doc__, verdicts(rows)),
+        sections,
+        footer=footer(ground.runs, "rubric", f"{how}; base {named(ground.base)}"),
+    )

@@ -8,8 +8,8 @@ guidance adds to the base's gold reward, a target that is fixed before: how far 
 pretraining data, and how many winners of held-out pairs got worse.
 
 DPO, DPO+SFT and STPO have three levels of strength each; the level is chosen on one seed and compared on five others. Nothing is
-clipped; all share AdamW and its rate. By our count 32 runs of 240 steps, 70 seconds each and 80 more to measure eight snapshots,
-are 85 minutes of two cores, beside 3 for the pairs; snapshots and last checkpoints take 10 GB.
+clipped; all share AdamW and its rate. There are 32 runs of 240 steps, eight snapshots of each are measured; with the last
+checkpoints they take 10 GB.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.experiments.ground import stand
-from benchmarks.experiments.results import publish
+from benchmarks.experiments.results import footer, named, publish
 from benchmarks.experiments.stpo_arms import Arm, compared, extras, sweep
 from benchmarks.experiments.stpo_measures import MeasurePlan, Measures
 from benchmarks.experiments.stpo_page import Measured, chosen_levels, report
 from benchmarks.experiments.stpo_training import Ground, PairPlan, TrainPlan, ready, trained
-from benchmarks.krablet.rounds import commit, machine
 
 PILOT = ("DPO", "STPO")
 PILOT_RATES = (3e-5, 1e-4)
@@ -67,17 +66,21 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     levels = chosen_levels(measured, target)
     more = [*compared(levels, plan.seeds), *extras(levels["STPO"], plan.seeds[0])]
     measured += [measure(arm, ground, measures, plan) for arm in more]
-    told = {"commit": commit(), "machine": machine(), "size": "small" if small else "full", "gap": gap_of(ground)}
+    gap = gap_of(ground)
     document = {
-        **told,
+        "size": "small" if small else "full",
+        "gap": gap,
         "plan": asdict(plan),
         "levels": levels,
         "target": target,
         "rows": [one.numbers() for one in measured],
     }
     looks = measures.of_base(plan.seeds[0])
+    foot = footer(runs, "stpo", f"{len(plan.seeds)} seeds; base {named(ground.shared.base)}")
     bases = {f"base, {way}": np.array(one["pictures"], np.uint8) for way, one in looks.items()}
-    return publish(out, "stpo", document, report(__doc__ or "", measured, levels, target, bases, measures.shown, told))
+    return publish(
+        out, "stpo", document, report(__doc__ or "", measured, levels, target, bases, measures.shown, gap, foot)
+    )
 
 
 def prepared(runs: Path, base: str | None, plan: Plan, small: bool) -> tuple[Ground, Measures]:

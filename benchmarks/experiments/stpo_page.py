@@ -217,14 +217,15 @@ def report(
     target: float,
     bases: Mapping[str, Pixels],
     prompts: Sequence[str],
-    told: Mapping[str, Any],
+    gap: str,
+    foot: str,
 ) -> str:
     """The page."""
     opening = element(
         "div",
         *(element("p", part.replace("\n", " ")) for part in about.split("\n\n")),
         element("ul", *(element("li", one) for one in verdicts(measured, levels, target))),
-        element("p", f"The order of the pairs: {told['gap']}."),
+        element("p", f"The order of the pairs: {gap}."),
         element("p", f"{len(measured)} runs, {sum(one.seconds for one in measured) / 60:.0f} minutes of steps in all."),
     )
     sections = [
@@ -235,8 +236,7 @@ def report(
         Section(heading="Gold reward against steps", body=gold_plot(measured, levels, "step", "steps")),
         Section(heading="Drawings at the end of the runs", body=drawings(measured, levels, bases, prompts)),
     ]
-    footer = f"make experiment-stpo, commit {told['commit']}, {told['machine']}, size {told['size']}"
-    return page("Preference optimisation at equal reward", opening, sections, footer=footer)
+    return page("Preference optimisation at equal reward", opening, sections, footer=foot)
 
 
 COLUMNS = {

@@ -7,8 +7,7 @@ Judged are the held-out pairs, which neither teacher nor students were trained o
 distance is that of the judge's leading features to the real pictures of the same prompts, by equally many pictures everywhere;
 coverage is the share of those pictures in whose neighbourhood a drawing lies. The teacher is drawn as often as there are
 seeds, each time in the noise that one student has, and every interval is of differences within a seed. What a line is worth is
-said by the untrained student beside it: the teacher at as few steps, unguided. By our count a student of eight steps takes 7
-minutes of two cores and one of four 5; all of them, with what is judged, 75.
+said by the untrained student beside it: the teacher at as few steps, unguided.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 
 from benchmarks.experiments.drawn import NUM_SHOWN, SIDE, Pixels, Scorer, prompted
 from benchmarks.experiments.ground import stand
-from benchmarks.experiments.results import named, once, publish, without_pixels
+from benchmarks.experiments.results import footer, named, once, publish, without_pixels
 from benchmarks.experiments.tdm_page import GAP, REFERENCE_STEPS, Row, Student, report, teacher_name, verdicts
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import read_manifest
@@ -151,7 +150,14 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     rows += [student_row(made, one, seed) for one in made.plan.students for seed in range(one.num_seeds)]
     told = {"base": named(made.teacher), "plan": asdict(made.plan), "verdicts": verdicts(rows, made.plan.students)}
     shown = [prompt for prompt, _, _ in made.scorer.prompts[:NUM_SHOWN]]
-    html = report(__doc__ or "", rows, made.plan.students, shown, made.plan.distilling.num_updates, how_of(made))
+    html = report(
+        __doc__ or "",
+        rows,
+        made.plan.students,
+        shown,
+        made.plan.distilling.num_updates,
+        footer(runs, "tdm", how_of(made)),
+    )
     return publish(out, "tdm", {"rows": without_pixels(rows), **told}, html)
 
 

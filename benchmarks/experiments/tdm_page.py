@@ -16,7 +16,6 @@ import numpy as np
 from benchmarks.experiments.drawn import shown, spread
 from benchmarks.experiments.paired import word
 from benchmarks.experiments.results import opening
-from benchmarks.krablet.rounds import commit, machine
 from pleinair.pages import GridCell, GridRow, Html, Section, Series, grid, line_plot, page, table
 
 REFERENCE_STEPS = 28
@@ -58,6 +57,8 @@ class Measure:
     """1 where more is better, -1 where less is."""
     within: Callable[[float], float]
     """The limit that a reference's value sets."""
+    limit: str
+    """It, in words."""
 
     def reserve(self, own: float, limit: float) -> float:
         """How far a value is on the better side of a limit."""
@@ -65,10 +66,12 @@ class Measure:
 
 
 MEASURES = (
-    Measure("concept", "concepts named", 1, lambda value: (1 - WITHIN) * value),
-    Measure("style", "styles named", 1, lambda value: (1 - WITHIN) * value),
-    Measure("frechet", "Frechet distance", -1, lambda value: (1 + WITHIN) * value),
-    Measure("coverage", "coverage", 1, lambda value: value - COVERAGE_WITHIN),
+    Measure("concept", "concepts named", 1, lambda value: (1 - WITHIN) * value, f"within {WITHIN:.0%}"),
+    Measure("style", "styles named", 1, lambda value: (1 - WITHIN) * value, f"within {WITHIN:.0%}"),
+    Measure("frechet", "Frechet distance", -1, lambda value: (1 + WITHIN) * value, f"within {WITHIN:.0%}"),
+    Measure(
+        "coverage", "coverage", 1, lambda value: value - COVERAGE_WITHIN, f"not lower by more than {COVERAGE_WITHIN:g}"
+    ),
 )
 
 
@@ -105,8 +108,8 @@ def against_reference(rows: Sequence[Row], student: Student) -> list[str]:
         mean, half = spread(reserves(rows, student.name, reference, measure, within=True))
         before = word(*spread(reserves(rows, untrained, reference, measure, within=True)))
         lines.append(
-            f"{student.name}, {measure.words}: {shown(own)} against {shown(theirs)} of the {reference}, on the better side of "
-            f"the limit by {mean:+.3f} \u00b1 {half:.3f}; to reach: above 0, {word(mean, half)} (untrained: {before})."
+            f"{student.name}, {measure.words}: {shown(own)} against {shown(theirs)} of the {reference}; {measure.limit}: "
+            f"on the better side by {mean:+.3f} \u00b1 {half:.3f}; to reach: above 0, {word(mean, half)} (untrained: {before})."
         )
     return lines
 
@@ -126,7 +129,7 @@ def between(rows: Sequence[Row], name: str, other: str) -> str:
 
 
 def report(
-    about: str, rows: Sequence[Row], students: Sequence[Student], prompts: Sequence[str], num_updates: int, how: str
+    about: str, rows: Sequence[Row], students: Sequence[Student], prompts: Sequence[str], num_updates: int, foot: str
 ) -> str:
     """The page; `prompts` are those of the pictures in `rows`."""
     first = [row for row in rows if row["seed"] == 0]
@@ -139,8 +142,7 @@ def report(
         Section(heading="How far teacher and fake model are apart", body=gap_plot(rows, num_updates)),
         Section(heading="The same prompts and seeds", body=grid([row["name"] for row in first], pictures)),
     ]
-    footer = f"make experiment-tdm, commit {commit()}, {machine()}. {how}."
-    return page("Students of few steps", opening(about, verdicts(rows, students)), sections, footer=footer)
+    return page("Students of few steps", opening(about, verdicts(rows, students)), sections, footer=foot)
 
 
 COLUMNS: Mapping[str, str] = {

@@ -69,17 +69,26 @@ def test_the_interval_of_a_ratio_holds_it_and_narrows_with_the_noise() -> None:
     assert 1.2 < low < 1.4 < 1.6 < high < 1.8
 
 
-def test_gold_falls_from_where_the_mean_over_seeds_was_best() -> None:
+def test_gold_falls_from_where_the_other_seeds_are_best() -> None:
     rows = [
         curve("arm", 0, gold_rubric=[0.5, 0.7, 0.6], reward_rubric=[0.5, 0.7, 0.9]),
         curve("arm", 1, gold_rubric=[0.5, 0.8, 0.9], reward_rubric=[0.5, 0.7, 0.9]),
     ]
-    assert hacking.fallen(rows, "arm") == pytest.approx([0.1, -0.1])
+    assert hacking.fallen(rows, "arm") == pytest.approx([0.0, -0.1])
     assert not hacking.diverges(rows, "arm")
     falling = [curve("arm", seed, gold_rubric=[0.5, 0.7, last], reward_rubric=[0.5, 0.7, 0.9])
                for seed, last in enumerate((0.60, 0.59, 0.61))]  # fmt: skip
     assert hacking.fallen(falling, "arm") == pytest.approx([0.10, 0.11, 0.09])
     assert hacking.diverges(falling, "arm")
+
+
+def test_noise_alone_is_no_fall() -> None:
+    rng = np.random.default_rng(0)
+    falls = [
+        np.mean(hacking.fallen([curve("arm", seed, gold_rubric=rng.normal(0.5, 0.1, 8)) for seed in range(5)], "arm"))
+        for _ in range(200)
+    ]
+    assert abs(np.mean(falls)) < 4 * np.std(falls) / 200**0.5
 
 
 def test_gold_that_falls_with_the_climbed_judge_is_no_hacking() -> None:
@@ -118,6 +127,14 @@ def test_a_gap_closes_by_what_plain_pictures_gain_of_it_and_not_by_what_guided_o
     rows = [ways("base", 0, 0.5, 0.6), *(ways("climbed", seed, plain, 0.4) for seed in range(2))]
     assert said in guidance.verdicts(rows)[0]
     assert "so there is no gap" in guidance.verdicts([ways("base", 0, 0.6, 0.6), *rows[1:]])[0]
+
+
+def test_a_gap_is_not_closed_for_sure_where_a_few_prompts_close_it() -> None:
+    uneven = [0.5, 0.5, 0.5, 0.5, 0.8]
+    climbed = [ways("climbed", seed, 0.56, 0.6) for seed in range(2)]
+    for row in climbed:
+        row["plain"]["by_prompt"] = dict.fromkeys(guidance.HEADLINE, uneven)
+    assert "undecided over seeds and prompts" in guidance.verdicts([ways("base", 0, 0.5, 0.6), *climbed])[0]
 
 
 def member(seed: int) -> Fitted:

@@ -139,9 +139,8 @@ def test_the_page_shows_every_option_and_tells_the_verdicts() -> None:
     for one in [*both([0.05, 0.05]), run("MaPO", [0.0, 0.1], [0.0, 0.2], swept=True)]:
         curve = {**one.curve, **{name: [0.0, 0.5] for name in names}}
         runs.append(replace(one, curve=curve, pictures=np.zeros((1, 4, 4, 3), int).tolist()))
-    told = {"gap": "all right", "commit": "c", "machine": "m", "size": "small"}
     base = {"base, plain": np.zeros((1, 4, 4, 3), np.uint8)}
-    html = report("About.", runs, LEVELS, 0.8, base, ["a fox"], told)
+    html = report("About.", runs, LEVELS, 0.8, base, ["a fox"], "all right", "a commit")
     for said in ("to reach: 0.1, reached.", "2 of 2", "0 of 1", "MaPO", "a fox", "choosing", "drift on held-out rows"):
         assert said in html
 
