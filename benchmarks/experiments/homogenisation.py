@@ -30,6 +30,7 @@ from benchmarks.experiments.ground import Ground, stand
 from benchmarks.experiments.homogenisation_page import BASE, BASELINES, REAL, Row, report, values_of, verdicts
 from benchmarks.experiments.results import footer, named, once, publish
 from benchmarks.experiments.stpo_arms import Arm
+from benchmarks.experiments.stpo_training import prompts_of
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import list_checkpoints, read_manifest
 from pleinair.cli.progress import ProgressLine
@@ -341,12 +342,11 @@ def preferred(made: Materials, name: str, start: Path, seed: int) -> Path:
 
 def pairs_of(made: Materials, start: Path) -> Pairs:
     """Pairs of known order that a model draws, drawn once."""
-    plan, known = made.plan, made.ground.trained_prompts
+    plan = made.plan
     source = Source(made.ground.sampler(start), identity(read_manifest(start)))
     sampling = SamplingConfig(num_steps=plan.winner_steps, guidance=plan.guidance, resolution=SIDE)
     config = DeltaConfig(sampling=sampling, fewer_steps=2, when_unsure="say", ways=("guidance", "steps", "prompt"))
-    order = np.random.default_rng(0).permutation(len(known))
-    prompts = [known[order[number % len(known)]][0] for number in range(plan.num_pairs)]
+    prompts = prompts_of(made.ground, 0, plan.num_pairs)
     directory = made.home / f"pairs-{source.identity[:12]}"
     made.home.mkdir(parents=True, exist_ok=True)
     make_delta_pairs(directory, prompts, source, config, on_progress=ProgressLine("pairs").update)
