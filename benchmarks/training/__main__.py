@@ -23,6 +23,7 @@ def main() -> None:
     measured = commit()  # before anything runs: what is edited meanwhile was not measured
     for name in args.names or modules():
         for row in import_module(f"benchmarks.training.{name}").measure(args.rounds):
+            old.pop(row["name"], None)  # rows stand in the order in which they are measured
             old[row["name"]] = {**row, "commit": measured, "machine": machine()}
         RESULTS.write_text(json.dumps(list(old.values()), indent=1) + "\n")
         write_pages()

@@ -16,10 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from benchmarks.training.drawing import across, dot, frame, frontier, legend, st
 from pleinair.checkpoint.interval import StepTime, slowdown
 from pleinair.checkpoint.store import load_into, save_checkpoint, verify_checkpoint
 from pleinair.checkpoint.writer import CheckpointWriter
-from pleinair.pages.plot import Axis
+from pleinair.pages.plot import Axis, ticks
 from pleinair.records.checkpoint import Saved
 
 AIMS = (
@@ -237,17 +236,16 @@ def draw_frontier(results: Sequence[Result]) -> str:
     """Stall against the time until durable, and against what is lost in slowed steps; faint, what no method beats."""
     rows = [row_of(results, f"checkpoint_frontier_{name}") for name in METHODS]
     stall = [row["value"] for row in rows]
-    panels = (
-        ("durable_seconds", "s until durable", Axis(low=0.0, high=6.0, start=330.0, stop=110.0)),
-        ("slowed_seconds", "s lost in slowed steps", Axis(low=0.0, high=2.0, start=640.0, stop=420.0)),
-    )
-    x = across(0.0, math.ceil(max(stall)))
     x_ticks = {float(seconds): f"{seconds}" for seconds in range(math.ceil(max(stall)) + 1)}
+    x = across(0.0, max(x_ticks))
     parts = [legend([*METHODS.values()], 24)]
-    for field, label, y in panels:
+    for field, label, bottom in (
+        ("durable_seconds", "s until durable", 330.0),
+        ("slowed_seconds", "s lost in slowed steps", 640.0),
+    ):
         other = [row[field] for row in rows]
-        y = replace(y, high=max(1.0, math.ceil(2 * max(other)) / 2))
-        y_ticks = {float(at): f"{at:g}" for at in np.linspace(0.0, y.high, 5)}
+        y = Axis(low=0.0, high=max(1.0, math.ceil(2 * max(other)) / 2), start=bottom, stop=bottom - 220.0)
+        y_ticks = {float(at): f"{at:g}" for at in ticks(y)}
         parts += [frame(x, y, x_ticks, y_ticks, "s of stall", label)]
         parts += [steps(frontier(list(zip(stall, other, strict=True))), x, y)]
         parts += [dot(*point, index, x, y) for index, point in enumerate(zip(stall, other, strict=True))]
@@ -258,8 +256,8 @@ METHODS = {
     "torch_save": "torch.save + fsync",
     "safetensors": "safetensors + fsync, no hash",
     "blocking": "ours, blocking, hashed",
-    "copied": "ours, background, copied at `save`",
-    "overlapped": "ours, background, staging=update",
+    "copied": "ours, copied before the next step",
+    "overlapped": "ours, copied beside the next step",
 }
 BLOCKS = (
     Block(page="docs/checkpoints.md", name="saves", text=frontier_table),

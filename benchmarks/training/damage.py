@@ -41,7 +41,7 @@ def measure(rounds: int, num_places: int = NUM_PLACES) -> list[Result]:
                 planted += 1
                 shutil.rmtree(damaged)
     peer = f"safetensors load_file, {library / planted:.2f}"
-    return [result("damage_found", ours / planted, f"share of {planted}", peer, ours / library)]
+    return [result("damage_found", ours / planted, f"share of {planted}", peer, ours / library if library else None)]
 
 
 def refuses(load: Callable[[], object]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from pleinair.pages.html import Html, element, join
 from pleinair.pages.plot import Axis, Series, draw_line
 
-WIDTH, LEFT, RIGHT = 720, 66, 20
+WIDTH, LEFT, RIGHT = 720, 66, 34
 COLOURS = ("#2c5d8f", "#c8451b", "#3f7d54", "#75569b", "#a9790e")
 STYLE = (
     "text{fill:#6c675e;font:13px system-ui,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}.end{text-anchor:end}"

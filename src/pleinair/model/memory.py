@@ -252,14 +252,19 @@ class TableRow:
 
 
 def table(
-    config: TransformerConfig, num_gpus: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024), text_tokens: int = 256
+    config: TransformerConfig,
+    num_gpus: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024),
+    *,
+    text_tokens: int = 256,
+    resolutions: Sequence[tuple[int, int]] = RESOLUTIONS,
+    checkpointings: Sequence[Checkpointing] = CHECKPOINTINGS,
 ) -> list[TableRow]:
     """For each number of 80 GB GPUs and each resolution, what fits: bf16, AdamW, at most 64 GPUs per shard group."""
     return [
         _largest_batch(config, count, pixels, tokens, text_tokens, checkpointing)
         for count in num_gpus
-        for pixels, tokens in RESOLUTIONS
-        for checkpointing in CHECKPOINTINGS
+        for pixels, tokens in resolutions
+        for checkpointing in checkpointings
     ]
 
 
