@@ -97,7 +97,13 @@ def machine() -> str:
     return f"{len(names) or os.cpu_count()} x {names[0] if names else model}, {memory:.0f} GiB"
 
 
-def commit() -> str:
-    """The commit that was measured."""
-    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
+def commit(root: Path = Path(__file__).parents[2]) -> str:
+    """The commit that was measured, with `+` where code beside it was changed or new; pages and figures are no code."""
+    told = _git(root, "rev-parse", "--short", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!docs", ":!*.md", ":!*results.json")
+    return f"{told}{'+' if changed else ''}" if told else "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    told = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    return told.stdout.strip()

@@ -1,4 +1,4 @@
-"""Checkpoints of 1 GiB: what training waits, what its steps lose beside a write, and which damage is found.
+"""Checkpoints of 1 GiB: what training waits, and what its steps lose beside a write.
 
 Every method saves the same 32 tensors of 32 MiB in every round, in turn, after a `sync`: torch.save as one file, the others as
 two (weights, moments). The peers are fsynced and take the place of their last one by rename, as ours do; ours hash
@@ -9,29 +9,30 @@ need as much for 135 rows.
 
 from __future__ import annotations
 
+import math
 import os
-import random
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.curation.figures import Aim
 from benchmarks.krablet.rounds import Result, ratio, result
+from benchmarks.training.blocks import Block, Drawing, quoted, row_of
+from benchmarks.training.clocks import Took, timed, with_clocks
+from benchmarks.training.drawing import across, dot, frame, frontier, legend, steps, svg
 from pleinair.checkpoint.interval import StepTime, slowdown
 from pleinair.checkpoint.store import load_into, save_checkpoint, verify_checkpoint
 from pleinair.checkpoint.writer import CheckpointWriter
+from pleinair.pages.plot import Axis, ticks
 from pleinair.records.checkpoint import Saved
-from pleinair.records.errors import CheckpointError
 
 AIMS = (
     Aim(
@@ -45,12 +46,13 @@ AIMS = (
     Aim(what="saving while training waits, hashed", name="checkpoint_total", of="ratio", most=1.3),
     Aim(what="stall and slowed steps together", name="checkpoint_cost", of="ratio", most=1),
     Aim(what="reading it back with all hashes", name="checkpoint_load", note="no aim"),
-    Aim(what="planted damage found", name="damage_found", least=1),
     Aim(what="where the time goes", name="checkpoint_frontier_*", note="no aim"),
 )
 NUM_TENSORS, NUM_VALUES = 32, 8 << 20
 NUM_STEPS_BEFORE, NUM_STEPS_AFTER, MOST_STEPS = 4, 4, 60
 NAME = "model.safetensors"
+WAITED_FOR = ("torch_save", "safetensors", "blocking")
+"""Methods that training waits for, so that the process's processor time is theirs; beside steps it is the steps' as well."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Sample:
     step_ratio: float = 1.0
     slowed: float = 0.0
     """Seconds lost in the steps beside it."""
+    took: Took | None = None
+    """Both clocks of the call."""
 
 
 def measure(rounds: int) -> list[Result]:
@@ -71,7 +75,7 @@ def measure(rounds: int) -> list[Result]:
     with scratch() as root:
         samples = measure_saves(state, root, rounds)
         loads = measure_loads(state, root, rounds)
-    return [*rows(samples), loads, measure_damage()]
+    return [*rows(samples), loads]
 
 
 @contextmanager
@@ -121,15 +125,17 @@ def files_of(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def of_peer(saves: Mapping[Path, Callable[[Path], None]]) -> Sample:
     """A save by another library, made durable as ours are."""
-    began = time.monotonic()
-    for path, save in saves.items():
-        partial = path.with_suffix(".partial")
-        save(partial)
-        fsync(partial)
-        os.replace(partial, path)
-        fsync(path.parent)
-    seconds = time.monotonic() - began
-    return Sample(seconds, seconds)
+
+    def save_all() -> None:
+        for path, save in saves.items():
+            partial = path.with_suffix(".partial")
+            save(partial)
+            fsync(partial)
+            os.replace(partial, path)
+            fsync(path.parent)
+
+    took = timed(save_all)
+    return Sample(took.wall, took.wall, took=took)
 
 
 def fsync(path: Path) -> None:
@@ -162,7 +168,7 @@ def in_training(writer: CheckpointWriter, state: Mapping[str, Tensor], number: i
     training = Training()
     for _ in range(NUM_STEPS_BEFORE):
         training.step(lambda: None)
-    writer.save(number, files_of(state), {}, config_digest="c")
+    took = timed(lambda: writer.save(number, files_of(state), {}, config_digest="c"))
     ends: list[Saved] = []
     while not ends and len(training.steps) < MOST_STEPS:
         training.step(writer.wait_until_staged)
@@ -173,7 +179,7 @@ def in_training(writer: CheckpointWriter, state: Mapping[str, Tensor], number: i
         training.step(lambda: None)
     found = slowdown(training.steps, ends)
     if found is None:  # not asynchronous: no step ran beside it
-        return Sample(ends[0].stall_seconds, ends[0].write_seconds)
+        return Sample(ends[0].stall_seconds, ends[0].write_seconds, took=took)
     return Sample(ends[0].stall_seconds, ends[0].write_seconds, found.ratio, found.seconds)
 
 
@@ -182,6 +188,7 @@ def rows(samples: Mapping[str, list[Sample]]) -> list[Result]:
     cost = {name: [sample.stall + sample.slowed for sample in taken] for name, taken in samples.items()}
     median = {name: statistics.median(taken) for name, taken in stall.items()}
     torch_save = f"torch.save + fsync, {median['torch_save']:.2f} s"
+    clocks = {name: [sample.took for sample in samples[name] if sample.took] for name in WAITED_FOR}
     found = [
         result(
             "checkpoint_stall", median["overlapped"], "s, copied beside the next step", torch_save,
@@ -190,10 +197,13 @@ def rows(samples: Mapping[str, list[Sample]]) -> list[Result]:
         result(
             "checkpoint_stall_copied", median["copied"], "s", torch_save, ratio(stall["copied"], stall["torch_save"])
         ),
-        result(
-            "checkpoint_total", median["blocking"], "s, with SHA-256",
-            f"safetensors save_file + fsync, {median['safetensors']:.2f} s, no hash",
-            ratio(stall["blocking"], stall["safetensors"]),
+        with_clocks(
+            result(
+                "checkpoint_total", median["blocking"], "s, with SHA-256",
+                f"safetensors save_file + fsync, {median['safetensors']:.2f} s, no hash",
+                ratio(stall["blocking"], stall["safetensors"]),
+            ),
+            clocks["blocking"], clocks["safetensors"],
         ),
         result(
             "checkpoint_cost", statistics.median(cost["overlapped"]), "s", torch_save,
@@ -208,8 +218,68 @@ def rows(samples: Mapping[str, list[Sample]]) -> list[Result]:
         unit = (
             f"s stall, {durable:.2f} s until durable, steps beside it {slower:.2f} x as long, {lost:.2f} s lost in them"
         )
-        found.append(result(f"checkpoint_frontier_{name}", median[name], unit))
+        row = result(f"checkpoint_frontier_{name}", median[name], unit)
+        row |= {"durable_seconds": round(durable, 4), "step_ratio": round(slower, 4), "slowed_seconds": round(lost, 4)}
+        found.append(with_clocks(row, clocks.get(name, ())))
     return found
+
+
+def frontier_table(results: Sequence[Result]) -> str:
+    """Every method's stall, time until durable and slowed steps as Markdown."""
+    lines = ["| | stall | until durable | steps beside it | lost in them |", "|---|---|---|---|---|"]
+    for name, words in METHODS.items():
+        row = row_of(results, f"checkpoint_frontier_{name}")
+        beside = f"{row['step_ratio']:.2f} x | {row['slowed_seconds']:.2f} s" if row["slowed_seconds"] else " | "
+        lines.append(f"| {words} | {row['value']:.2f} s | {row['durable_seconds']:.2f} s | {beside} |")
+    return "\n".join(lines)
+
+
+def draw_frontier(results: Sequence[Result]) -> str:
+    """Stall against the time until durable, and against what is lost in slowed steps; faint, what no method beats."""
+    rows = [row_of(results, f"checkpoint_frontier_{name}") for name in METHODS]
+    stall = [row["value"] for row in rows]
+    x_ticks = {float(seconds): f"{seconds}" for seconds in range(math.ceil(max(stall)) + 1)}
+    x = across(0.0, max(x_ticks))
+    parts = [legend([*METHODS.values()], 24)]
+    for field, label, bottom in (
+        ("durable_seconds", "s until durable", 330.0),
+        ("slowed_seconds", "s lost in slowed steps", 640.0),
+    ):
+        other = [max(0.0, row[field]) for row in rows]  # steps beside a small write may by chance be quicker
+        y = Axis(low=0.0, high=max(1.0, math.ceil(2 * max(other)) / 2), start=bottom, stop=bottom - 220.0)
+        y_ticks = {float(at): f"{at:g}" for at in ticks(y)}
+        parts += [frame(x, y, x_ticks, y_ticks, "s of stall", label)]
+        parts += [steps(frontier(list(zip(stall, other, strict=True))), x, y)]
+        parts += [dot(*point, index, x, y) for index, point in enumerate(zip(stall, other, strict=True))]
+    return svg(700, "Checkpoints of 1 GiB: stall against time until durable and slowed steps", *parts)
+
+
+METHODS = {
+    "torch_save": "torch.save + fsync",
+    "safetensors": "safetensors + fsync, no hash",
+    "blocking": "ours, blocking, hashed",
+    "copied": "ours, copied before the next step",
+    "overlapped": "ours, copied beside the next step",
+}
+BLOCKS = (
+    Block(page="docs/checkpoints.md", name="saves", text=frontier_table),
+    Block(
+        page="docs/checkpoints.md",
+        name="checkpoints",
+        text=lambda results: quoted(
+            results,
+            [
+                ("training waits, copied beside the next step", "checkpoint_stall"),
+                ("training waits, copied before it", "checkpoint_stall_copied"),
+                ("saving while training waits", "checkpoint_total"),
+                ("stall and slowed steps together, copied beside the next step", "checkpoint_cost"),
+                ("reading it back with all hashes", "checkpoint_load"),
+                ("planted damage found", "damage_found"),
+            ],
+        ),
+    ),
+)
+DRAWINGS = (Drawing(file="docs/images/checkpoint-frontier.svg", draw=draw_frontier),)
 
 
 def measure_loads(state: Mapping[str, Tensor], root: Path, rounds: int) -> Result:
@@ -217,68 +287,19 @@ def measure_loads(state: Mapping[str, Tensor], root: Path, rounds: int) -> Resul
     directory = save_checkpoint(root / "load", 1, {NAME: state}, {}, config_digest="c")
     target = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     ours, theirs = [], []
-    for _ in range(rounds):
-        began = time.monotonic()
+
+    def load() -> None:
         verify_checkpoint(directory)
         load_into(directory, NAME, target)
-        middle = time.monotonic()
+
+    def load_theirs() -> None:
         for name, tensor in load_file(directory / NAME).items():
             target[name].copy_(tensor)
-        ours.append(middle - began)
-        theirs.append(time.monotonic() - middle)
-    peer = f"safetensors load_file and copy, no hash, {statistics.median(theirs):.2f} s"
-    return result("checkpoint_load", statistics.median(ours), "s", peer, ratio(ours, theirs))
 
-
-def measure_damage(num_places: int = 100) -> Result:
-    """Share of planted damage that is found, at random places of the weights, beside what loading them finds."""
-    draw, ours, library, planted = random.Random(0), 0, 0, 0
-    with scratch() as root:
-        state = {"w": torch.randn(200_000), "b": torch.randn(300)}
-        whole = save_checkpoint(root, 1, {NAME: state, "other.safetensors": state}, {}, config_digest="c")
-        for kind in (flip_bit, zero_page, truncate, half_write, swap):
-            for _ in range(num_places):
-                damaged = Path(shutil.copytree(whole, root / "damaged"))
-                kind(damaged / NAME, draw)
-                ours += refuses(lambda: verify_checkpoint(damaged))  # noqa: B023
-                library += refuses(lambda: load_file(damaged / NAME))  # noqa: B023
-                planted += 1
-                shutil.rmtree(damaged)
-    peer = f"safetensors load_file, {library / planted:.2f}"
-    return result("damage_found", ours / planted, f"share of {planted}", peer, ours / library)
-
-
-def refuses(load: Callable[[], object]) -> bool:
-    try:
-        load()
-    except (CheckpointError, SafetensorError, ValueError):
-        return True
-    return False
-
-
-def flip_bit(path: Path, draw: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-
-
-def zero_page(path: Path, draw: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    begin = draw.randrange(len(content) // 4096) * 4096
-    path.write_bytes(content[:begin] + bytes(4096) + content[begin + 4096 :])
-
-
-def truncate(path: Path, draw: random.Random) -> None:
-    os.truncate(path, draw.randrange(path.stat().st_size))
-
-
-def half_write(path: Path, draw: random.Random) -> None:
-    """As large as it should be, zeros from somewhere on."""
-    size = path.stat().st_size
-    os.truncate(path, draw.randrange(size - 8))
-    os.truncate(path, size)
-
-
-def swap(path: Path, draw: random.Random) -> None:
-    """The bytes of another save of the same shapes."""
-    save_file({name: torch.randn_like(tensor) for name, tensor in load_file(path).items()}, path)
+    for _ in range(rounds):
+        ours.append(timed(load))
+        theirs.append(timed(load_theirs))
+    mine, other = ([took.wall for took in taken] for taken in (ours, theirs))
+    peer = f"safetensors load_file and copy, no hash, {statistics.median(other):.2f} s"
+    row = result("checkpoint_load", statistics.median(mine), "s", peer, ratio(mine, other))
+    return with_clocks(row, ours, theirs)

@@ -1,21 +1,32 @@
-"""`python -m benchmarks.training.figures`: README.md's table of what training is to reach, from results.json.
+"""`python -m benchmarks.training.figures`: README.md's table of what training is to reach, and the figures of docs/.
 
-Each benchmark's module names its own aims (`AIMS`); the rows are those of benchmarks/curation/figures.py.
+All of it comes from results.json: each benchmark's module names its own aims (`AIMS`), the parts of pages that quote its
+figures (`BLOCKS`) and the files that draw them (`DRAWINGS`). `python -m benchmarks.training` writes all anew after every
+benchmark, and a test compares.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from benchmarks.curation.figures import Aim, table
+from benchmarks.curation.figures import Aim, number
 from benchmarks.krablet.rounds import Result
+from benchmarks.training.blocks import END, ROOT, Block, Drawing, between
+from benchmarks.training.clocks import clocks_of
 
 FOLDER = Path(__file__).parent
 README, RESULTS = FOLDER / "README.md", FOLDER / "results.json"
-BEGIN, END = "<!-- figures: written by python -m benchmarks.training.figures -->", "<!-- end of figures -->"
-NOT_BENCHMARKS = {"__init__", "__main__", "figures"}
+BEGIN = "<!-- figures: written by python -m benchmarks.training.figures -->"
+HEAD = (
+    "| what | name | value | beside | ratio | wall / CPU | aim | met | commit |\n|---|---|---|---|---|---|---|---|---|"
+)
+NOT_BENCHMARKS = {"__init__", "__main__", "blocks", "clocks", "drawing", "figures"}
 
 
 def modules() -> list[str]:
@@ -23,25 +34,51 @@ def modules() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NOT_BENCHMARKS)
 
 
-def aims() -> tuple[Aim, ...]:
-    """What all of them are to reach, by module."""
-    found: list[Aim] = []
+def named(attribute: str) -> Iterator[Any]:
+    """What all benchmarks have under this name, by module."""
     for name in modules():
-        found += getattr(import_module(f"benchmarks.training.{name}"), "AIMS", ())
-    return tuple(found)
+        yield from getattr(import_module(f"benchmarks.training.{name}"), attribute, ())
 
 
-def with_table(page: str, results: list[Result]) -> str:
-    """The page with the table between its two marks. Raises ValueError where a mark is missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page lacks {BEGIN if not begin else END}: put both marks where the table belongs")
-    return f"{before}{BEGIN}\n{table(results, aims())}\n{END}{after}"
+def table(results: Sequence[Result], aims: Sequence[Aim]) -> str:
+    """The Markdown table; a figure nobody has measured yet says so."""
+    return "\n".join([HEAD, *(line for aim in aims for line in _lines(aim, results))])
+
+
+def _lines(aim: Aim, results: Sequence[Result]) -> list[str]:
+    rows = [row for row in results if fnmatchcase(row["name"], aim.name)]
+    if not rows:
+        return [f"| {aim.what} | `{aim.name}` | not measured | | | | {aim.bound} | {aim.note} | |"]
+    return [_line(aim, row) for row in rows]
+
+
+def _line(aim: Aim, row: Result) -> str:
+    ratio = "" if row["ratio"] is None else f"{number(row['ratio'])} x"
+    verdict = {True: "yes", False: "**no**", None: ""}[aim.met(row)]
+    said = ": ".join(filter(None, [verdict, aim.note]))
+    shown = f"{number(row['value'])} {row['unit']}".strip()
+    cells = [aim.what, f"`{row['name']}`", shown, row["peer"], ratio, clocks_of(row), aim.bound, said, row["commit"]]
+    return f"| {' | '.join(cells)} |"
+
+
+def pages(results: Sequence[Result]) -> dict[Path, str]:
+    """What every page and drawing that shows figures is to be. Raises ValueError for a page without its marks."""
+    blocks: dict[str, list[Block]] = defaultdict(list)
+    for block in named("BLOCKS"):
+        blocks[block.page].append(block)
+    found = {README: between(README.read_text(), BEGIN, END, table(results, [*named("AIMS")]))}
+    for page, of_page in blocks.items():
+        text = (ROOT / page).read_text()
+        for block in of_page:
+            text = block.written(text, results)
+        found[ROOT / page] = text
+    drawings: Iterator[Drawing] = named("DRAWINGS")
+    return found | {ROOT / drawing.file: drawing.draw(results) for drawing in drawings}
 
 
 def main() -> None:
-    README.write_text(with_table(README.read_text(), json.loads(RESULTS.read_text())))
+    for path, text in pages(json.loads(RESULTS.read_text())).items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
     python -m benchmarks.training model        all of it; `measure_some(("peak_share",), 5)` from Python
 
-One thread, process CPU time, everything compared run in turn within each round; a ratio is the median over rounds of the
-round's own ratio. The model is 12 blocks of width 384 (6 query and 2 key heads, SwiGLU 1024, text of 4 layers x 256) in
-bfloat16. "compiled" compiles the repeated blocks one by one, on both sides.
+One thread, everything compared run in turn within each round; a ratio is the median over rounds of the round's own ratio of
+process CPU time, and wall time is recorded beside it. The model is 12 blocks of width 384 (6 query and 2 key heads, SwiGLU
+1024, text of 4 layers x 256) in bfloat16. "compiled" compiles the repeated blocks one by one, on both sides.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.curation.figures import Aim
 from benchmarks.krablet.rounds import Result, result
+from benchmarks.training.blocks import Block, quoted
+from benchmarks.training.clocks import Took, timed, with_clocks
 from pleinair.model.attention import attend
 from pleinair.model.formats import diffusers_config
 from pleinair.model.packed_text import pack_text, rank_skew, text_budget
@@ -62,6 +63,57 @@ AIMS = (
     Aim(what="the step's matrix products alone, at their own shapes", name="peak_bound_*", note="no aim: the bound of the above"),
     Aim(what="where the time of such a step goes", name="step_time_*", note="no aim"),
 )  # fmt: skip
+BLOCKS = (
+    Block(
+        page="docs/model.md",
+        name="steps",
+        text=lambda results: quoted(
+            results,
+            [
+                ("512 text slots, 108 valid, forward and backward, compiled", "step_padded_vs_diffusers"),
+                ("the same, text packed", "step_padded_vs_diffusers_packed"),
+                ("the same, eager", "step_padded_vs_diffusers_eager"),
+                ("the same, eager, packed", "step_padded_vs_diffusers_packed_eager"),
+                ("forward alone, compiled", "step_padded_vs_diffusers_forward"),
+                ("the same, packed", "step_padded_vs_diffusers_forward_packed"),
+                ("the same, eager", "step_padded_vs_diffusers_forward_eager"),
+                ("the same, eager, packed", "step_padded_vs_diffusers_forward_packed_eager"),
+                ("no padding, 256 + 64 tokens, forward and backward, compiled", "step_vs_diffusers"),
+                ("the same, eager", "step_vs_diffusers_eager"),
+                ("forward alone, compiled", "step_vs_diffusers_forward"),
+                ("the same, eager", "step_vs_diffusers_forward_eager"),
+            ],
+        ),
+    ),
+    Block(
+        page="docs/model.md",
+        name="peaks",
+        text=lambda results: quoted(
+            results,
+            [
+                ("a compiled training step, width 384", "peak_share_384"),
+                ("its matrix products alone", "peak_bound_384"),
+                ("a compiled training step, width 1024", "peak_share_1024"),
+                ("its matrix products alone", "peak_bound_1024"),
+            ],
+        ),
+    ),
+    Block(
+        page="docs/model.md",
+        name="ranks",
+        text=lambda results: quoted(
+            results,
+            [
+                ("ranks wait, each padded to its longest prompt", "text_skew_padded_waiting"),
+                ("shapes they see", "text_skew_padded_shapes"),
+                ("of their tokens are valid", "text_skew_padded_valid"),
+                ("ranks wait, each with one budget", "text_skew_budget_waiting"),
+                ("shapes they see", "text_skew_budget_shapes"),
+                ("of their tokens are valid", "text_skew_budget_valid"),
+            ],
+        ),
+    ),
+)
 KINDS = {
     "softmax": ("softmax", "scaled_dot_product"),
     "attention_products": ("bmm",),
@@ -122,21 +174,23 @@ def make_calls(ours: Transformer, theirs: nn.Module, batch: int, mask: Tensor | 
     return calls
 
 
-def seconds(call: Call, backward: bool, model: nn.Module | None = None) -> float:
-    """CPU time of one pass; the model's gradients are none at first, as after a step of training."""
+def pass_of(call: Call, backward: bool, model: nn.Module | None = None) -> Took:
+    """What one pass takes; the model's gradients are none at first, as after a step of training."""
     if model is not None:
         model.zero_grad(set_to_none=True)
-    start = time.process_time()
-    with torch.set_grad_enabled(backward):
-        out = call()
-        if backward:
-            torch.autograd.backward(out.float().square().mean())
-    return time.process_time() - start
+
+    def work() -> None:
+        with torch.set_grad_enabled(backward):
+            out = call()
+            if backward:
+                torch.autograd.backward(out.float().square().mean())
+
+    return timed(work)
 
 
-def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1) -> dict[str, list[float]]:
-    """Seconds of every run in every round, the order turned around each time; the first ones only warm up."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+def interleaved(runs: Mapping[str, Callable[[], Took]], rounds: int, warm_ups: int = 1) -> dict[str, list[Took]]:
+    """What every run takes in every round, the order turned around each time; the first ones only warm up."""
+    taken: dict[str, list[Took]] = {name: [] for name in runs}
     for number in range(rounds + warm_ups):
         for name in sorted(runs, reverse=number % 2 == 0):
             value = runs[name]()
@@ -145,11 +199,11 @@ def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, warm_ups: 
     return taken
 
 
-def against(row: str, taken: Mapping[str, list[float]], mine: str, other: str, peer: str = PEER) -> Result:
-    """Our milliseconds beside the peer's."""
-    ratio = statistics.median(b / a for a, b in zip(taken[mine], taken[other], strict=True))
-    ours, theirs = (1000 * statistics.median(taken[name]) for name in (mine, other))
-    return result(row, ours, "ms CPU", f"{peer}: {theirs:.1f} ms", ratio)
+def against(row: str, taken: Mapping[str, list[Took]], mine: str, other: str, peer: str = PEER) -> Result:
+    """Our milliseconds of processor time beside the peer's; the row has both clocks of both."""
+    ratio = statistics.median(b.cpu / a.cpu for a, b in zip(taken[mine], taken[other], strict=True))
+    ours, theirs = (1000 * statistics.median(took.cpu for took in taken[name]) for name in (mine, other))
+    return with_clocks(result(row, ours, "ms CPU", f"{peer}: {theirs:.1f} ms", ratio), taken[mine], taken[other])
 
 
 def compile_blocks(model: nn.Module, dynamic: bool | None = None) -> None:
@@ -199,7 +253,7 @@ def _steps(
         calls = make_calls(ours, theirs, batch, mask, num_text)
         for passes, backward in (("_forward", False), ("", True)):
             model_of = {name: theirs if name == "diffusers" else ours for name in calls}
-            runs = {n: lambda c=c, b=backward, m=model_of[n]: seconds(c, b, m) for n, c in calls.items()}
+            runs = {n: lambda c=c, b=backward, m=model_of[n]: pass_of(c, b, m) for n, c in calls.items()}
             taken = interleaved(runs, rounds)
             for name in mine:
                 kind = ("" if name == "ours" else f"_{name}") + ("" if way == "compiled" else "_eager")
@@ -216,30 +270,34 @@ def peak_share(rounds: int) -> Iterator[Result]:
         ours, _ = make_models(replace(MODEL, num_layers=layers, **sizes), torch.bfloat16)
         call = make_calls(ours, nn.Identity(), 2, None, 64)["ours"]
         with FlopCounterMode(display=False) as counter:
-            seconds(call, True)
-        alone, flops_alone = products_alone(lambda c=call, m=ours: seconds(c, True, m))
+            pass_of(call, True)
+        alone, flops_alone = products_alone(lambda c=call, m=ours: pass_of(c, True, m))
         compile_blocks(ours)
-        product = {"matmul": lambda: seconds(lambda: a @ b, False), "products": alone}
-        step = {"step": lambda c=call, m=ours: seconds(c, True, m)}
+        product = {"matmul": lambda: pass_of(lambda: a @ b, False), "products": alone}
+        step = {"step": lambda c=call, m=ours: pass_of(c, True, m)}
         taken = interleaved({**step, **product}, 2 * rounds)
         flops = {"matmul": 2 * MATMUL_SIDE**3, "products": flops_alone, "step": counter.get_total_flops()}
-        rate = {name: count / statistics.median(taken[name]) / 1e9 for name, count in flops.items()}
+        rate = {
+            name: count / statistics.median(took.cpu for took in taken[name]) / 1e9 for name, count in flops.items()
+        }
         shares = {  # of each round's own product, as the machine's speed changes from minute to minute
             name: statistics.median(
-                flops[name] / taken[name][n] * peak / flops["matmul"] for n, peak in enumerate(taken["matmul"])
+                flops[name] / taken[name][n].cpu * peak.cpu / flops["matmul"] for n, peak in enumerate(taken["matmul"])
             )
             for name in ("step", "products")
         }
         shown = f"matmul {MATMUL_SIDE}^3: {rate['matmul']:.0f} GFLOP/s"
-        yield result(f"peak_share_{width}", rate["step"], "GFLOP/s", shown, shares["step"])
+        row = result(f"peak_share_{width}", rate["step"], "GFLOP/s", shown, shares["step"])
+        yield with_clocks(row, taken["step"], taken["matmul"])
         bound = f"matmul {MATMUL_SIDE}^3, and nothing but such products"
-        yield result(f"peak_bound_{width}", rate["products"], "GFLOP/s", bound, shares["products"])
+        row = result(f"peak_bound_{width}", rate["products"], "GFLOP/s", bound, shares["products"])
+        yield with_clocks(row, taken["products"], taken["matmul"])
         for kind, share in time_by_kind(call, ours).items():
             yield result(f"step_time_{width}_{kind}", 100 * share, "% of the compiled step's time")
 
 
-def products_alone(step: Callable[[], object]) -> tuple[Callable[[], float], float]:
-    """The step's matrix products and nothing else: a function that gives the seconds of all of them, and their FLOPs."""
+def products_alone(step: Callable[[], object]) -> tuple[Callable[[], Took], float]:
+    """The step's matrix products and nothing else: a function that tells what all of them take, and their FLOPs."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
         step()
     products: list[tuple[int, torch.Tensor, torch.Tensor]] = []
@@ -248,8 +306,11 @@ def products_alone(step: Callable[[], object]) -> tuple[Callable[[], float], flo
             a, b = [torch.randn(shape).bfloat16() for shape in event.input_shapes if len(shape) >= 2][-2:]
             products.append((event.count, a, b))
 
-    def run() -> float:
-        return sum(count * seconds(lambda a=a, b=b: a @ b, False) for count, a, b in products)
+    def run() -> Took:
+        taken = [(count, pass_of(lambda a=a, b=b: a @ b, False)) for count, a, b in products]
+        return Took(
+            wall=sum(count * took.wall for count, took in taken), cpu=sum(count * took.cpu for count, took in taken)
+        )
 
     return run, sum(count * 2.0 * a.numel() * b.shape[-1] for count, a, b in products)
 
@@ -261,7 +322,7 @@ def time_by_kind(call: Call, model: nn.Module, passes: int = 3) -> dict[str, flo
     """
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(passes):
-            seconds(call, True, model)
+            pass_of(call, True, model)
     spent = dict.fromkeys([*KINDS, "fused_and_other"], 0.0)
     for event in recorded.key_averages():
         fits = (kind for kind, words in KINDS.items() if any(word in event.key for word in words))
@@ -288,7 +349,7 @@ def packed_attention(rounds: int) -> Iterator[Result]:
     }
     for passes, backward in (("_forward", False), ("", True)):
         chosen = {n: c for n, c in calls.items() if n != "flex" or not backward}
-        taken = interleaved({n: lambda c=c, b=backward: seconds(c, b) for n, c in chosen.items()}, 2 * rounds)
+        taken = interleaved({n: lambda c=c, b=backward: pass_of(c, b) for n, c in chosen.items()}, 2 * rounds)
         for other in sorted(chosen.keys() - {"slices"}):
             yield against(f"packed_attention{passes}_{other}", taken, "slices", other, other)
 

@@ -1,7 +1,7 @@
 """Does a mesh of ranks train as one process does, and is the memory estimate true?
 
     python -m benchmarks.training.parallel            both figures
-    python -m benchmarks.training.parallel --table    the released model on 8 to 1024 GPUs, as docs/parallel.md shows it
+    python -m benchmarks.training.parallel --table    the released model on 8 to 1024 GPUs, into docs/parallel.md
 
 `fsdp_tp_loss_difference` is the largest difference of any loss of 20 clipped AdamW steps between four ranks (FSDP2 x
 tensor parallel, 2 x 2, Gloo) and one process. `memory_estimate_error` is the largest relative error of the estimate
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.curation.figures import Aim
 from benchmarks.krablet.rounds import SPAWN, Result, result
+from benchmarks.training.blocks import END, ROOT, between
 from pleinair.model.memory import CHECKPOINTINGS, estimate_memory, format_table, table
 from pleinair.model.parallelize import Checkpointing, MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig
@@ -60,6 +61,8 @@ BATCH, SIDE, NUM_TEXT = 2, 16, 32
 """Pictures, image tokens per side and text rows of `LARGER`'s steps."""
 NUM_STEPS = 20
 MIB = 2**20
+PLAN_PAGE = ROOT / "docs/parallel.md"
+PLAN_BEGIN = "<!-- plan: written by python -m benchmarks.training.parallel --table -->"
 
 
 AIMS = (
@@ -186,10 +189,16 @@ def measure(rounds: int = 1) -> Iterator[Result]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print what fits the released model on 8 to 1024 GPUs")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print what fits the released model on 8 to 1024 GPUs, and write it into its page",
+    )
     args = parser.parse_args()
     if args.table:
-        print(format_table(table(TransformerConfig())))
+        plan = format_table(table(TransformerConfig()))
+        print(plan)
+        PLAN_PAGE.write_text(between(PLAN_PAGE.read_text(), PLAN_BEGIN, END, plan))
         return
     for row in measure():
         print(row, flush=True)

@@ -3,16 +3,16 @@
     text features, made once and given to both ──> pipeline(prompt_embeds=...)          ──> picture
                                                └─> encode_text ─> euler ─> codec.decode ─> picture
 
-One 256 px picture, guidance 4.5, one thread, process CPU time, in turn within each round. The caption has 105 tokens and
-the empty prompt 10, in the 512 slots that the pipeline fills. The model is 8 blocks of width 384 whose text fusion has the
-released model's share of a padded pass (11%). What we leave out: padded text, and text fusion at every step but the first.
-The rows `_short` give the pipeline 105 slots, as many as the caption needs and as few as it can do with (both prompts have
-to have one number), so that the empty prompt's padding and the text fusion are all that remains.
+One 256 px picture, guidance 4.5, one thread, in turn within each round; ratios are of process CPU time, wall time is recorded
+beside it. The caption has 105 tokens and the empty prompt 10, in the 512 slots that the pipeline fills. The model is 8 blocks
+of width 384 whose text fusion has the released model's share of a padded pass (11%). What we leave out: padded text, and text
+fusion at every step but the first. The rows `_short` give the pipeline 105 slots, as many as the caption needs and as few as
+it can do with (both prompts have to have one number), so that the empty prompt's padding and the text fusion are all that
+remains.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from benchmarks.curation.figures import Aim
 from benchmarks.krablet.rounds import Result, result
+from benchmarks.training.blocks import Block, quoted
+from benchmarks.training.clocks import timed
 from benchmarks.training.model import MODEL, SIDE, against, compile_blocks, interleaved, make_models
 from pleinair.flow import euler, shift_mu, timestep_schedule
 from pleinair.model.autoencoders.qwen_image import QwenImageCodec
@@ -43,6 +45,20 @@ AIMS = (
     Aim(what="the same three, the pipeline given 105 text slots", name="sampling_vs_diffusers*_short", note="no aim"),
     Aim(what="largest difference of the two pictures in [0, 1], fp32", name="parity_image", most=100),
 )  # fmt: skip
+BLOCKS = (
+    Block(
+        page="docs/model.md",
+        name="sampling",
+        text=lambda results: quoted(
+            results,
+            [
+                (f"{words}{slots}", f"sampling_vs_diffusers{way}{short}")
+                for slots, short in ((", 512 text slots", ""), (", 105 text slots", "_short"))
+                for words, way in (("compiled blocks", ""), ("eager", "_eager"), ("eager, float32", "_eager_fp32"))
+            ],
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -132,13 +148,6 @@ def same_picture(draws: dict[str, Draw], dtype: torch.dtype, num_steps: int) -> 
     return difference
 
 
-def seconds(draw: Draw, num_steps: int) -> float:
-    """CPU time of one picture."""
-    start = time.process_time()
-    draw(num_steps)
-    return time.process_time() - start
-
-
 def measure(rounds: int, num_steps: int = NUM_STEPS) -> list[Result]:
     """Pictures compared and timed, each row printed as it is had."""
     torch.set_num_threads(1)
@@ -159,7 +168,7 @@ def _rows(rounds: int, num_steps: int) -> Iterator[Result]:
         draws = make_draws(ours, theirs, dtype)
         difference = same_picture(draws, dtype, num_steps)  # warms up as well
         taken = interleaved(
-            {way: lambda d=draw: seconds(d, num_steps) for way, draw in draws.items()}, rounds, warm_ups=0
+            {way: lambda d=draw: timed(lambda: d(num_steps)) for way, draw in draws.items()}, rounds, warm_ups=0
         )
         shown = f"{PEER}, pictures differ by {difference:.1g}"
         yield against(f"sampling_vs_diffusers{name}", taken, "ours", "pipeline", shown)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import torch
 
+from benchmarks.training.checkpoints import METHODS, WAITED_FOR, Sample, draw_frontier, frontier_table, rows
+from benchmarks.training.clocks import Took
 from benchmarks.training.cluster import of_fault, told
 from benchmarks.training.kills import row
 from benchmarks.training.sampling import NUM_SLOTS, make_prompt
@@ -36,3 +40,31 @@ def test_a_run_that_lost_a_step_counts_for_nothing() -> None:
     assert row(1, [True, True, False, True], True, 3)["value"] == 0.75
     assert row(2, [True, True], False, 1)["value"] == 0.0
     assert row(2, [True, True], False, 1)["name"] == "resume_bit_equal_2_ranks"
+
+
+def saves() -> list[dict[str, object]]:
+    """Figures of two rounds of every method; those in the background lose half a second in slowed steps."""
+    took = Took(wall=2.0, cpu=1.5)
+    waits = [Sample(2.0, 2.0, took=took), Sample(4.0, 4.0, took=took)]
+    beside = [Sample(0.1, 3.0, 1.25, 0.5, took), Sample(0.3, 5.0, 1.75, 0.5, took)]
+    return rows({name: waits if name in WAITED_FOR else beside for name in METHODS})
+
+
+def test_saves_beside_steps_have_the_steps_times_and_saves_that_are_waited_for_both_clocks() -> None:
+    found = {str(row["name"]).removeprefix("checkpoint_"): row for row in saves()}
+    beside, waits = found["frontier_copied"], found["frontier_blocking"]
+    fields = ("value", "durable_seconds", "step_ratio", "slowed_seconds")
+    assert [beside[field] for field in fields] == [0.2, 4.0, 1.5, 0.5]
+    assert [waits[field] for field in fields] == [3.0, 3.0, 1.0, 0.0]
+    assert (waits["wall_seconds"], waits["cpu_seconds"]) == (2.0, 1.5)
+    assert "cpu_seconds" not in beside
+    assert (found["total"]["peer_cpu_seconds"], found["cost"]["ratio"]) == (1.5, 0.25)
+
+
+def test_every_save_is_a_line_of_the_table_and_a_dot_on_either_panel_of_the_frontier() -> None:
+    lines = frontier_table(saves()).splitlines()
+    assert lines[2] == "| torch.save + fsync | 3.00 s | 3.00 s |  |  |"
+    assert lines[5] == "| ours, copied before the next step | 0.20 s | 4.00 s | 1.50 x | 0.50 s |"
+    drawing = ElementTree.fromstring(draw_frontier(saves()))
+    circles = [one for one in drawing.iter() if one.tag.endswith("circle")]
+    assert len(circles) == len(METHODS) * (1 + 2), "one in the legend, one on each panel"

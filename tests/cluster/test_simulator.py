@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from benchmarks.training.goodput import BAD_FABRIC, QUICK_REPAIR, SLOW_REPAIR
 from pleinair.cluster.intervals import (
     best_interval,
     daly_interval,
@@ -83,6 +84,30 @@ def test_small_jobs_die_of_other_causes_than_the_linear_model_knows() -> None:
 
 def test_byterobust_left_570_seconds_for_each_failure() -> None:
     assert 0.03 * linear_mean_between(9_600, 3.79) == pytest.approx(570, abs=5)
+
+
+def test_lablups_sessions_bound_their_rate_and_their_retries_lie_between_the_two_repairs() -> None:
+    """224 sessions on 63 nodes in 73 days: what ended them is not known, so the bound is all that can be met."""
+    most = 224 / 73 / 63 * 1000
+    assert most == pytest.approx(48.7, abs=0.05)
+    assert most > 6.5
+    assert QUICK_REPAIR.seconds < 11 * 60 < SLOW_REPAIR.seconds
+
+
+def test_three_lemons_of_lablups_63_nodes_take_the_half_of_all_failures_that_they_were_excluded_for() -> None:
+    """Avoided after their first failure, they leave half of the rate."""
+    run = SimulatedRun(num_gpus=504, lemon_share=3 / 63, lemon_failures=0.5, avoid_after=1, days=7300.0)
+    done = simulate(run)
+    assert (run.num_nodes, run.num_lemons, done.avoided_nodes) == (63, 3, 3)
+    assert done.failures == pytest.approx(run.days * 86_400 * run.node_rate * 0.5 * 63 / 60, rel=0.1)
+
+
+@pytest.mark.parametrize(("settings", "gpus"), [({}, 2_462), (BAD_FABRIC, 944)])
+def test_minders_two_faults_a_day_are_met_at_these_sizes_as_it_names_none(
+    settings: dict[str, float], gpus: int
+) -> None:
+    run = SimulatedRun(num_gpus=gpus, **settings)  # type: ignore[arg-type]
+    assert run.mean_between_failures / 3600 == pytest.approx(12.0, rel=0.01)
 
 
 def test_a_fabric_that_fails_with_the_square_of_its_size_explains_a_large_run_that_never_lasts_a_day() -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,51 @@ def test_tensorboard_shows_what_the_records_hold(tmp_path: Path) -> None:
     assert shown["train/loss"] == pytest.approx([record.loss for record in records])
     assert shown["train/error"] == pytest.approx([record.metrics["error"] for record in records])
     assert shown["group/value"] == [0.0, 10.0, 20.0]
+
+
+class Recorder(ModuleType):
+    """The three calls that trackio and wandb share, by the names and keywords that both take."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def init(self, *, project: str, name: str) -> None:
+        self.calls.append(("init", {"project": project, "name": name}))
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        self.calls.append(("log", metrics))
+
+    def finish(self) -> None:
+        self.calls.append(("finish", {}))
+
+
+@pytest.mark.parametrize("package", ["trackio", "wandb"])
+def test_a_tracker_is_told_of_the_run_of_every_record_and_of_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, recorder := Recorder(package))
+    run_line(tmp_path / "line", steps=3, hooks=[Measures(), Tracker(package, "paintings")])
+    records = read_records(tmp_path / "line" / "steps.jsonl")
+    (opened, *logged, closed) = recorder.calls
+    assert opened == ("init", {"project": "paintings", "name": "line"})
+    assert [metrics["step"] for _, metrics in logged] == [0, 1, 2]
+    assert {kind for kind, _ in logged} == {"log"}
+    for (_, metrics), record in zip(logged, records, strict=True):
+        shown = (metrics["train/loss"], metrics["train/error"], metrics["group/value"])
+        assert shown == (record.loss, record.metrics["error"], 10.0 * record.step)
+    assert closed == ("finish", {})
+
+
+def test_a_tracker_is_closed_where_training_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks:
+        def after_step(self, run: Run[Any], record: StepRecord) -> Mapping[str, float]:
+            raise RuntimeError("broken")
+
+    monkeypatch.setitem(sys.modules, "wandb", recorder := Recorder("wandb"))
+    with pytest.raises(RuntimeError, match="broken"):
+        run_line(tmp_path, steps=3, hooks=[Tracker("wandb", "paintings"), Breaks()])
+    assert [kind for kind, _ in recorder.calls] == ["init", "log", "finish"]
 
 
 def test_a_missing_tracker_is_named_before_any_step(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pleinair.checkpoint.interval import IntervalConfig, daly_interval
 from pleinair.records.checkpoint import Refused, Saved
 from pleinair.records.errors import ConfigError
 from pleinair.records.run_events import FailureHistory
-from pleinair.training.engine import Run, StepRecord, read_records
+from pleinair.training.engine import EngineConfig, Run, StepRecord, read_records
 from pleinair.training.save_clock import SaveClock
 from tests.training.small_stages import run_line, settings
 
@@ -53,6 +54,32 @@ def test_what_a_save_cost_is_reported_once_and_a_changed_interval_told_once() ->
     told = "a checkpoint costs 2.50 s (0.50 s of waiting, 2.00 s in slower steps) and is written in 4.0 s"
     assert clock.news() == f"{told}: one every {interval:.0f} s"
     assert clock.news() is None
+
+
+def test_a_checkpoint_that_is_long_in_writing_is_told_once_with_what_makes_it_shorter() -> None:
+    clock = SaveClock(IntervalConfig(slow_write_seconds=3.5), FailureHistory())
+    clock.save_ended(saved(0.0, write_seconds=3.5))
+    assert clock.news() is None
+    clock.save_ended(replace(saved(4.0, write_seconds=40.0), step=7, num_bytes=3 * 2**30))
+    told = clock.news()
+    assert told is not None
+    assert told.startswith("the checkpoint of step 7 was durable after 40 s, more than 3.5 s")
+    assert "wrote 3.0 GiB; a faster disk, or more ranks in parallel.mesh.shard, make it shorter" in told
+    clock.save_ended(saved(50.0, write_seconds=41.0))
+    assert "was durable after" not in (clock.news() or "")
+
+
+def test_a_limit_for_writing_that_is_no_time_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"slow_write_seconds is 0: it must be positive"):
+        IntervalConfig(slow_write_seconds=0)
+
+
+def test_a_run_says_so_when_a_checkpoint_is_long_in_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = IntervalConfig(seconds=1e-6, by="time", slow_write_seconds=1e-9)
+    monkeypatch.setattr(EngineConfig, "checkpoint_interval", limits)
+    said = list[str]()
+    run_line(tmp_path, 3, config=settings(asynchronous_checkpoints=False), on_message=said.append)
+    assert len([line for line in said if "was durable after" in line]) == 1
 
 
 def test_steps_of_another_resolution_are_no_measure() -> None:

@@ -48,13 +48,15 @@ class IntervalConfig:
     """Time between checkpoints, never shorter."""
     budget: float = 0.02
     """Share of the time that checkpoints may cost, stall and slowed steps together, for `seconds` to be affordable."""
+    slow_write_seconds: float = 30.0
+    """A checkpoint that takes longer until it is durable is told of, once."""
     longest_seconds: float = 3600.0
     """Never longer than this when chosen by failures, but for a write that takes longer."""
     expected_seconds_between_failures: float = 24 * 3600.0
     """What is believed before the run has been observed; weighs as one failure."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "longest_seconds", "expected_seconds_between_failures"):
+        for name in ("seconds", "slow_write_seconds", "longest_seconds", "expected_seconds_between_failures"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
         if not 0 < self.budget < 1:

@@ -155,7 +155,10 @@ def train_step(work: Workspace) -> None:
 
 
 def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
-    """Run `pleinair train` as ranks to the end of the training, then say what the time went into."""
+    """Run `pleinair train` as ranks to the end of the training; however that comes, say what the time went into.
+
+    Raises PleinairError when it stops for good, KeyboardInterrupt on Ctrl-C.
+    """
     from pleinair.cluster.goodput import as_text, measure_goodput
     from pleinair.cluster.launcher import launch
     from pleinair.cluster.locks import only_one
@@ -170,11 +173,11 @@ def launch_ranks(work: Workspace, config: LaunchConfig) -> None:
         command += ["--set", assignment]
     with only_one(work.run_dir, "launch.lock"):
         outcome = launch(command, config, on_message=lambda said: print(f"pleinair: {said}", file=sys.stderr))
+    print(as_text(measure_goodput(read_events(config.events))), flush=True)
     if outcome.outcome == "interrupted":
         raise KeyboardInterrupt
     if outcome.outcome == "stopped":
         raise PleinairError(f"training stopped: {outcome.reason}; `pleinair runs {work.run_dir}` tells what happened")
-    print(as_text(measure_goodput(read_events(config.events))))
 
 
 def runs(options: argparse.Namespace) -> int:

@@ -133,6 +133,7 @@ class _WeightSizes:
     moments: int
 
 
+@functools.cache
 def _weight_sizes(config: TransformerConfig, mesh: MeshConfig, optimiser: str) -> _WeightSizes:
     with torch.device("meta"):
         model = Transformer(config)
@@ -251,14 +252,19 @@ class TableRow:
 
 
 def table(
-    config: TransformerConfig, num_gpus: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024), text_tokens: int = 256
+    config: TransformerConfig,
+    num_gpus: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024),
+    *,
+    text_tokens: int = 256,
+    resolutions: Sequence[tuple[int, int]] = RESOLUTIONS,
+    checkpointings: Sequence[Checkpointing] = CHECKPOINTINGS,
 ) -> list[TableRow]:
     """For each number of 80 GB GPUs and each resolution, what fits: bf16, AdamW, at most 64 GPUs per shard group."""
     return [
         _largest_batch(config, count, pixels, tokens, text_tokens, checkpointing)
         for count in num_gpus
-        for pixels, tokens in RESOLUTIONS
-        for checkpointing in CHECKPOINTINGS
+        for pixels, tokens in resolutions
+        for checkpointing in checkpointings
     ]
 
 
@@ -280,17 +286,25 @@ def _largest_batch(
 
 
 def format_table(rows: Sequence[TableRow]) -> str:
-    """The rows as a Markdown table, GiB per GPU."""
+    """The rows as a Markdown table, GiB per GPU; numbers of GPUs that differ in nothing but replicas share a row."""
     lines = [
         "| GPUs | px | replicate x shard | checkpointing | pictures per GPU | weights + moments | gathered | activations | peak |",
         "|---:|---:|---|---|---:|---:|---:|---:|---:|",
     ]
+    alike: dict[tuple[object, ...], list[TableRow]] = {}
     for row in rows:
+        alike.setdefault((row.pixels, row.mesh.shard, row.checkpointing, row.batch, row.estimate), []).append(row)
+    for same in alike.values():
+        row, last = same[0], same[-1]
+        gpus, replicas = (
+            f"{first}" if len(same) == 1 else f"{first} to {end}"
+            for first, end in ((row.num_gpus, last.num_gpus), (row.mesh.replicate, last.mesh.replicate))
+        )
         e = row.estimate
         columns = (e.parameters + e.optimiser, e.gathered, e.activations + e.workspace, e.peak)
         sizes = " | ".join(f"{value / GIB:.1f}" for value in columns)
         fits = str(row.batch) if row.batch else "none"
         lines.append(
-            f"| {row.num_gpus} | {row.pixels} | {row.mesh.replicate} x {row.mesh.shard} | {row.checkpointing} | {fits} | {sizes} |"
+            f"| {gpus} | {row.pixels} | {replicas} x {row.mesh.shard} | {row.checkpointing} | {fits} | {sizes} |"
         )
     return "\n".join(lines)

@@ -32,6 +32,7 @@ class SaveClock:
         self._saves: deque[Saved] = deque(maxlen=_REMEMBERED_SAVES)
         self._report: dict[str, float] = {}
         self._told_seconds = config.seconds
+        self._has_told_slow = False
         self.interval_seconds = config.seconds
         """From the start of one checkpoint to the next."""
 
@@ -84,7 +85,23 @@ class SaveClock:
         return report
 
     def news(self) -> str | None:
-        """A sentence where the interval is much longer or shorter than what was last told."""
+        """A sentence after the first checkpoint that was long in writing, and one where the interval is much longer or
+        shorter than what was last told.
+        """
+        return "; ".join(told for told in (self._slow_write(), self._changed_interval()) if told) or None
+
+    def _slow_write(self) -> str | None:
+        saved = self._saves[-1] if self._saves else None
+        if self._has_told_slow or saved is None or saved.write_seconds <= self._config.slow_write_seconds:
+            return None
+        self._has_told_slow = True
+        return (
+            f"the checkpoint of step {saved.step} was durable after {saved.write_seconds:.0f} s, more than "
+            f"{self._config.slow_write_seconds:g} s: a failure before that falls back to the one before. This rank wrote "
+            f"{saved.num_bytes / 2**30:.1f} GiB; a faster disk, or more ranks in parallel.mesh.shard, make it shorter"
+        )
+
+    def _changed_interval(self) -> str | None:
         change = self.interval_seconds / self._told_seconds
         cost = measured_cost(list(self._saves))
         if cost is None or 1 / _TOLD_CHANGE <= change <= _TOLD_CHANGE:
