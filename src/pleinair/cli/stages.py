@@ -60,6 +60,7 @@ def phases_of(work: Workspace, pack: Pack, stage: Pretrain | Finetune, mesh: Mes
     """The recipe's phases with their loaders; the first `repa_phases` share one iREPA stage, if the recipe has it."""
     from pleinair.cli.beside_pack import open_features
     from pleinair.packs.loader import LatentLoader, Prefetched
+    from pleinair.packs.packed_loader import PackedLoader
     from pleinair.training.patch_features import WithPatches
     from pleinair.training.stages.repa import Repa
 
@@ -73,7 +74,12 @@ def phases_of(work: Workspace, pack: Pack, stage: Pretrain | Finetune, mesh: Mes
         repa.head.to(mesh.device)
     phases: list[Phase[Any]] = []
     for number, phase in enumerate(recipe.phases):
-        loader: Any = LatentLoader(pack, phase.resolution, recipe.loader_of(phase), **part)
+        settings, loader = recipe.loader_of(phase), None  # type: Any, Any
+        if recipe.pack_text:
+            num_parts = recipe.engine.num_micro_batches
+            loader = PackedLoader(pack, phase.resolution, settings, **part, num_parts=num_parts)
+        else:
+            loader = LatentLoader(pack, phase.resolution, settings, **part)
         aligned: Stage[Any] | None = repa if number < recipe.repa_phases else None
         if aligned is not None:
             loader = WithPatches(loader, features, recipe.transformer.patch_size)
@@ -89,6 +95,7 @@ def hooks_of(work: Workspace, stage: Pretrain | Finetune, mesh: Mesh, more: Sequ
     from pleinair.cli.beside_pack import held_out_loader
     from pleinair.cli.previews import previews_of
     from pleinair.training.hooks.progress import EachStep
+    from pleinair.training.hooks.rank_loads import batch_load
     from pleinair.training.hooks.throughput import training_flops
     from pleinair.training.hooks.watching import watching
 
@@ -99,6 +106,7 @@ def hooks_of(work: Workspace, stage: Pretrain | Finetune, mesh: Mesh, more: Sequ
     watchers = watching(
         config,
         flops_of=partial(training_flops, work.recipe.transformer),
+        load_of=partial(batch_load, work.recipe.transformer.patch_size),
         held_out=held_out,
         draw=previews_of(work, stage),
     )

@@ -102,6 +102,8 @@ class Recipe:
     """Train a LoRA on the parent alone; None trains all weights."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Caption choice; its batch size is set by the phase."""
+    pack_text: bool = False
+    """Lay a batch's prompts end to end, with equal text rows on every rank and step, instead of padding them."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the judged pictures are drawn."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -117,6 +119,7 @@ class Recipe:
         check_tensor_parallel(self.transformer, self.parallel.mesh.tensor)
         self._check_repa()
         self._check_parent()
+        self._check_packed_text()
 
     def _check_repa(self) -> None:
         if self.repa is None:
@@ -141,6 +144,25 @@ class Recipe:
                 "with_optimiser goes on with moments of all weights, and finetune trains a LoRA: leave one"
             )
 
+    def _check_packed_text(self) -> None:
+        if not self.pack_text:
+            return
+        model = self.transformer
+        if model.dual_layers or model.timestep_tokens:
+            raise ConfigError(
+                f"pack_text with stream {model.stream} and timestep {model.timestep}: dual streams and timestep tokens take "
+                "padded text, set pack_text=False"
+            )
+        if self.parallel.mesh.tensor > 1:
+            raise ConfigError(
+                f"pack_text with parallel.mesh.tensor {self.parallel.mesh.tensor}: tensor parallelism splits padded text "
+                "only, set pack_text=False or shard instead"
+            )
+        if self.loader.remainder != "drop":
+            raise ConfigError(
+                f"pack_text with loader.remainder {self.loader.remainder!r}: packed text takes whole batches, set it to 'drop'"
+            )
+
     def loader_of(self, phase: PhaseConfig) -> LoaderConfig:
         """The loader's settings for a phase."""
         return replace(self.loader, batch_size=phase.batch_size, seed=self.engine.seed)
@@ -148,6 +170,8 @@ class Recipe:
     def training_part(self) -> tuple[object, ...]:
         """The settings that training depends on; a run resumes only while they stay."""
         settings: tuple[object, ...] = (self.transformer, self.phases, self.engine, self.pretrain, self.loader)
+        if self.pack_text:
+            settings += ("pack_text",)
         if self.repa is not None:
             settings += (self.repa, self.repa_phases)
         if self.parent is not None:

@@ -15,6 +15,7 @@ from pleinair.training.hooks.divergence import Divergence, DivergenceConfig
 from pleinair.training.hooks.pace import Pace, PaceConfig
 from pleinair.training.hooks.previews import Draw, Previews
 from pleinair.training.hooks.profiler import Profile
+from pleinair.training.hooks.rank_loads import BatchLoad, RankLoads
 from pleinair.training.hooks.spikes import SpikeConfig, Spikes
 from pleinair.training.hooks.throughput import Throughput
 from pleinair.training.hooks.validation import TimestepErrors, Validation, ValidationConfig
@@ -60,6 +61,7 @@ def watching(
     config: WatchConfig,
     *,
     flops_of: Callable[[Any], float] | None = None,
+    load_of: Callable[[Any, int], BatchLoad] | None = None,
     held_out: Loader[Any] | None = None,
     reference: TimestepErrors | None = None,
     draw: Draw | None = None,
@@ -72,6 +74,8 @@ def watching(
         hooks.append(average)
     if flops_of is not None:
         hooks.append(Throughput(flops_of, config.peak_flops_per_second))
+    if load_of is not None:
+        hooks.append(RankLoads(load_of))
     if held_out is not None and config.validation.every:
         hooks.append(Validation(held_out, config.validation, average, reference))
     if config.divergence is not None:
