@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pleinair.cli.parents import config_of
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace
+from pleinair.model.float8 import float8_for
 from pleinair.model.parallelize import parallelize
 from pleinair.model.transformer import Transformer
 from pleinair.records.errors import ConfigError
@@ -41,6 +42,8 @@ def stage_of(
         # Of a parent that tells its sizes in other words, the same words: merging compares them.
         config = recipe.transformer if parent is None else config_of(parent)
         model = Transformer(config).to(mesh.device)
+        if recipe.engine.precision == "fp8":  # the engine does it for every phase, but could not after `parallelize`
+            float8_for(model, recipe.phases[0].resolution)
         spread = parallelize(model, mesh.device_mesh, recipe.parallel)
         return Pretrain(cast(Transformer, spread), projection, recipe.pretrain, latent_space)
     from pleinair.cli.adapters import adapter_stage, attach
@@ -85,7 +88,15 @@ def phases_of(work: Workspace, pack: Pack, stage: Pretrain | Finetune, mesh: Mes
             loader = WithPatches(loader, features, recipe.transformer.patch_size)
         name = f"{phase.resolution} px" + (", decaying" if phase.decays else "")
         phases.append(
-            Phase(name, phase.num_steps, phase.batch_size, Prefetched(loader), stage=aligned, decays=phase.decays)
+            Phase(
+                name,
+                phase.num_steps,
+                phase.batch_size,
+                Prefetched(loader),
+                stage=aligned,
+                decays=phase.decays,
+                resolution=phase.resolution,
+            )
         )
     return phases
 

@@ -120,6 +120,7 @@ class Recipe:
         self._check_repa()
         self._check_parent()
         self._check_packed_text()
+        self._check_precision()
 
     def _check_repa(self) -> None:
         if self.repa is None:
@@ -143,6 +144,10 @@ class Recipe:
             raise ConfigError(
                 "with_optimiser goes on with moments of all weights, and finetune trains a LoRA: leave one"
             )
+
+    def _check_precision(self) -> None:
+        if self.engine.precision == "fp8" and self.finetune is not None:
+            raise ConfigError("engine.precision is fp8 and finetune trains a LoRA on frozen weights: use bf16")
 
     def _check_packed_text(self) -> None:
         if not self.pack_text:
