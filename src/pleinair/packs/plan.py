@@ -54,6 +54,9 @@ class LoaderConfig:
             raise ConfigError(f"batch_size is {self.batch_size}: give at least 1")
         if not 0 <= self.drop_caption <= 1:
             raise ConfigError(f"drop_caption is {self.drop_caption}: it is a chance, give a number from 0 to 1")
+        weights = self.caption_weights
+        if weights is not None and (not weights or min(weights) < 0 or not sum(weights)):
+            raise ConfigError(f"caption_weights is {weights}: give none below 0, and one above it")
 
     def num_batches(self, num_rows: int) -> int:
         """Batches that so many rows of one shape make in an epoch."""

@@ -31,6 +31,11 @@ class PhaseConfig:
     decays: bool = False
     """The learning rate decays from the first phase that says so; if none does, `engine.optimiser.decay_share` tells."""
 
+    def __post_init__(self) -> None:
+        for name in ("resolution", "num_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of a phase is {getattr(self, name)}: give at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -117,10 +122,25 @@ class Recipe:
         if list(self.resolutions) != sorted(self.resolutions):
             raise ConfigError(f"phases of {self.name} go {self.resolutions} px: order them from low to high resolution")
         check_tensor_parallel(self.transformer, self.parallel.mesh.tensor)
+        self._check_sizes()
         self._check_repa()
         self._check_parent()
         self._check_packed_text()
         self._check_precision()
+
+    def _check_sizes(self) -> None:
+        if self.pack is None and self.text_dim != self.transformer.text_dim:
+            raise ConfigError(
+                f"text_dim is {self.text_dim} and transformer.text_dim {self.transformer.text_dim}: what is packed is what "
+                "the transformer reads, set both to the same"
+            )
+        ranks, pieces = self.parallel.mesh.num_data_ranks, self.engine.num_micro_batches
+        for phase in self.phases:
+            if phase.batch_size % ranks == 0 and phase.batch_size // ranks % pieces:
+                raise ConfigError(
+                    f"engine.num_micro_batches is {pieces} and a rank has {phase.batch_size // ranks} rows of a step at "
+                    f"{phase.resolution} px: give a divisor of its rows in every phase"
+                )
 
     def _check_repa(self) -> None:
         if self.repa is None:
@@ -140,6 +160,11 @@ class Recipe:
         if self.parent is None and (self.with_optimiser or self.finetune is not None):
             what = "with_optimiser" if self.with_optimiser else "finetune"
             raise ConfigError(f"{what} needs the weights it goes on from: give parent, or --parent")
+        if self.finetune is not None and self.parallel.mesh.num_ranks > 1:
+            raise ConfigError(
+                f"finetune trains a LoRA in one process and parallel.mesh has {self.parallel.mesh.num_ranks} ranks: leave "
+                "out --nproc and the mesh"
+            )
         if self.with_optimiser and self.finetune is not None:
             raise ConfigError(
                 "with_optimiser goes on with moments of all weights, and finetune trains a LoRA: leave one"

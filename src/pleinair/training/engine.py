@@ -388,6 +388,7 @@ def train(
     so_far = failures or FailureHistory()
     told = documents or {}
     run = Run(stage, phases, config, run_dir, config_digest, mesh or Mesh(), hooks, on_message, so_far, told)
+    _refuse_uneven_rows(phases, config, run.mesh)
     if not run.total_steps:
         raise CheckpointError(f"the run in {run_dir} has no steps to do: give it at least one")
     resumed = resume(run)
@@ -413,6 +414,22 @@ def train(
         final = _tell_of_saves(run, writer) or final
     assert final is not None
     return final
+
+
+def _refuse_uneven_rows(phases: Sequence[Phase[Any]], config: EngineConfig, mesh: Mesh) -> None:
+    """Before the first step of the first phase, what would end the last one midway."""
+    for phase in phases:
+        rows = phase.batch_size // mesh.num_data_ranks
+        if phase.batch_size % mesh.num_data_ranks:
+            raise ConfigError(
+                f"phase {phase.name} has {phase.batch_size} rows a step, which {mesh.num_data_ranks} ranks cannot share "
+                "equally: give a multiple"
+            )
+        if rows % config.num_micro_batches:
+            raise ConfigError(
+                f"num_micro_batches is {config.num_micro_batches} and a rank has {rows} rows of a step of phase "
+                f"{phase.name}: give a divisor of its rows"
+            )
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.rate_factor <= 0:
             raise ConfigError(f"head.rate_factor is {self.rate_factor}: it must be positive")
+        if self.betas is not None:
+            _check_betas("head.betas", self.betas)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,17 @@ class OptimiserConfig:
         for name in ("decay_share", "min_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must lie in [0, 1]")
+        _check_betas("betas", self.betas)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum}: give 0 to less than 1")
+        for name in ("weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give 0 or more")
+
+
+def _check_betas(name: str, betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"{name} is {betas}: give two numbers from 0 to less than 1")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,12 @@ class WatchConfig:
             raise ConfigError(f"preview_every is {self.preview_every}: give a number of steps, or 0 for none")
         if self.preview_every and not self.preview_prompts:
             raise ConfigError(f"preview_every is {self.preview_every} but preview_prompts is empty: say what to draw")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ConfigError(f"average_decay is {self.average_decay}: give a number between 0 and 1, or None")
+        if self.peak_flops_per_second is not None and self.peak_flops_per_second <= 0:
+            raise ConfigError(f"peak_flops_per_second is {self.peak_flops_per_second}: give a positive one, or None")
+        if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
+            raise ConfigError(f"profile is {self.profile}: give a first step that is not after the last, or None")
 
 
 def watching(

@@ -21,6 +21,7 @@ from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer
 from pleinair.packs.loader import LatentBatch
 from pleinair.packs.packed_loader import PackedLatentBatch
+from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
 from pleinair.training.random import RowRandom
 
@@ -38,6 +39,12 @@ class PretrainConfig:
     """Image tokens at which `shift_mu` holds; mu moves by log(sqrt(tokens / shift_tokens)) away from it."""
     sigma: float = 1.0
     """Standard deviation of the logit of t."""
+
+    def __post_init__(self) -> None:
+        if self.sigma <= 0 or self.shift_tokens < 1:
+            raise ConfigError(
+                f"sigma is {self.sigma} and shift_tokens {self.shift_tokens}: give a positive deviation and at least 1 token"
+            )
 
     def mu(self, num_image_tokens: int) -> float:
         """Shift for a number of image tokens: keeps t / (1 - t) / sqrt(tokens) constant over resolutions."""
