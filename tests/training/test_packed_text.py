@@ -20,7 +20,7 @@ from pleinair.packs.packed_loader import PackedLatentBatch, PackedLoader, Packed
 from pleinair.packs.plan import LoaderConfig
 from pleinair.training.engine import Phase, StepRecord, read_records, train
 from pleinair.training.hooks.progress import EachStep
-from pleinair.training.hooks.rank_loads import BatchLoad, RankLoads, batch_load, skew
+from pleinair.training.hooks.rank_loads import BatchLoad, RankLoads, batch_load, num_graphs, skew
 from pleinair.training.hooks.throughput import training_flops
 from pleinair.training.mesh import Mesh, open_mesh
 from pleinair.training.patch_features import PackedPatchBatch, PatchBatch
@@ -96,6 +96,32 @@ def test_loads_count_tokens_padding_and_shapes() -> None:
     assert skew([0.0, 0.0]) == 0.0
 
 
+class OtherLengths:
+    """Packed prompts whose lengths differ at every step."""
+
+    def batch(self, step: int) -> PackedLatentBatch:
+        whole = Latents().batch(step)
+        lengths = 1 + torch.randperm(8, generator=torch.Generator().manual_seed(step)) % 6
+        return packed(replace(whole, text_mask_BT=torch.arange(6) < lengths[:, None]))
+
+    def keys(self, step: int) -> list[str]:
+        return Latents().keys(step)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look at its inputs
+def test_compiled_blocks_are_compiled_in_the_first_step_alone_and_counted(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    stage, before = pretrain_stage(config=replace(TINY, num_layers=1)), num_graphs()
+    parallelize(stage.model, None, ParallelConfig(compile=True, compile_backend="eager"))
+    phases: list[Phase[Any]] = [Phase("packed", 3, 8, OtherLengths())]
+    hooks = [RankLoads(partial(batch_load, 1))]
+    train(stage, phases, settings(), tmp_path, config_digest="d", hooks=hooks, on_message=lambda _: None)
+    torch._dynamo.reset()
+    graphs = [record.metrics["ranks/num_graphs"] - before for record in read_records(tmp_path / "steps.jsonl")]
+    assert graphs[0] > 0
+    assert graphs == graphs[:1] * 3
+
+
 def run(directory: Path, pack: Path, mesh: Mesh, stop_after: int = NUM_STEPS) -> None:
     def stop(record: StepRecord, total: int) -> None:
         if record.step + 1 > stop_after:
@@ -160,4 +186,3 @@ def test_every_rank_computes_on_as_many_tokens_in_one_shape_per_size_of_picture(
     assert metrics[-1]["ranks/num_shapes"] == len({(4, 64), (4, 60)}), "square pictures, and those of 6 x 10 either way"
     assert all(0 < one["ranks/padding"] < 0.5 for one in metrics)
     assert all(0 <= one["ranks/time_skew"] < 1 for one in metrics)
-    assert metrics[-1]["ranks/num_graphs"] == 0
