@@ -87,13 +87,13 @@ def test_every_part_of_a_levelled_batch_holds_captions_of_all_lengths() -> None:
 
 
 def test_where_a_step_needs_more_than_the_budget_all_ranks_have_more(pack: Pack) -> None:
-    ranks = [PackedLoader(pack, 32, config(), rank=rank, num_ranks=2) for rank in range(2)]
-    fullest = [max(sum(loader.batch(0).text.lengths) for loader in ranks)]
+    ranks = [PackedLoader(pack, 32, config(batch_size=32), rank=rank, num_ranks=2) for rank in range(2)]
     for loader in ranks:
         loader.budget = 64
-    assert fullest[0] > 64
-    budgets = [loader.batch(0).text.features_PRLD.shape[1] for loader in ranks]
-    assert budgets == [-(-fullest[0] // 64) * 64] * 2
+    steps = [[loader.batch(step).text for loader in ranks] for step in range(2 * len(ranks[0]))]
+    needs = [[-(-sum(text.lengths) // 64) * 64 for text in texts] for texts in steps]
+    assert [[text.features_PRLD.shape[1] for text in texts] for texts in steps] == [[max(need)] * 2 for need in needs]
+    assert any(min(need) < max(need) for need in needs), "else every rank could go by its own rows"
 
 
 def test_packed_prompts_are_sliced_along_their_parts_alone() -> None:
