@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pleinair.ablation.matrix import Arm
 from pleinair.cli.main import main
 from pleinair.config import override
 from pleinair.recipes import find_recipe
@@ -140,3 +141,9 @@ def test_latents_of_a_pack_are_compared_at_the_recipes_resolutions_alone() -> No
         require_pack_fits(coarse, manifest((16, 4, 5)), Path("pack"))
     elsewhere = override(coarse, ["phases=({'resolution': 64, 'num_steps': 1, 'batch_size': 8},)"])
     require_pack_fits(elsewhere, manifest((16, 4, 5)), Path("pack"))
+
+
+@pytest.mark.parametrize("setting", ["pack_text=True", "engine.precision=fp8"])
+def test_what_the_ablation_bench_would_ignore_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match="the bench trains on padded text in bf16 or fp32, set those"):
+        Arm(name="an arm", recipe=override(find_recipe("ablations"), [setting]))
