@@ -175,7 +175,7 @@ class Planner:
 def levelled(by_length: Ints, size: int) -> Ints:
     """Whole batches of `size` out of rows sorted by length, each with some of every length; batch after batch.
 
-    Sorted rows are dealt to the batches to and fro, and a batch's are laid in bit-reversed order: an n-th part of it, for
+    Sorted rows are dealt to the batches back and forth, and a batch's are laid in bit-reversed order: an n-th part of it, for
     n a power of two, holds every n-th of its lengths, so parts differ by less than the longest and the shortest caption.
     """
     tiers_TB = by_length.reshape(size, -1).copy()
