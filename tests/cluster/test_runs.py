@@ -10,7 +10,7 @@ import pytest
 
 from pleinair.cli.main import main
 from pleinair.cluster.exporter import run_metrics
-from pleinair.cluster.post_mortem import examine, saving_cost
+from pleinair.cluster.post_mortem import RankLoad, as_screen, examine, rank_load, saving_cost
 from pleinair.krablet.watching.prometheus import metrics_served
 from pleinair.records.run_events import (
     CheckpointSaved,
@@ -139,6 +139,33 @@ def test_the_cost_of_saving_is_the_lowest_ranks() -> None:
     assert (cost.num_saves, cost.slowed_seconds, cost.write_seconds) == (3, None, 2.0)
     assert cost.stall_seconds == pytest.approx(1.2)
     assert cost.share == pytest.approx((1.1 + 1.2 + 1.3) / 22.0)
+
+
+def test_how_evenly_ranks_were_loaded_is_read_from_the_last_records(run_dir: Path) -> None:
+    records = run_dir / "steps.jsonl"
+    assert examine(run_dir).load is rank_load(records) is None
+    loads = {"token_skew": 0.5, "time_skew": 0.25, "padding": 0.125, "num_shapes": 2.0, "num_graphs": 0.0}
+    steps = [
+        {"step": step, "metrics": {f"ranks/{name}": value * (step % 2) for name, value in loads.items()}}
+        for step in range(2000)
+    ]
+    records.write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 2000, "met')
+    found = examine(run_dir)
+    assert found.load is not None
+    assert 100 < found.load.num_steps < 2000
+    assert found.load == RankLoad(
+        num_steps=found.load.num_steps,
+        token_skew=pytest.approx(0.25, rel=0.01),
+        time_skew=pytest.approx(0.125, rel=0.01),
+        padding=pytest.approx(0.0625, rel=0.01),
+        num_shapes=2,
+        num_graphs=0,
+    )
+    told = next(line for line in as_screen(found).splitlines() if line.startswith("ranks: "))
+    assert "longest rank, 6." in told
+    assert told.endswith("% padding, 2 shapes of tokens, 0 graphs compiled")
+    records.write_text('{"step": 0, "metrics": {"loss": 1.0}}\n')
+    assert rank_load(records) is None
 
 
 def test_a_folder_without_events_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,8 +114,8 @@ def test_a_run_switches_recipe_and_off_in_place() -> None:
 
 
 def test_the_recipe_follows_the_resolution() -> None:
-    assert [recipe_for(pixels) for pixels in (64, 256, 512, 768, 1024, 2048)] == [
-        "tensorwise", "tensorwise", "rowwise", None, None, None,
+    assert [recipe_for(pixels) for pixels in (64, 511, 512, 1023, 1024, 2048)] == [
+        "tensorwise", "tensorwise", "rowwise", "rowwise", None, None,
     ]  # fmt: skip
 
 

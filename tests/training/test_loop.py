@@ -57,8 +57,10 @@ def test_no_gradient_is_kept_from_one_step_to_the_next(tmp_path: Path) -> None:
 
 
 def test_rows_that_do_not_divide_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="num_micro_batches is 3 and a rank has 8 rows of step 0: give a divisor"):
-        run_line(tmp_path, config=settings(num_micro_batches=3))
+    phases = [Phase("odd", 1, 6, Points(6)), Phase("even", 1, 8, Points(8))]
+    with pytest.raises(ConfigError, match="num_micro_batches is 3 and a rank has 8 rows of a step of phase even"):
+        run_line(tmp_path, config=settings(num_micro_batches=3), phases=phases)
+    assert losses(tmp_path) == [], "before the first step, not before the second"
 
 
 def test_a_ranks_rows_have_the_randomness_of_their_place_in_the_global_batch(tmp_path: Path) -> None:

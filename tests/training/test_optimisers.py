@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +9,28 @@ from pleinair.model.lora import LoraConfig, add_lora, freeze_base
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import ConfigError
 from pleinair.training.optimisers import HeadConfig, OptimiserConfig, ScheduledOptimiser, group_parameters
+from tests.small_transformers import SWITCHABLE, SWITCHES
 from tests.training.small_stages import TINY
+
+IN_BLOCKS = {
+    "attn": ("to_q", "to_k", "to_v", "to_gate", "to_out", "compress_q", "compress_kv", "to_rotary_k"),
+    "ff": ("gate", "up", "down"),
+    "laurel1": ("down", "up"),
+    "laurel2": ("down", "up"),
+    "modulation": ("",),
+}
+"""Muon's matrices: module of a block -> its layers."""
+ENDS = (
+    "img_in",
+    "txt_in",
+    "time_embed",
+    "time_mod_proj",
+    "time_tokens_proj",
+    "final_layer.linear",
+    "text_fusion.projector",
+)
+ALWAYS_CENTRED = ("norm_q", "norm_k", "norm_kv", "txt_in.norm", "text_fusion")
+"""Norms that no switch changes."""
 
 
 class Blocks(nn.Module):
@@ -35,6 +59,34 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
     }
     assert all("table" not in name for name in taken)
     assert len(groups.muon) + len(groups.decayed) + len(groups.plain) == len(named)
+
+
+def treatment(name: str, norm: str) -> str:
+    """Where a parameter of this name belongs, told from the architecture."""
+    path = [word for word in name.split(".") if not word.isdigit() and word not in ("block", "image", "text")]
+    *modules, kind = path
+    if "norm" in name:
+        centred = norm == "rms_zero_centred" or any(word in name for word in ALWAYS_CENTRED)
+        return "decayed" if centred and kind == "weight" else "plain"
+    if kind != "weight":
+        return "plain"  # biases, tables, value residual's shares
+    if "blocks." in name:
+        module, *layer = modules[next(place for place, word in enumerate(modules) if "blocks" in word) + 1 :]
+        return "muon" if (layer or [""])[0] in IN_BLOCKS[module] else "unknown"
+    return "decayed" if name.startswith(ENDS) else "unknown"
+
+
+@pytest.mark.parametrize("changes", [{}, *SWITCHES.values()], ids=["released", *SWITCHES])
+def test_every_switchs_parameters_go_where_they_belong(changes: dict[str, Any]) -> None:
+    config = replace(SWITCHABLE, **changes)
+    with torch.device("meta"):
+        model = Transformer(config)
+    groups = group_parameters(model, "muon")
+    found = {name: where for where in ("muon", "decayed", "plain") for name, _ in getattr(groups, where)}
+    assert found == {name: treatment(name, config.norm) for name, _ in model.named_parameters()}
+    alone = group_parameters(model, "adamw")
+    assert {name for name, _ in alone.plain} == {name for name, where in found.items() if where == "plain"}
+    assert not alone.muon
 
 
 def test_a_lora_inside_the_blocks_is_no_hidden_matrix() -> None:

@@ -15,7 +15,9 @@ from torch import Tensor
 from pleinair.checkpoint.pieces import INDEX
 from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_document, read_tensors
 from pleinair.cli.main import main
+from pleinair.model.float8 import float8_for
 from pleinair.model.parallelize import MeshConfig, ParallelConfig, parallelize
+from pleinair.records.errors import ConfigError
 from pleinair.training.engine import Phase, Run, StepRecord, read_records, train
 from pleinair.training.hooks.progress import EachStep
 from pleinair.training.mesh import Mesh, open_mesh
@@ -55,6 +57,15 @@ def run(directory: Path, mesh: Mesh, stop_after: int = NUM_STEPS, hooks: Sequenc
     )
 
 
+def run_in_float8(directory: Path, mesh: Mesh) -> None:
+    """Two phases under other scales, converted before the weights are spread."""
+    stage = pretrain_stage()
+    float8_for(stage.model, 256)
+    parallelize(stage.model, mesh.device_mesh, ParallelConfig(mesh=MeshConfig(shard=mesh.world_size)))
+    phases = [Phase(f"{side} px", 2, 8, Share(mesh), resolution=side) for side in (256, 512)]
+    train(stage, phases, settings(precision="fp8"), directory, config_digest="d", mesh=mesh, on_message=lambda _: None)
+
+
 def on_a_rank(directory: Path, ports: Sequence[int]) -> None:
     os.environ["MASTER_PORT"] = str(ports[0])
     with open_mesh(MeshConfig(shard=2), collective_timeout_seconds=300) as mesh:
@@ -63,6 +74,12 @@ def on_a_rank(directory: Path, ports: Sequence[int]) -> None:
             run(directory / "stopped", mesh, STOP_AFTER)
         run(directory / "stopped", mesh)
         run(directory / "early", mesh, hooks=[OneRankHasEnough()])
+        run_in_float8(directory / "float8", mesh)
+        spread = parallelize(
+            pretrain_stage().model, mesh.device_mesh, ParallelConfig(mesh=MeshConfig(shard=mesh.world_size))
+        )
+        with pytest.raises(ConfigError, match="spread over ranks already: convert it to 8-bit products before"):
+            float8_for(spread, 256)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +87,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("ranks")
     run_ranks(2, partial(on_a_rank, directory), 1)
     run(directory / "alone", Mesh())
+    run_in_float8(directory / "float8 alone", Mesh())
     return directory
 
 
@@ -87,6 +105,12 @@ def test_two_ranks_have_the_losses_and_weights_of_one(runs: Path) -> None:
     expected = final(runs / "alone")
     for name, values in final(runs / "whole").items():
         assert (values - expected[name]).norm() <= 0.03 * expected[name].norm(), name
+
+
+def test_two_ranks_in_8_bit_products_have_the_losses_of_one(runs: Path) -> None:
+    # Scales are of each rank's own rows, so operands round apart; weights are gathered whole before they are rounded.
+    assert losses(runs / "float8") == pytest.approx(losses(runs / "float8 alone"), rel=0.02)
+    assert len(losses(runs / "float8")) == 4
 
 
 def test_ranks_that_stop_go_on_bit_for_bit(runs: Path) -> None:

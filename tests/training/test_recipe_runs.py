@@ -104,6 +104,20 @@ def test_previews_are_pictures_in_the_run_and_change_nothing_of_it(runs: Path, t
     assert np.abs(first - last).mean() > 0.1
 
 
+def test_packed_text_and_8_bit_products_are_switches_of_a_recipe(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [record.loss for record in trained(tmp_path, "name=plain", same_pack(runs))]
+    switched = ("name=both", same_pack(runs), "pack_text=True", "engine.precision=fp8")
+    records = trained(tmp_path, *switched)
+    assert "layers multiply in 8-bit floats at 32 px, tensorwise scales" in capsys.readouterr().out
+    assert [record.loss for record in records] == pytest.approx(plain, rel=0.3)  # of other pictures and captions
+    assert [record.metrics["ranks/num_shapes"] for record in records] == [1] * 4 + [2] * 4
+    assert all(values.dtype == torch.float32 for values in weights(final(tmp_path, "both")).values())
+    assert main(["train", *arguments(tmp_path, *switched[:3])]) == 1
+    assert "was made with other settings or data" in capsys.readouterr().err
+
+
 def test_a_child_begins_with_its_parents_weights_and_remembers_it(runs: Path) -> None:
     parent = final(runs)
     phases = "phases=({'resolution': 32, 'num_steps': 2, 'batch_size': 8},)"

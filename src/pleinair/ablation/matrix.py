@@ -97,6 +97,13 @@ class Arm:
     recipe: Recipe
     repa: RepaConfig | None = None
 
+    def __post_init__(self) -> None:
+        if self.recipe.pack_text or self.recipe.engine.precision == "fp8":
+            raise ConfigError(
+                f"the arm {self.name} has pack_text {self.recipe.pack_text} and engine.precision "
+                f"{self.recipe.engine.precision}: the bench trains on padded text in bf16 or fp32, set those"
+            )
+
     @property
     def key(self) -> str:
         """Equal for arms with equal settings."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pleinair.cli.parents import config_of
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace
+from pleinair.model.float8 import float8_for
 from pleinair.model.parallelize import parallelize
 from pleinair.model.transformer import Transformer
 from pleinair.records.errors import ConfigError
@@ -41,6 +42,8 @@ def stage_of(
         # Of a parent that tells its sizes in other words, the same words: merging compares them.
         config = recipe.transformer if parent is None else config_of(parent)
         model = Transformer(config).to(mesh.device)
+        if recipe.engine.precision == "fp8":  # the engine does it for every phase, but could not after `parallelize`
+            float8_for(model, recipe.phases[0].resolution)
         spread = parallelize(model, mesh.device_mesh, recipe.parallel)
         return Pretrain(cast(Transformer, spread), projection, recipe.pretrain, latent_space)
     from pleinair.cli.adapters import adapter_stage, attach
@@ -60,6 +63,7 @@ def phases_of(work: Workspace, pack: Pack, stage: Pretrain | Finetune, mesh: Mes
     """The recipe's phases with their loaders; the first `repa_phases` share one iREPA stage, if the recipe has it."""
     from pleinair.cli.beside_pack import open_features
     from pleinair.packs.loader import LatentLoader, Prefetched
+    from pleinair.packs.packed_loader import PackedLoader
     from pleinair.training.patch_features import WithPatches
     from pleinair.training.stages.repa import Repa
 
@@ -73,13 +77,26 @@ def phases_of(work: Workspace, pack: Pack, stage: Pretrain | Finetune, mesh: Mes
         repa.head.to(mesh.device)
     phases: list[Phase[Any]] = []
     for number, phase in enumerate(recipe.phases):
-        loader: Any = LatentLoader(pack, phase.resolution, recipe.loader_of(phase), **part)
+        settings, loader = recipe.loader_of(phase), None  # type: Any, Any
+        if recipe.pack_text:
+            num_parts = recipe.engine.num_micro_batches
+            loader = PackedLoader(pack, phase.resolution, settings, **part, num_parts=num_parts)
+        else:
+            loader = LatentLoader(pack, phase.resolution, settings, **part)
         aligned: Stage[Any] | None = repa if number < recipe.repa_phases else None
         if aligned is not None:
             loader = WithPatches(loader, features, recipe.transformer.patch_size)
         name = f"{phase.resolution} px" + (", decaying" if phase.decays else "")
         phases.append(
-            Phase(name, phase.num_steps, phase.batch_size, Prefetched(loader), stage=aligned, decays=phase.decays)
+            Phase(
+                name,
+                phase.num_steps,
+                phase.batch_size,
+                Prefetched(loader),
+                stage=aligned,
+                decays=phase.decays,
+                resolution=phase.resolution,
+            )
         )
     return phases
 
@@ -89,6 +106,7 @@ def hooks_of(work: Workspace, stage: Pretrain | Finetune, mesh: Mesh, more: Sequ
     from pleinair.cli.beside_pack import held_out_loader
     from pleinair.cli.previews import previews_of
     from pleinair.training.hooks.progress import EachStep
+    from pleinair.training.hooks.rank_loads import batch_load
     from pleinair.training.hooks.throughput import training_flops
     from pleinair.training.hooks.watching import watching
 
@@ -99,6 +117,7 @@ def hooks_of(work: Workspace, stage: Pretrain | Finetune, mesh: Mesh, more: Sequ
     watchers = watching(
         config,
         flops_of=partial(training_flops, work.recipe.transformer),
+        load_of=partial(batch_load, work.recipe.transformer.patch_size),
         held_out=held_out,
         draw=previews_of(work, stage),
     )

@@ -116,10 +116,12 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
     from pleinair.cli.beside_pack import made_once, write_features, write_held_out
     from pleinair.cli.parents import parent_of
     from pleinair.model.digest import part_digest
+    from pleinair.recipes.fits import require_codec_fits
 
     if work.recipe.pack is not None:
         print(f"  the recipe trains on {work.pack}, which was made elsewhere")
         return
+    require_codec_fits(work.recipe, parts.autoencoder)
     trained = [picture for picture in pictures if not picture.held_out]
     projection = projection_of(parent_of(work))
     inputs = {
@@ -177,11 +179,13 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     from pleinair.cli.parents import parent_of, parent_words, require_same_projection
     from pleinair.cli.stages import hooks_of, phases_of, stage_of
     from pleinair.packs.pack import Pack
+    from pleinair.recipes.fits import require_pack_fits
     from pleinair.records.run_events import EVENTS, failure_history
     from pleinair.training.engine import Parent, train
     from pleinair.training.reductions import from_rank_zero
 
     recipe, pack = work.recipe, Pack(work.pack)
+    require_pack_fits(recipe, pack.manifest, work.pack)
     parent = from_rank_zero(lambda: parent_of(work), mesh)
     projection = read_projection(work.pack)
     require_same_projection(parent, work.pack, projection)

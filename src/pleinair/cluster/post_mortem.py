@@ -36,6 +36,8 @@ from pleinair.records.run_events import (
 
 _TAIL_LINES = 6
 _TAIL_BYTES = 8192
+_RECORDS_BYTES = 1 << 17
+"""Of the end of `steps.jsonl`: the last hundred steps or so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,24 @@ class SavingCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankLoad:
+    """How evenly the last steps loaded the ranks, from `steps.jsonl`."""
+
+    num_steps: int
+    """Steps it is the mean of."""
+    token_skew: float
+    """Share of the ranks' tokens that the others would wait for the longest rank of each step."""
+    time_skew: float
+    """The same of the seconds of forward and backward."""
+    padding: float
+    """Share of the tokens that are none."""
+    num_shapes: int
+    """Shapes of tokens since the ranks began."""
+    num_graphs: int
+    """Graphs compiled since then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PostMortem:
     """What happened to a run."""
 
@@ -97,6 +117,8 @@ class PostMortem:
     """Since the last event."""
     saving: SavingCost | None
     """None before the first checkpoint."""
+    load: RankLoad | None
+    """None where no step has measured it."""
     goodput: Goodput
     failures: tuple[Failure, ...]
     stragglers: tuple[str, ...]
@@ -127,6 +149,7 @@ def examine(run_dir: Path) -> PostMortem:
         durable_age_seconds=events[-1].at - (saved[-1].at if saved else events[0].at),
         silent_seconds=max(0.0, time.time() - events[-1].at),
         saving=saving_cost(saved),
+        load=rank_load(run_dir / "steps.jsonl"),
         goodput=measure_goodput(events),
         failures=failures,
         stragglers=tuple(
@@ -152,6 +175,32 @@ def saving_cost(saved: Sequence[CheckpointSaved]) -> SavingCost | None:
         slowed_seconds=statistics.median(slowed) if slowed else None,
         write_seconds=statistics.median(event.write_seconds for event in own),
         share=lost / span if span > 0 else 0.0,
+    )
+
+
+def rank_load(records: Path) -> RankLoad | None:
+    """From the last records of a run; None where they tell nothing of it."""
+    if not records.exists():
+        return None
+    with records.open("rb") as file:
+        file.seek(max(0, records.stat().st_size - _RECORDS_BYTES))
+        lines = file.read().split(b"\n")[:-1]  # the last may be half written
+    if records.stat().st_size > _RECORDS_BYTES:
+        lines = lines[1:]
+    steps = [json.loads(line)["metrics"] for line in lines]
+    measured = [step for step in steps if "ranks/token_skew" in step]
+    if not measured:
+        return None
+    means = {
+        name: statistics.fmean(step[f"ranks/{name}"] for step in measured)
+        for name in ("token_skew", "time_skew", "padding")
+    }
+    last = measured[-1]
+    return RankLoad(
+        num_steps=len(measured),
+        num_shapes=int(last["ranks/num_shapes"]),
+        num_graphs=int(last["ranks/num_graphs"]),
+        **means,
     )
 
 
@@ -225,6 +274,8 @@ def _lines(found: PostMortem) -> Iterator[str]:
         yield f"ended early, by its own decision: {found.stopped_early}"
     if found.saving is not None:
         yield _told_of_saving(found.saving)
+    if found.load is not None:
+        yield _told_of_load(found.load)
     yield as_text(found.goodput)
     for failure in found.failures[-3:]:
         yield ""
@@ -248,6 +299,13 @@ def _told_of_saving(saving: SavingCost) -> str:
     return (
         f"checkpoints: {saving.num_saves}, each {saving.stall_seconds:.2f} s of waiting{slower}, written in "
         f"{format_seconds(saving.write_seconds)}: {saving.share:.1%} of the time"
+    )
+
+
+def _told_of_load(load: RankLoad) -> str:
+    return (
+        f"ranks: {load.token_skew:.1%} of tokens and {load.time_skew:.1%} of the time of {load.num_steps} steps waited for the "
+        f"longest rank, {load.padding:.1%} padding, {load.num_shapes} shapes of tokens, {load.num_graphs} graphs compiled"
     )
 
 

@@ -10,14 +10,15 @@ Shapes: B samples, T text rows, L text-encoder layers, I image tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-BUDGET_STEP = 64
-"""Budgets are multiples of it, which keeps matrix products on whole tiles."""
+from pleinair.records.text_budget import BUDGET_STEP, text_budget
+
+__all__ = ["PackedText", "RankSkew", "images_of", "interleave", "pack_text", "rank_skew", "text_budget"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +46,6 @@ def pack_text(features_BTLD: Tensor, mask_BT: Tensor, budget: int) -> PackedText
     rows_RLD = features_BTLD.new_zeros(budget, *features_BTLD.shape[2:])
     rows_RLD[: sum(lengths)] = features_BTLD[mask_BT.bool()]
     return PackedText(rows_RLD, lengths)
-
-
-def text_budget(batches: Iterable[Sequence[int]]) -> int:
-    """The smallest budget that holds every one of these batches, each given as the lengths of its prompts."""
-    largest = max((sum(lengths) for lengths in batches), default=0)
-    return max(BUDGET_STEP, -(-largest // BUDGET_STEP) * BUDGET_STEP)
 
 
 @dataclass(frozen=True, kw_only=True)

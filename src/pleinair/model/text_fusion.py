@@ -60,11 +60,16 @@ class TextFusion(nn.Module):
         self.projector = None if last_layer_only else nn.Linear(num_text_layers, 1, bias=False)
         self.refiner_blocks = blocks(num_refiner_blocks)
 
-    def forward(self, features_BTLD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, features_BTLD: Tensor, mask_BT: Tensor | None, lengths: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, T', D) with each prompt's valid rows first, and a mask of them, or None where all T' are valid.
 
-        T' is the largest number of valid rows of any prompt; without a mask it is T.
+        T' is the largest number of valid rows of any prompt; without a mask it is T. With `lengths` features and tokens
+        are of prompts that lie end to end (`_fuse_packed`); one entry for both, as sharded weights are gathered by it.
         """
+        if lengths is not None:
+            return self._fuse_packed(features_BTLD, lengths), None
         if mask_BT is None:
             x_BTD, packed_mask_BT = (
                 self._mix_layers(features_BTLD.flatten(0, 1)).unflatten(0, features_BTLD.shape[:2]),
@@ -82,13 +87,13 @@ class TextFusion(nn.Module):
             x_BTD = block(x_BTD, packed_mask_BT)
         return x_BTD, packed_mask_BT
 
-    def fuse_packed(self, rows_RLD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def _fuse_packed(self, rows_RLD: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Tokens (R, D) of prompts that lie end to end, `lengths` rows each; rows after them belong to none."""
         x_1RD = self._mix_layers(rows_RLD).unsqueeze(0)
         segments = segments_of(lengths, len(rows_RLD), x_1RD.device, x_1RD.dtype)
         for block in self.refiner_blocks:
             x_1RD = block(x_1RD, segments)
-        return x_1RD.squeeze(0)
+        return x_1RD.squeeze(0).clone()  # of views sharding warns, as an operation in place would lose its hook
 
     def _mix_layers(self, rows_RLD: Tensor) -> Tensor:
         if self.projector is None:

@@ -99,7 +99,7 @@ class Transformer(nn.Module):
         dtype = compute_dtype(self.txt_in.linear_1.weight)
         if isinstance(text_features, PackedText):
             self._check_text(text_features.features_RLD, text_mask_BT, ("rows",))
-            fused_RD = self.text_fusion.fuse_packed(text_features.features_RLD.to(dtype), text_features.lengths)
+            fused_RD, _ = self.text_fusion(text_features.features_RLD.to(dtype), None, text_features.lengths)
             return TextTokens(self.txt_in(fused_RD).unsqueeze(0), None, text_features.lengths)
         self._check_text(text_features, text_mask_BT, ("batch", "tokens"))
         mask_BT = None if text_mask_BT is None else text_mask_BT.bool()

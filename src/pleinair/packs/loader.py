@@ -47,14 +47,22 @@ class _Rows:
     """What loaders of latents and of pictures share: the plan, this rank's part of it, and keys."""
 
     def __init__(
-        self, pack: Pack, resolution: int, config: LoaderConfig, kinds: tuple[Kind, ...], rank: int, num_ranks: int
+        self,
+        pack: Pack,
+        resolution: int,
+        config: LoaderConfig,
+        kinds: tuple[Kind, ...],
+        rank: int,
+        num_ranks: int,
+        *,
+        levelled: bool = False,
     ) -> None:
         self.pack, self.config, self.rank, self.num_ranks = pack, config, rank, num_ranks
         if pack.manifest.kind not in kinds:
             raise PackError(f"pack {pack.directory} holds {pack.manifest.kind}, not {' or '.join(kinds)}: name another")
         shapes = [shape_rows(pack, resolution, shape) for shape in pack.shapes(resolution)]
         self.empty_prompt = pack.empty_prompt() if pack.manifest.text_dim else np.zeros((0, 0), np.uint8)
-        self.plan = Planner(shapes, config, len(self.empty_prompt))
+        self.plan = Planner(shapes, config, len(self.empty_prompt), levelled=levelled)
         self._check(resolution)
 
     def _check(self, resolution: int) -> None:
@@ -108,38 +116,54 @@ def _groups(mine: Chosen) -> Iterator[tuple[Group, slice]]:
         yield mine.rows.group(int(mine.groups[run.start])), run
 
 
-class LatentLoader(_Rows):
+class LatentRows(_Rows):
+    """What loaders of latents share, whether their text is padded or packed: values and captions as tensors."""
+
+    def __init__(
+        self, pack: Pack, resolution: int, config: LoaderConfig, rank: int, num_ranks: int, *, levelled: bool = False
+    ) -> None:
+        super().__init__(pack, resolution, config, ("latents",), rank, num_ranks, levelled=levelled)
+        self._dtype = getattr(torch, pack.manifest.dtype)
+
+    def _latents(self, mine: Chosen) -> Tensor:
+        """(B, C, H, W)."""
+        return self._tensor(self._values(mine), mine.rows.shape)
+
+    def _captions(self, mine: Chosen) -> Iterator[Bytes]:
+        """The tokens of each row's caption, (tokens, bytes of a token)."""
+        for group, run in _groups(mine):
+            tokens_NW, starts = group.tokens(self.empty_prompt.shape[1], len(self.pack.manifest.caption_names))
+            captions = mine.captions[run]
+            firsts = starts[mine.places[run], captions].tolist()
+            for caption, first, length in zip(captions.tolist(), firsts, mine.lengths[run].tolist(), strict=True):
+                yield self.empty_prompt if caption == EMPTY_PROMPT else tokens_NW[first : first + length]
+
+    def _tensor(self, values: Bytes, shape: tuple[int, ...]) -> Tensor:
+        stored: Tensor = torch.from_numpy(values).view(self._dtype).unflatten(-1, shape)
+        return stored.float() if self.config.dtype == "float32" else stored
+
+
+class LatentLoader(LatentRows):
     """Batches of one resolution of a pack, one shape per batch; rank `rank` of `num_ranks` gets its part of each."""
 
     def __init__(self, pack: Pack, resolution: int, config: LoaderConfig, *, rank: int = 0, num_ranks: int = 1) -> None:
-        super().__init__(pack, resolution, config, ("latents",), rank, num_ranks)
-        self._dtype = getattr(torch, pack.manifest.dtype)
+        super().__init__(pack, resolution, config, rank, num_ranks)
 
     def batch(self, step: int) -> LatentBatch:
         """The batch of a step, counted from 0 over all epochs."""
         chosen = self.plan.chosen(step)
         mine = self._mine(chosen)
-        latents_BCHW = self._tensor(self._values(mine), mine.rows.shape)
         features_BTLD = self._tensor(self._text(mine, int(chosen.lengths.max())), self.pack.manifest.token_shape)
         mask_BT = np.arange(features_BTLD.shape[1])[None] < mine.lengths[:, None]
-        return LatentBatch(self._keys(mine), latents_BCHW, features_BTLD, torch.from_numpy(mask_BT))
+        return LatentBatch(self._keys(mine), self._latents(mine), features_BTLD, torch.from_numpy(mask_BT))
 
     def _text(self, mine: Chosen, longest: int) -> Bytes:
         """Tokens (B, T, bytes of a token), zero where a caption is shorter than the longest."""
         tokens_BTW = np.empty((len(mine.groups), longest, self.empty_prompt.shape[1]), np.uint8)
-        for group, run in _groups(mine):
-            tokens_NW, starts = group.tokens(self.empty_prompt.shape[1], len(self.pack.manifest.caption_names))
-            captions = mine.captions[run]
-            firsts = starts[mine.places[run], captions].tolist()
-            of_run = zip(captions.tolist(), firsts, mine.lengths[run].tolist(), tokens_BTW[run], strict=True)
-            for caption, first, length, row_TW in of_run:
-                row_TW[:length] = self.empty_prompt if caption == EMPTY_PROMPT else tokens_NW[first : first + length]
-                row_TW[length:] = 0
+        for row_TW, caption_TW in zip(tokens_BTW, self._captions(mine), strict=True):
+            row_TW[: len(caption_TW)] = caption_TW
+            row_TW[len(caption_TW) :] = 0
         return tokens_BTW
-
-    def _tensor(self, values: Bytes, shape: tuple[int, ...]) -> Tensor:
-        stored: Tensor = torch.from_numpy(values).view(self._dtype).unflatten(-1, shape)
-        return stored.float() if self.config.dtype == "float32" else stored
 
 
 class PixelLoader(_Rows):

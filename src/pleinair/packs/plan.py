@@ -54,6 +54,9 @@ class LoaderConfig:
             raise ConfigError(f"batch_size is {self.batch_size}: give at least 1")
         if not 0 <= self.drop_caption <= 1:
             raise ConfigError(f"drop_caption is {self.drop_caption}: it is a chance, give a number from 0 to 1")
+        weights = self.caption_weights
+        if weights is not None and (not weights or min(weights) < 0 or not sum(weights)):
+            raise ConfigError(f"caption_weights is {weights}: give none below 0, and one above it")
 
     def num_batches(self, num_rows: int) -> int:
         """Batches that so many rows of one shape make in an epoch."""
@@ -62,7 +65,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows of one global batch, in the order of the stream they come from."""
+    """The rows of one global batch: in the order of the stream they come from, unless batches are levelled."""
 
     rows: ShapeRows
     groups: Ints
@@ -83,7 +86,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Window:
-    """The rows of some batches of one shape, in the order of the stream, and the batch each belongs to."""
+    """The rows of some batches of one shape, in the order they have in a batch, and the batch each belongs to."""
 
     all: Chosen
     batches: Ints
@@ -98,8 +101,13 @@ class Window:
 class Planner:
     """Global batches over the shapes of one resolution."""
 
-    def __init__(self, shapes: list[ShapeRows], config: LoaderConfig, empty_tokens: int) -> None:
-        self.shapes, self.config, self.empty_tokens = shapes, config, empty_tokens
+    def __init__(
+        self, shapes: list[ShapeRows], config: LoaderConfig, empty_tokens: int, *, levelled: bool = False
+    ) -> None:
+        """`levelled` gives every batch of a window captions of all lengths, instead of captions of like length."""
+        if levelled and config.remainder != "drop":
+            raise ConfigError(f"remainder is {config.remainder!r}: packed text takes whole batches, set it to 'drop'")
+        self.shapes, self.config, self.empty_tokens, self.levelled = shapes, config, empty_tokens, levelled
         self._counts = np.array([config.num_batches(rows.num_rows) for rows in shapes])
         self.num_batches = int(self._counts.sum())
         self._deal = lru_cache(maxsize=2)(self._deal_of)
@@ -132,6 +140,10 @@ class Planner:
         captions, lengths = self._draw(rows, groups, places, epoch)
         shuffled = permutation(len(groups), self.config.seed, WINDOW, epoch, shape, number)
         by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+        if self.levelled:
+            order = levelled(by_length, size)
+            chosen = Chosen(rows, *(values[order] for values in (groups, places, captions, lengths)))
+            return Window(chosen, np.arange(len(order)) // size)
         batches = np.empty(len(groups), np.int64)
         batches[by_length] = np.arange(len(groups)) // size
         return Window(Chosen(rows, groups, places, captions, lengths), batches)
@@ -158,6 +170,20 @@ class Planner:
         if self.config.caption_weights is None:
             return packed_NV
         return np.broadcast_to(np.asarray(self.config.caption_weights, np.float32), packed_NV.shape)
+
+
+def levelled(by_length: Ints, size: int) -> Ints:
+    """Whole batches of `size` out of rows sorted by length, each with some of every length; batch after batch.
+
+    Sorted rows are dealt to the batches back and forth, and a batch's are laid in bit-reversed order: an n-th part of it, for
+    n a power of two, holds every n-th of its lengths, so parts differ by less than the longest and the shortest caption.
+    """
+    tiers_TB = by_length.reshape(size, -1).copy()
+    tiers_TB[1::2] = tiers_TB[1::2, ::-1]
+    bits = max(size - 1, 1).bit_length()
+    reversed_bits = [int(f"{place:0{bits}b}"[::-1], 2) for place in range(size)]
+    levels: Ints = tiers_TB[np.argsort(reversed_bits)].T.ravel()
+    return levels
 
 
 def runs(values: Ints) -> Iterator[slice]:

@@ -31,6 +31,11 @@ class PhaseConfig:
     decays: bool = False
     """The learning rate decays from the first phase that says so; if none does, `engine.optimiser.decay_share` tells."""
 
+    def __post_init__(self) -> None:
+        for name in ("resolution", "num_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of a phase is {getattr(self, name)}: give at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -102,6 +107,8 @@ class Recipe:
     """Train a LoRA on the parent alone; None trains all weights."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Caption choice; its batch size is set by the phase."""
+    pack_text: bool = False
+    """Lay a batch's prompts end to end, with equal text rows on every rank and step, instead of padding them."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the judged pictures are drawn."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -115,8 +122,25 @@ class Recipe:
         if list(self.resolutions) != sorted(self.resolutions):
             raise ConfigError(f"phases of {self.name} go {self.resolutions} px: order them from low to high resolution")
         check_tensor_parallel(self.transformer, self.parallel.mesh.tensor)
+        self._check_sizes()
         self._check_repa()
         self._check_parent()
+        self._check_packed_text()
+        self._check_precision()
+
+    def _check_sizes(self) -> None:
+        if self.pack is None and self.text_dim != self.transformer.text_dim:
+            raise ConfigError(
+                f"text_dim is {self.text_dim} and transformer.text_dim {self.transformer.text_dim}: what is packed is what "
+                "the transformer reads, set both to the same"
+            )
+        ranks, pieces = self.parallel.mesh.num_data_ranks, self.engine.num_micro_batches
+        for phase in self.phases:
+            if phase.batch_size % ranks == 0 and phase.batch_size // ranks % pieces:
+                raise ConfigError(
+                    f"engine.num_micro_batches is {pieces} and a rank has {phase.batch_size // ranks} rows of a step at "
+                    f"{phase.resolution} px: give a divisor of its rows in every phase"
+                )
 
     def _check_repa(self) -> None:
         if self.repa is None:
@@ -136,9 +160,37 @@ class Recipe:
         if self.parent is None and (self.with_optimiser or self.finetune is not None):
             what = "with_optimiser" if self.with_optimiser else "finetune"
             raise ConfigError(f"{what} needs the weights it goes on from: give parent, or --parent")
+        if self.finetune is not None and self.parallel.mesh.num_ranks > 1:
+            raise ConfigError(
+                f"finetune trains a LoRA in one process and parallel.mesh has {self.parallel.mesh.num_ranks} ranks: leave "
+                "out --nproc and the mesh"
+            )
         if self.with_optimiser and self.finetune is not None:
             raise ConfigError(
                 "with_optimiser goes on with moments of all weights, and finetune trains a LoRA: leave one"
+            )
+
+    def _check_precision(self) -> None:
+        if self.engine.precision == "fp8" and self.finetune is not None:
+            raise ConfigError("engine.precision is fp8 and finetune trains a LoRA on frozen weights: use bf16")
+
+    def _check_packed_text(self) -> None:
+        if not self.pack_text:
+            return
+        model = self.transformer
+        if model.dual_layers or model.timestep_tokens:
+            raise ConfigError(
+                f"pack_text with stream {model.stream} and timestep {model.timestep}: dual streams and timestep tokens take "
+                "padded text, set pack_text=False"
+            )
+        if self.parallel.mesh.tensor > 1:
+            raise ConfigError(
+                f"pack_text with parallel.mesh.tensor {self.parallel.mesh.tensor}: tensor parallelism splits padded text "
+                "only, set pack_text=False or shard instead"
+            )
+        if self.loader.remainder != "drop":
+            raise ConfigError(
+                f"pack_text with loader.remainder {self.loader.remainder!r}: packed text takes whole batches, set it to 'drop'"
             )
 
     def loader_of(self, phase: PhaseConfig) -> LoaderConfig:
@@ -148,6 +200,8 @@ class Recipe:
     def training_part(self) -> tuple[object, ...]:
         """The settings that training depends on; a run resumes only while they stay."""
         settings: tuple[object, ...] = (self.transformer, self.phases, self.engine, self.pretrain, self.loader)
+        if self.pack_text:
+            settings += ("pack_text",)
         if self.repa is not None:
             settings += (self.repa, self.repa_phases)
         if self.parent is not None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pleinair.checkpoint.interval import IntervalConfig, IntervalRule
 from pleinair.checkpoint.writer import CheckpointWriter
+from pleinair.model.float8 import float8_for
 from pleinair.records.checkpoint import Refused, Saved
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.records.run_events import FailureHistory
@@ -137,6 +138,8 @@ class Phase(Generic[Batch]):
     """The learning rate decays from the first phase that says so to the end; if none does, `decay_share` tells."""
     first_batch: int = 0
     """The loader's batch to begin with: a run that continues another goes on in its data."""
+    resolution: int | None = None
+    """Pixels per side, which 8-bit precision follows; None where the rows are no pictures of one size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +148,9 @@ class EngineConfig:
 
     seed: int = 0
     """Seed of data order, noise and timesteps."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Autocast dtype of the forward pass; weights and optimiser stay float32."""
+    precision: Literal["bf16", "fp32", "fp8"] = "bf16"
+    """Autocast dtype of the forward pass, or 8-bit products within bfloat16, scaled by the phase's resolution and emulated
+    where there is no hardware for them; weights and optimiser stay float32."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Update rule and its schedule."""
     clip_norm: float = 1.0
@@ -289,6 +293,7 @@ class Run(Generic[Batch]):
         self.compute_seconds = 0.0
         """What forward and backward of the step took here, before anything waited for other ranks' numbers."""
         self.head: nn.Module | None = None
+        self._in_float8: Phase[Batch] | None = None
         self.go_to(0)
 
     def go_to(self, step: int) -> None:
@@ -298,10 +303,19 @@ class Run(Generic[Batch]):
         if self.phase_step == 0:
             self.saves.forget_steps()
         self.stage: Stage[Batch] = (self.phase.stage if self.phase else None) or self.main_stage
+        if self.config.precision == "fp8" and self.phase is not None and self.phase is not self._in_float8:
+            self._use_float8(self.phase)
         head = self.stage.head if isinstance(self.stage, HasHead) else None
         if head is not self.head:
             self.head = head
             self.optimiser.set_head(head)
+
+    def _use_float8(self, phase: Phase[Batch]) -> None:
+        """Multiply as a phase does. Raises ConfigError when its resolution is unknown or no layer qualifies."""
+        if phase.resolution is None:
+            raise ConfigError(f"precision is fp8 and phase {phase.name} tells no resolution: use bf16, or tell it")
+        self._in_float8 = phase
+        self.say(float8_for(self.main_stage.model, phase.resolution))
 
     @property
     def is_over(self) -> bool:
@@ -328,7 +342,7 @@ class Run(Generic[Batch]):
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""
-        return torch.autocast(self.mesh.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.mesh.device.type, torch.bfloat16, enabled=self.config.precision != "fp32")
 
 
 def phase_at(phases: Sequence[Phase[Batch]], step: int) -> tuple[Phase[Batch] | None, int]:
@@ -374,6 +388,7 @@ def train(
     so_far = failures or FailureHistory()
     told = documents or {}
     run = Run(stage, phases, config, run_dir, config_digest, mesh or Mesh(), hooks, on_message, so_far, told)
+    _refuse_uneven_rows(phases, config, run.mesh)
     if not run.total_steps:
         raise CheckpointError(f"the run in {run_dir} has no steps to do: give it at least one")
     resumed = resume(run)
@@ -399,6 +414,22 @@ def train(
         final = _tell_of_saves(run, writer) or final
     assert final is not None
     return final
+
+
+def _refuse_uneven_rows(phases: Sequence[Phase[Any]], config: EngineConfig, mesh: Mesh) -> None:
+    """Before the first step of the first phase, what would end the last one midway."""
+    for phase in phases:
+        rows = phase.batch_size // mesh.num_data_ranks
+        if phase.batch_size % mesh.num_data_ranks:
+            raise ConfigError(
+                f"phase {phase.name} has {phase.batch_size} rows a step, which {mesh.num_data_ranks} ranks cannot share "
+                "equally: give a multiple"
+            )
+        if rows % config.num_micro_batches:
+            raise ConfigError(
+                f"num_micro_batches is {config.num_micro_batches} and a rank has {rows} rows of a step of phase "
+                f"{phase.name}: give a divisor of its rows"
+            )
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Update rules: AdamW, or Muon on the matrices inside the blocks with AdamW on the rest.
 
-    matrices inside the blocks            Muon (rule "muon") or AdamW, decayed
-    other weights, zero-centred norms     AdamW, decayed: a norm's scale 1 + g decays towards 1
-    biases, modulation tables, vectors    AdamW, not decayed
+    matrices inside the blocks            Muon (rule "muon") or AdamW, decayed: attention, MLP, and where switches make
+                                          them a block's own modulation and LAuReL's two maps
+    other matrices, zero-centred norms    AdamW, decayed: a norm's scale 1 + g decays towards 1
+    other norms, biases, tables, vectors  AdamW, not decayed: a scale stored around 1 would decay to 0
     a stage's head (iREPA's projector)    AdamW, and gone with it; at a rate and with betas of its own if asked
 
-Embeddings, first and last layers, norms and modulation tables never go to Muon (Krea 2 report, optimiser ablation); its
-updates are matched to AdamW's size, 0.2 sqrt(max(inputs, outputs)), as in Moonlight, so both share one learning rate.
+Embeddings, first and last layers, norms and the modulation that blocks share never go to Muon (Krea 2 report, optimiser
+ablation); its updates are matched to AdamW's size, 0.2 sqrt(max(inputs, outputs)), as in Moonlight, so both share one
+learning rate.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.rate_factor <= 0:
             raise ConfigError(f"head.rate_factor is {self.rate_factor}: it must be positive")
+        if self.betas is not None:
+            _check_betas("head.betas", self.betas)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,17 @@ class OptimiserConfig:
         for name in ("decay_share", "min_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must lie in [0, 1]")
+        _check_betas("betas", self.betas)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum}: give 0 to less than 1")
+        for name in ("weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give 0 or more")
+
+
+def _check_betas(name: str, betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"{name} is {betas}: give two numbers from 0 to less than 1")
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,8 @@ class Groups:
 
 def group_parameters(model: nn.Module, rule: Literal["adamw", "muon"]) -> Groups:
     """Sort the parameters that require gradients."""
-    centred = {id(module.weight) for module in model.modules() if isinstance(module, RMSNorm)}
+    norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
+    centred = {id(norm.weight) for norm in norms if norm.centre == 1.0}
     muon, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -100,7 +116,10 @@ def group_parameters(model: nn.Module, rule: Literal["adamw", "muon"]) -> Groups
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes this parameter: a matrix inside a repeated block, but no modulation table and no adapter."""
+    """Whether Muon takes this parameter: a matrix inside a repeated block, but no modulation table and no adapter.
+
+    A block's own modulation projection and LAuReL's maps are such matrices: their inputs are hidden vectors like any other's.
+    """
     return parameter.ndim == 2 and "blocks." in name and not any(word in name for word in ("table", "lora"))
 
 

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from pleinair.model.efficientnet import EfficientNetLite0
 from pleinair.model.image_encoder import Picture
 from pleinair.packs.loader import LatentBatch
+from pleinair.packs.packed_loader import PackedLatentBatch
 from pleinair.records.errors import PackError
 from pleinair.training.engine import Loader
 
@@ -144,18 +145,29 @@ class PatchBatch(LatentBatch):
     """One vector per image token."""
 
 
+@dataclass(frozen=True)
+class PackedPatchBatch(PackedLatentBatch):
+    """The same with packed text."""
+
+    patches_BDHW: Tensor
+    """One vector per image token."""
+
+
 class WithPatches:
     """A loader of latents that also gives the patch features of its rows."""
 
-    def __init__(self, loader: Loader[LatentBatch], features: PatchFeatures, patch_size: int) -> None:
+    def __init__(
+        self, loader: Loader[LatentBatch | PackedLatentBatch], features: PatchFeatures, patch_size: int
+    ) -> None:
         self.loader, self.features, self.patch_size = loader, features, patch_size
 
-    def batch(self, step: int) -> PatchBatch:
+    def batch(self, step: int) -> PatchBatch | PackedPatchBatch:
         """The loader's batch of this step, and the features."""
         batch = self.loader.batch(step)
         height, width = batch.latents_BCHW.shape[-2:]
         grid = (height // self.patch_size, width // self.patch_size)
-        return PatchBatch(**vars(batch), patches_BDHW=self.features.of(batch.keys, grid))
+        kind = PackedPatchBatch if isinstance(batch, PackedLatentBatch) else PatchBatch
+        return kind(**vars(batch), patches_BDHW=self.features.of(batch.keys, grid))
 
     def keys(self, step: int) -> list[str]:
         """The loader's keys."""

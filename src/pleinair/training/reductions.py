@@ -5,13 +5,14 @@
     any_rank(flag)                one decision for all ranks, so that nobody waits in a collective alone
     from_rank_zero(make)          what one rank looked up, for all
     gather_keys(keys)             the pictures of a whole step
+    gather_numbers(numbers)       some numbers of every rank, side by side
 
 Every function is collective: call it on every rank, in the same order. With one process none communicates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -56,6 +57,17 @@ def gather_keys(keys: list[str], mesh: Mesh) -> list[str]:
     gathered: list[list[str]] = [[] for _ in range(mesh.world_size)]
     distributed.all_gather_object(gathered, keys)
     return list(dict.fromkeys(key for part in gathered for key in part))
+
+
+def gather_numbers(numbers: Sequence[float], mesh: Mesh) -> list[list[float]]:
+    """Each number of all ranks, in order of rank; every rank must give as many."""
+    own = torch.tensor(numbers, dtype=torch.float64, device=mesh.device)
+    if mesh.device_mesh is None:
+        return [[value] for value in own.tolist()]
+    of_ranks = [torch.empty_like(own) for _ in range(mesh.world_size)]
+    distributed.all_gather(of_ranks, own)
+    table: list[list[float]] = torch.stack(of_ranks, dim=1).tolist()
+    return table
 
 
 def hold_gradients(model: nn.Module, hold: bool) -> None:

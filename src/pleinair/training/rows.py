@@ -1,4 +1,4 @@
-"""Batches as rows: a batch is a tensor, or a dataclass whose tensors and lists all have one entry per row."""
+"""Batches as rows: a batch is a tensor, or a dataclass whose tensors, lists and packed prompts have one entry per row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+from pleinair.packs.packed_loader import PackedPrompts
 
 Batch = TypeVar("Batch")
 
@@ -30,11 +32,11 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     if isinstance(batch, Tensor):
         return cast(Batch, batch.to(device, non_blocking=True))
-    tensors = {name: value for name, value in _columns(batch).items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in _columns(batch).items() if not isinstance(value, list)}
     moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
     return dataclasses.replace(batch, **moved)  # type: ignore[type-var]
 
 
 def _columns(batch: Any) -> dict[str, Any]:
     values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return {name: value for name, value in values.items() if isinstance(value, (Tensor, list))}
+    return {name: value for name, value in values.items() if isinstance(value, (Tensor, list, PackedPrompts))}

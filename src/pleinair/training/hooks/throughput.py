@@ -2,12 +2,14 @@
 
     MFU = 3 * forward FLOPs of the batch / seconds / peak FLOP/s          (backward is twice forward)
 
-A batch counts as padded to its longest prompt. Recomputation for activation checkpointing is not counted.
+A padded batch counts as long as its longest prompt, a packed one as its prompts are. Recomputation for activation
+checkpointing is not counted.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from pleinair.model.flops import forward_flops
 from pleinair.model.transformer import TransformerConfig
 from pleinair.packs.loader import LatentBatch
+from pleinair.packs.packed_loader import PackedLatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import Run
 from pleinair.training.records import StepRecord
@@ -23,10 +26,15 @@ from pleinair.training.records import StepRecord
 BACKWARD_AND_FORWARD = 3
 
 
-def training_flops(config: TransformerConfig, batch: LatentBatch) -> float:
+def training_flops(config: TransformerConfig, batch: LatentBatch | PackedLatentBatch) -> float:
     """FLOPs of forward and backward of this rank's rows."""
     rows, _, height, width = batch.latents_BCHW.shape
-    return BACKWARD_AND_FORWARD * rows * forward_flops(config, height, width, batch.text_features_BTLD.shape[1])
+    if isinstance(batch, PackedLatentBatch):
+        rows_by_length = Counter(batch.text.lengths)
+    else:
+        rows_by_length = Counter({batch.text_features_BTLD.shape[1]: rows})
+    forward = sum(count * forward_flops(config, height, width, length) for length, count in rows_by_length.items())
+    return BACKWARD_AND_FORWARD * forward
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, side: int = 1024, seconds: float = 0.5) -> float:

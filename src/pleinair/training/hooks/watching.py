@@ -15,6 +15,7 @@ from pleinair.training.hooks.divergence import Divergence, DivergenceConfig
 from pleinair.training.hooks.pace import Pace, PaceConfig
 from pleinair.training.hooks.previews import Draw, Previews
 from pleinair.training.hooks.profiler import Profile
+from pleinair.training.hooks.rank_loads import BatchLoad, RankLoads
 from pleinair.training.hooks.spikes import SpikeConfig, Spikes
 from pleinair.training.hooks.throughput import Throughput
 from pleinair.training.hooks.validation import TimestepErrors, Validation, ValidationConfig
@@ -54,12 +55,19 @@ class WatchConfig:
             raise ConfigError(f"preview_every is {self.preview_every}: give a number of steps, or 0 for none")
         if self.preview_every and not self.preview_prompts:
             raise ConfigError(f"preview_every is {self.preview_every} but preview_prompts is empty: say what to draw")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ConfigError(f"average_decay is {self.average_decay}: give a number between 0 and 1, or None")
+        if self.peak_flops_per_second is not None and self.peak_flops_per_second <= 0:
+            raise ConfigError(f"peak_flops_per_second is {self.peak_flops_per_second}: give a positive one, or None")
+        if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
+            raise ConfigError(f"profile is {self.profile}: give a first step that is not after the last, or None")
 
 
 def watching(
     config: WatchConfig,
     *,
     flops_of: Callable[[Any], float] | None = None,
+    load_of: Callable[[Any, int], BatchLoad] | None = None,
     held_out: Loader[Any] | None = None,
     reference: TimestepErrors | None = None,
     draw: Draw | None = None,
@@ -72,6 +80,8 @@ def watching(
         hooks.append(average)
     if flops_of is not None:
         hooks.append(Throughput(flops_of, config.peak_flops_per_second))
+    if load_of is not None:
+        hooks.append(RankLoads(load_of))
     if held_out is not None and config.validation.every:
         hooks.append(Validation(held_out, config.validation, average, reference))
     if config.divergence is not None:

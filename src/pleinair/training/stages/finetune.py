@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pleinair.model.transformer import Transformer
 from pleinair.packs.loader import LatentBatch
+from pleinair.packs.packed_loader import PackedLatentBatch
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
 from pleinair.training.random import RowRandom
@@ -53,10 +54,10 @@ class Finetune:
         """The text projection."""
         return self.pretrain.tensors()
 
-    def loss(self, batch: LatentBatch, random: RowRandom) -> LossOutput:
+    def loss(self, batch: LatentBatch | PackedLatentBatch, random: RowRandom) -> LossOutput:
         """As for pretraining."""
         return self.pretrain.loss(batch, random)
 
-    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
+    def velocity_errors(self, batch: LatentBatch | PackedLatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
         """As for pretraining."""
         return self.pretrain.velocity_errors(batch, timestep_B, random)

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from pleinair.config import from_document, to_document
 from pleinair.flow import interpolate, velocity_target
+from pleinair.model.packed_text import PackedText
 from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer
 from pleinair.packs.loader import LatentBatch
+from pleinair.packs.packed_loader import PackedLatentBatch
+from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
 from pleinair.training.random import RowRandom
 
@@ -37,6 +40,12 @@ class PretrainConfig:
     sigma: float = 1.0
     """Standard deviation of the logit of t."""
 
+    def __post_init__(self) -> None:
+        if self.sigma <= 0 or self.shift_tokens < 1:
+            raise ConfigError(
+                f"sigma is {self.sigma} and shift_tokens {self.shift_tokens}: give a positive deviation and at least 1 token"
+            )
+
     def mu(self, num_image_tokens: int) -> float:
         """Shift for a number of image tokens: keeps t / (1 - t) / sqrt(tokens) constant over resolutions."""
         return self.shift_mu + 0.5 * math.log(num_image_tokens / self.shift_tokens)
@@ -45,6 +54,13 @@ class PretrainConfig:
 def timesteps_told(config: Mapping[str, Any]) -> PretrainConfig:
     """How a model was trained by its checkpoint's `config.json`; the defaults where that is older, or was imported."""
     return from_document(PretrainConfig, config.get(TIMESTEPS, {}))
+
+
+def text_of(batch: LatentBatch | PackedLatentBatch) -> tuple[Tensor | PackedText, Tensor | None]:
+    """What the transformer takes as text: padded features and their mask, or packed ones, which have none."""
+    if isinstance(batch, PackedLatentBatch):
+        return PackedText(batch.text.features_RLD, batch.text.lengths), None
+    return batch.text_features_BTLD, batch.text_mask_BT
 
 
 class Pretrain:
@@ -74,7 +90,7 @@ class Pretrain:
         """The text projection."""
         return {"feature_projection.safetensors": self.projection.state_dict()}
 
-    def loss(self, batch: LatentBatch, random: RowRandom) -> LossOutput:
+    def loss(self, batch: LatentBatch | PackedLatentBatch, random: RowRandom) -> LossOutput:
         """Mean square error of the velocity, float32."""
         timestep_B = self.timesteps(batch.latents_BCHW, random)
         return LossOutput(self.velocity_errors(batch, timestep_B, random).mean())
@@ -85,11 +101,11 @@ class Pretrain:
         mu = self.config.mu(height * width // self.model.config.patch_size**2)
         return random.logit_normal(mu, self.config.sigma)
 
-    def velocity_errors(self, batch: LatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
+    def velocity_errors(self, batch: LatentBatch | PackedLatentBatch, timestep_B: Tensor, random: RowRandom) -> Tensor:
         """(B,) mean square error of each row's velocity at its timestep, float32."""
         latents_BCHW = batch.latents_BCHW.float()
         noise_BCHW = random.normal(*latents_BCHW.shape[1:])
         noisy_BCHW = interpolate(latents_BCHW, noise_BCHW, timestep_B)
-        velocity_BCHW = self.model(noisy_BCHW, timestep_B, batch.text_features_BTLD, batch.text_mask_BT)
+        velocity_BCHW = self.model(noisy_BCHW, timestep_B, *text_of(batch))
         error_BCHW: Tensor = velocity_BCHW.float() - velocity_target(latents_BCHW, noise_BCHW)
         return error_BCHW.square().mean(dim=(1, 2, 3))

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pleinair.model.packed_text import images_of
 from pleinair.records.errors import ConfigError
 from pleinair.training.engine import LossOutput
-from pleinair.training.patch_features import PatchBatch
+from pleinair.training.patch_features import PackedPatchBatch, PatchBatch
 from pleinair.training.random import RowRandom
 from pleinair.training.stages.derived import DerivedStage
 from pleinair.training.stages.pretrain import Pretrain
@@ -54,12 +55,12 @@ class Repa(DerivedStage):
         self.pretrain, self.config = pretrain, config
         self.head = nn.Conv2d(pretrain.model.config.width, feature_width, 3, padding=1)
 
-    def loss(self, batch: PatchBatch, random: RowRandom) -> LossOutput:
+    def loss(self, batch: PatchBatch | PackedPatchBatch, random: RowRandom) -> LossOutput:
         """Flow loss and alignment; both are logged."""
         with self._tokens_kept() as kept:
             flow = self.pretrain.loss(batch, random).loss
         rows, columns = batch.patches_BDHW.shape[-2:]
-        image_BID = kept[0][:, -rows * columns :]  # text tokens come first
+        image_BID = _image_tokens(kept[0], batch, rows * columns)
         grid_BDHW = image_BID.transpose(1, 2).unflatten(2, (rows, columns))
         target_BDHW = spatially_normalised(batch.patches_BDHW, self.config.mean_share)
         cosine = F.cosine_similarity(self.head(grid_BDHW).float(), target_BDHW, dim=1).mean()
@@ -76,6 +77,13 @@ class Repa(DerivedStage):
             yield kept
         finally:
             handle.remove()
+
+
+def _image_tokens(x_BSD: Tensor, batch: PatchBatch | PackedPatchBatch, num_image: int) -> Tensor:
+    """(B, I, D) out of a block's tokens: a row's text comes first, and packed rows lie end to end."""
+    if isinstance(batch, PackedPatchBatch):
+        return images_of(x_BSD[0], batch.text.lengths, num_image)
+    return x_BSD[:, -num_image:]
 
 
 def spatially_normalised(features_BDHW: Tensor, mean_share: float) -> Tensor:
