@@ -60,7 +60,9 @@ def export_weights(checkpoint: Path, layout: Any, output: Path) -> Path:
         raise ConfigError(f"{checkpoint} holds weights, and --to {layout} is for a LoRA: use another layout")
     with in_one_piece(checkpoint) as place:
         weights = open_weights(place)
-        written: Path = write_weights(weights.config, weights.tensors, output, layout)
+        written: Path = write_weights(
+            weights.config, weights.tensors, output, layout, latent_space=weights.latent_space
+        )
     if written.is_dir() and (checkpoint / PROJECTION_FILE).exists():
         shutil.copyfile(checkpoint / PROJECTION_FILE, written / PROJECTION_FILE)
     return written
@@ -82,6 +84,7 @@ def export_adapter(checkpoint: Path, dialect: Any, output: Path) -> Path:
 
 def export_package(checkpoint: Path, output: Path) -> Path:
     """A checkpoint's transformer and text projection in 8 bits, as models come with the package. Never overwrites."""
+    from pleinair.checkpoint.store import read_document
     from pleinair.records.errors import CheckpointError
     from pleinair.sampling.checkpoints import read_model
     from pleinair.sampling.shipped import save_model
@@ -89,5 +92,6 @@ def export_package(checkpoint: Path, output: Path) -> Path:
 
     if output.exists():
         raise CheckpointError(f"{output} exists already: remove it or name another output")
-    save_model(*read_model(checkpoint), sampling_of(checkpoint), output)
+    latents = read_document(checkpoint, "config.json").get("latent_space", "")
+    save_model(*read_model(checkpoint), sampling_of(checkpoint), output, latent_space=latents)
     return output

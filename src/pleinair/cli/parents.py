@@ -23,6 +23,7 @@ from pleinair.checkpoint.store import (
     read_manifest,
     save_checkpoint,
 )
+from pleinair.cli.latents import SAID, latents_beside, latents_of_package
 from pleinair.cli.places import shipped
 from pleinair.cli.workspace import Workspace
 from pleinair.cluster.locks import only_one
@@ -31,6 +32,7 @@ from pleinair.model.formats.configs import resolved
 from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.records.pickles import refuse_pickle
 from pleinair.sampling.projection import PROJECTION_FILE, projection_of, read_projection
 
 WEIGHTS_FILE = "transformer.safetensors"
@@ -62,8 +64,12 @@ def config_of(checkpoint: Path) -> TransformerConfig:
 
 
 def find_checkpoint(place: str, runs: Path) -> Path:
-    """The checkpoint at a place; weights in other layouts are imported below `runs`. Raises CheckpointError."""
+    """The checkpoint at a place; weights in other layouts are imported below `runs`. Raises CheckpointError.
+
+    A pickle is refused first: nothing is read, hashed or written.
+    """
     path = Path(place)
+    refuse_pickle(path)
     if not path.exists() and path.name == place and shipped(place).exists():
         path = shipped(place)
     if (path / MANIFEST).exists():
@@ -79,9 +85,10 @@ def find_checkpoint(place: str, runs: Path) -> Path:
 
 
 def _imported(path: Path, parents: Path) -> Path:
-    """Weights as a checkpoint, written once for all runs that start from them."""
+    """Weights as a checkpoint, written once for all runs that start from them; refused before they are hashed."""
+    latents = _latents_told(path)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    content = config_digest([[file.name, to_document(digest_file(file))] for file in files])
+    content = config_digest([latents, *[[file.name, to_document(digest_file(file))] for file in files]])
     root = parents / f"{path.stem}-{content[:12]}"
     root.mkdir(parents=True, exist_ok=True)
     with only_one(root, patience_seconds=IMPORT_SECONDS):
@@ -91,9 +98,19 @@ def _imported(path: Path, parents: Path) -> Path:
             tensors: dict[str, dict[str, Tensor]] = {WEIGHTS_FILE: model.state_dict()}
             if projection is not None:
                 tensors[PROJECTION_FILE] = projection.state_dict()
-            documents = {"config.json": {"transformer": to_document(model.config)}}
+            documents = {"config.json": {"transformer": to_document(model.config), SAID: latents}}
             found = save_checkpoint(root, 0, tensors, documents, config_digest=content)
     return found.resolve()
+
+
+def _latents_told(path: Path) -> str:
+    """Whose latents weights have learned, as far as they tell. Raises CheckpointError for what is no transformer."""
+    from pleinair.model.formats import open_weights
+
+    if path.is_file() and _is_package(path):
+        return latents_of_package(path)
+    weights = open_weights(path)
+    return weights.latent_space or (latents_beside(path) if path.is_dir() else "")
 
 
 def _read_weights(path: Path) -> tuple[Transformer, FeatureProjection | None]:

@@ -114,6 +114,7 @@ def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
 def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> None:
     """Write the pack and what lies beside it, unless what is there was made of the same pictures, captions and parts."""
     from pleinair.cli.beside_pack import made_once, write_features, write_held_out
+    from pleinair.cli.latents import require_parents_latents
     from pleinair.cli.parents import parent_of
     from pleinair.model.digest import part_digest
 
@@ -121,7 +122,9 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
         print(f"  the recipe trains on {work.pack}, which was made elsewhere")
         return
     trained = [picture for picture in pictures if not picture.held_out]
-    projection = projection_of(parent_of(work))
+    parent = parent_of(work)
+    require_parents_latents(parent, parts.autoencoder.describe().identity, work.pack, work.recipe.autoencoder)
+    projection = projection_of(parent)
     inputs = {
         "format": PACK_VERSION,
         "pictures": [[picture.key, *picture.captions] for picture in trained],
@@ -174,6 +177,7 @@ def train_here(work: Workspace) -> Path:
 
 def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     """Train as one of a mesh's ranks. A new trainer waits for an old one to be gone."""
+    from pleinair.cli.latents import require_parents_latents
     from pleinair.cli.parents import parent_of, parent_words, require_same_projection
     from pleinair.cli.stages import hooks_of, phases_of, stage_of
     from pleinair.packs.pack import Pack
@@ -181,10 +185,10 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     from pleinair.training.engine import Parent, train
     from pleinair.training.reductions import from_rank_zero
 
-    recipe, pack = work.recipe, Pack(work.pack)
-    parent = from_rank_zero(lambda: parent_of(work), mesh)
-    projection = read_projection(work.pack)
+    recipe, parent = work.recipe, from_rank_zero(lambda: parent_of(work), mesh)
+    pack, projection = Pack(work.pack), read_projection(work.pack)
     require_same_projection(parent, work.pack, projection)
+    require_parents_latents(parent, pack.manifest.latent_space, work.pack, recipe.autoencoder)
     torch.manual_seed(recipe.engine.seed)
     stage = stage_of(work, mesh, projection, parent, pack.manifest.latent_space)
     whole = parent is not None and recipe.finetune is None

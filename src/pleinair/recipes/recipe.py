@@ -76,6 +76,9 @@ class Recipe:
     """Author sets that are trained on; empty for all ten."""
     pack: str | None = None
     """A pack made elsewhere, of a mix or by another run; None for the one that `pack` writes into the run."""
+    autoencoder: str | None = None
+    """Whose latents are packed and learned: a folder in diffusers' layout, a packaged file, or the name of a shipped one;
+    None for the run's own. A parent that does not say whose latents it knows is taken to know these."""
     transformer: TransformerConfig
     """The model."""
     text_dim: int = 192
