@@ -177,6 +177,7 @@ def train_here(work: Workspace) -> Path:
 
 def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     """Train as one of a mesh's ranks. A new trainer waits for an old one to be gone."""
+    from pleinair.cli.beside_pack import feature_words
     from pleinair.cli.latents import require_parents_latents
     from pleinair.cli.parents import parent_of, parent_words, require_same_projection
     from pleinair.cli.stages import hooks_of, phases_of, stage_of
@@ -192,7 +193,8 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     torch.manual_seed(recipe.engine.seed)
     stage = stage_of(work, mesh, projection, parent, pack.manifest.latent_space)
     whole = parent is not None and recipe.finetune is None
-    settings = [to_document(recipe.training_part()), to_document(pack.manifest), *parent_words(parent)]
+    told = [*parent_words(parent), *feature_words(work)]
+    settings = [to_document(recipe.training_part()), to_document(pack.manifest), *told]
     with _alone(work, mesh):
         return train(
             stage,
