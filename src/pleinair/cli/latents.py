@@ -12,23 +12,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from pleinair.checkpoint.store import digest_file, read_document
+from pleinair.cli.encoders import open_codec
 from pleinair.cli.places import shipped
-from pleinair.model.autoencoder import LatentCodec
-from pleinair.model.autoencoders.folder import load_codec
 from pleinair.records.errors import ConfigError
 from pleinair.sampling.shipped import load_autoencoder, packaged_latent_space
 
 SHIPPED_MODEL = "drawings-64"
 SAID = "latent_space"
 """Key in a checkpoint's `config.json`; checkpoints that are older have none, imported weights may have an empty one."""
-
-
-def open_codec(place: str) -> LatentCodec:
-    """The autoencoder at a place: a folder in diffusers' layout, a packaged file, or the name of a shipped one."""
-    path = Path(place)
-    if path.is_dir():
-        return load_codec(path)
-    return load_autoencoder(shipped(place) if not path.exists() and path.name == place else path)
 
 
 def latents_of_package(path: Path) -> str:
@@ -41,7 +32,7 @@ def latents_of_package(path: Path) -> str:
 
 def latents_beside(folder: Path) -> str:
     """The latents of the autoencoder in a pipeline's folder; empty for another folder."""
-    return load_codec(folder).describe().identity if (folder / "vae" / "config.json").exists() else ""
+    return open_codec(str(folder)).describe().identity if (folder / "vae" / "config.json").exists() else ""
 
 
 def require_parents_latents(parent: Path | None, packed: str, pack: Path, autoencoder: str | None) -> None:

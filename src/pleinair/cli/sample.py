@@ -97,8 +97,9 @@ def sample(
 @lru_cache(maxsize=1)
 def open_sampler(run_dir: Path | None = None, model: Path | None = None) -> tuple[Sampler, SamplingConfig]:
     """Sampler and settings of a run's newest checkpoint, of a packaged model, or of the one that is shipped."""
+    from pleinair.cli.encoders import open_text_encoder
     from pleinair.cli.places import shipped
-    from pleinair.cli.steps import newest_of, open_text_encoder
+    from pleinair.cli.steps import newest_of
     from pleinair.sampling import Sampler
     from pleinair.sampling.checkpoints import read_model
     from pleinair.sampling.shipped import load_autoencoder, load_model

@@ -76,13 +76,16 @@ class Recipe:
     """Author sets that are trained on; empty for all ten."""
     pack: str | None = None
     """A pack made elsewhere, of a mix or by another run; None for the one that `pack` writes into the run."""
+    text_encoder: str | None = None
+    """A folder with the language model whose features are packed as they are, for a model that reads them itself (K2 reads
+    12 layers of Qwen3-VL); a pipeline's folder will do. None for SmolLM2 through a projection that is fitted."""
     autoencoder: str | None = None
     """Whose latents are packed and learned: a folder in diffusers' layout, a packaged file, or the name of a shipped one;
     None for the run's own. A parent that does not say whose latents it knows is taken to know these."""
     transformer: TransformerConfig
     """The model."""
     text_dim: int = 192
-    """Text features per layer after projection; equals the model's text width."""
+    """Text features per layer after projection; equals the model's text width. Those of a named text encoder have its own."""
     phases: tuple[PhaseConfig, ...]
     """Progressive resolution, lowest first."""
     engine: EngineConfig = field(default_factory=EngineConfig)

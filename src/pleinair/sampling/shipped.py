@@ -55,10 +55,9 @@ def load_model(path: Path) -> tuple[Transformer, FeatureProjection, SamplingConf
     transformer = Transformer(from_document(TransformerConfig, document["transformer"]))
     transformer.load_state_dict(_part(state, "transformer."))
     parts = _part(state, "projection.")
-    num_layers, width = parts["mean_LD"].shape
-    basis_LKD = parts.pop("basis_RD").unflatten(0, (num_layers, -1))
-    projection = FeatureProjection(num_layers, width, basis_LKD.shape[1])
-    projection.load_state_dict({**parts, "basis_LDK": basis_LKD.transpose(1, 2)})
+    basis_RD, num_layers = parts.pop("basis_RD"), len(parts["mean_LD"])
+    basis_LKD = basis_RD.unflatten(0, (num_layers, len(basis_RD) // num_layers))
+    projection = FeatureProjection.of({**parts, "basis_LDK": basis_LKD.transpose(1, 2)})
     return transformer.eval(), projection, from_document(SamplingConfig, document["sampling"])
 
 

@@ -45,7 +45,7 @@ class Flux2Codec:
     def encode(self, pictures_BCHW: Tensor) -> Tensor:
         """Standardised latents, float32: the mode of the posterior, nothing drawn."""
         require_divisible(pictures_BCHW, self.downscale)
-        unpacked_BCHW = self.vae.encode(pictures_BCHW.to(self.vae.dtype)).latent_dist.mode().float()
+        unpacked_BCHW = self.vae.encode(pictures_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
         mean_C11, std_C11 = self._statistics()
         return (F.pixel_unshuffle(unpacked_BCHW, PACKING) - mean_C11) / std_C11
 
