@@ -55,7 +55,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     from pleinair.cli.curate import add_warehouse_options
 
     parser.add_argument(
-        "recipe", help="demo, drawings-64, progressive, drawings-midtrain, drawings-sft-solid or -line, drawings-lora"
+        "recipe",
+        help="demo, drawings-64, progressive, drawings-midtrain, drawings-sft-solid or -line, drawings-lora, k2-lora",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. engine.seed=1 (repeatable)"
