@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pleinair.cli.encoders import open_text_encoder, pack_step
+from pleinair.cli.encoders import open_text_encoder
 from pleinair.cli.main import build_parser, main
 from pleinair.cli.parents import find_checkpoint
 from pleinair.cli.places import shipped
+from pleinair.cli.steps import pack_step
 from pleinair.cli.workspace import open_workspace
 from pleinair.model.autoencoder import Autoencoder
 from pleinair.model.formats import open_weights, save_transformer, write_weights

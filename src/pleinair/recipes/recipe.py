@@ -54,8 +54,9 @@ class FinetuneConfig:
 
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Where it is attached and how large it is."""
-    base_bits: Literal[8, 32] = 32
-    """How the frozen blocks' matrices are stored: int8 with a scale per row, or float32."""
+    base_bits: Literal[8, 16, 32] = 32
+    """How the frozen weights are stored: 8, the blocks' matrices in int8 with a scale per row and the rest in bfloat16; 16,
+    all in bfloat16; 32, all in float32."""
     offload: bool = False
     """Leave the frozen blocks in the CPU's memory and bring them one at a time."""
 
