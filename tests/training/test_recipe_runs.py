@@ -275,7 +275,9 @@ def test_a_change_is_of_each_picture_against_itself() -> None:
         compare({"d": {}})
 
 
-@pytest.mark.parametrize("stored", ["finetune={}", "finetune={'base_bits': 8, 'offload': True}"])
+@pytest.mark.parametrize(
+    "stored", ["finetune={}", "finetune={'base_bits': 16}", "finetune={'base_bits': 8, 'offload': True}"]
+)
 def test_a_lora_is_trained_alone_and_put_beside_its_base_again(runs: Path, tmp_path: Path, stored: str) -> None:
     name = f"lora-{len(stored)}"
     checkpoint = child(runs, name, same_pack(runs), stored, "engine.optimiser.learning_rate=1e-2")

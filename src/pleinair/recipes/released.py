@@ -20,7 +20,7 @@ PACK = "mixes/k2.pack"
 
 
 def k2_lora() -> Recipe:
-    """A LoRA of rank 16 on the released transformer, its blocks in 8 bits, at 512 px: planned at 15.4 GB (docs/formats.md)."""
+    """A LoRA of rank 16 on the released transformer, its blocks in 8 bits, at 512 px: planned at 15.3 GB (docs/formats.md)."""
     return Recipe(
         name="k2-lora",
         title="A LoRA on the released weights",
