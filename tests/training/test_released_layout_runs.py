@@ -254,6 +254,20 @@ def test_flux2_latents_are_packed_for_patches_of_one_and_sizes_that_do_not_fit_a
     assert main(["train", *words(tmp_path, *told, *sizes, "--set", "finetune=None")]) == 0
 
 
+def test_pictures_of_the_run_are_drawn_with_the_parts_it_was_packed_with(
+    trained: Workspace, k2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "apple.png"
+    draw = ["sample", "a red apple", "--run", str(trained.run_dir), "--steps", "2", "-o", str(picture)]
+    assert main(draw) == 1
+    assert "has learned latents of 'qwen-image 16x1/8" in capsys.readouterr().err
+    assert main([*draw, "--autoencoder", str(k2)]) == 1
+    assert "num_text_layers is 12 and the text encoder gives 4" in capsys.readouterr().err
+    assert not picture.exists()
+    assert main([*draw, *named(k2)]) == 0
+    assert picture.exists()
+
+
 def test_the_encoder_of_a_pipelines_folder_is_the_one_in_it(k2: Path) -> None:
     from pleinair.cli.encoders import open_text_encoder
 

@@ -114,6 +114,7 @@ def export_pipeline(checkpoint: Path, output: Path, text_encoder: str | None, au
     do not fit.
     """
     from pleinair.cli.encoders import open_codec
+    from pleinair.cli.latents import require_latents
     from pleinair.model.autoencoders.qwen_image import QwenImageCodec
     from pleinair.model.formats import save_pipeline
     from pleinair.model.text_encoders.qwen3_vl import K2_LAYERS
@@ -132,11 +133,7 @@ def export_pipeline(checkpoint: Path, output: Path, text_encoder: str | None, au
             f"{autoencoder} holds no autoencoder of Qwen-Image, and diffusers' Krea2Pipeline decodes with no other: "
             "give a folder of AutoencoderKLQwenImage"
         )
-    if latents and latents != (own := codec.describe().identity):
-        raise ConfigError(
-            f"{checkpoint} has learned latents of {latents!r} and the autoencoder {autoencoder} gives {own!r}: name the one "
-            "it was trained with (weights and latent statistics)"
-        )
+    require_latents(latents, codec, checkpoint)
     model, tokenizer = _read_text_encoder(Path(text_encoder))
     written: Path = save_pipeline(
         output,

@@ -14,6 +14,7 @@ from pathlib import Path
 from pleinair.checkpoint.store import digest_file, read_document
 from pleinair.cli.encoders import open_codec
 from pleinair.cli.places import shipped
+from pleinair.model.autoencoder import LatentCodec
 from pleinair.records.errors import ConfigError
 from pleinair.sampling.shipped import load_autoencoder, packaged_latent_space
 
@@ -33,6 +34,16 @@ def latents_of_package(path: Path) -> str:
 def latents_beside(folder: Path) -> str:
     """The latents of the autoencoder in a pipeline's folder; empty for another folder."""
     return open_codec(str(folder)).describe().identity if (folder / "vae" / "config.json").exists() else ""
+
+
+def require_latents(known: str, codec: LatentCodec, model: Path) -> None:
+    """Raise ConfigError for an autoencoder of other latents than a model has learned; one that says nothing ("") passes."""
+    own = codec.describe().identity
+    if known and known != own:
+        raise ConfigError(
+            f"{model} has learned latents of {known!r} and the autoencoder gives {own!r}: name the one it was trained with, "
+            "--autoencoder FOLDER"
+        )
 
 
 def require_parents_latents(parent: Path | None, packed: str, pack: Path, autoencoder: str | None) -> None:

@@ -54,7 +54,7 @@ class Flux2Codec:
         require_channels(latents_BChw, self.latent_channels, "flux2")
         mean_C11, std_C11 = self._statistics()
         unpacked_BCHW = F.pixel_shuffle(latents_BChw.float() * std_C11 + mean_C11, PACKING)
-        pictures_BCHW: Tensor = self.vae.decode(unpacked_BCHW.to(self.vae.dtype)).sample
+        pictures_BCHW: Tensor = self.vae.decode(unpacked_BCHW.to(self.vae.device, self.vae.dtype)).sample
         return pictures_BCHW.float().clamp(-1, 1)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ class QwenImageCodec:
         require_channels(latents_BChw, self.latent_channels, "qwen-image")
         device = latents_BChw.device
         raw_BChw = latents_BChw.float() * self.std_C11.to(device) + self.mean_C11.to(device)
-        clips_BCFHW: Tensor = self.vae.decode(raw_BChw[:, :, None].to(self.vae.dtype)).sample
+        clips_BCFHW: Tensor = self.vae.decode(raw_BChw[:, :, None].to(self.vae.device, self.vae.dtype)).sample
         return clips_BCFHW[:, :, 0].float().clamp(-1, 1)
 
 
