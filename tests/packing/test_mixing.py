@@ -20,10 +20,15 @@ from pleinair.curation.clusters.warehouse import clustered_table
 from pleinair.curation.entities.matching import Name, build_matcher, save_matcher
 from pleinair.curation.entities.stage import declare
 from pleinair.krablet import Database
+from pleinair.model.autoencoders.qwen_image import QwenImageCodec
+from pleinair.model.text_encoders.qwen3_vl import K2_LAYERS
 from pleinair.packing.lists import PART_ROWS, list_digest
 from pleinair.packing.mix import parse_mix
 from pleinair.packing.mixing import MixManifest, make_mix, read_manifest
+from pleinair.packs.pack import Pack
 from pleinair.records.errors import ConfigError, CoverageError, PackError, SourceError
+from tests.model.test_autoencoder_codecs import qwen_image
+from tests.model.tiny_language_models import qwen_like_tokenizer, tiny_qwen3_vl
 
 RNG = np.random.default_rng(11)
 SCORE = "aesthetic_score"
@@ -293,7 +298,7 @@ def test_parts_on_disk_change_nothing(database: Database, tmp_path: Path, monkey
 
 def picture(folder: Path, number: int) -> None:
     coarse = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC).save(folder / f"p{number}.png")
+    Image.fromarray(coarse).resize((96, 88), Image.Resampling.BICUBIC).save(folder / f"p{number}.png")
     facts = {"caption": f"<b>picture</b> {number}", "licence": "CC0-1.0", "author": f"A. Painter {number}"}
     (folder / f"p{number}.json").write_text(json.dumps(facts))
 
@@ -339,6 +344,15 @@ def test_from_a_folder_to_a_datasheet_by_the_command_line_where_only_curate_ran(
     assert main([*words, "--expect", "00"]) == 1
     assert main([*words, "--explain"]) == 0
     assert "12  kept by every stage" in capsys.readouterr().out
+
+    tiny_qwen3_vl().save_pretrained(tmp_path / "k2" / "text_encoder")
+    qwen_like_tokenizer().save_pretrained(tmp_path / "k2" / "tokenizer")
+    qwen_image().save_pretrained(tmp_path / "k2" / "vae")
+    named = ["--text-encoder", str(tmp_path / "k2"), "--autoencoder", str(tmp_path / "k2")]
+    assert main(["pack", str(tmp_path / "small"), *words[2:6], *named]) == 0
+    manifest = Pack(tmp_path / "small.pack").manifest
+    assert manifest.latent_space == QwenImageCodec(qwen_image()).describe().identity
+    assert (manifest.num_rows, manifest.text_layers, manifest.text_dim) == (8, K2_LAYERS, 16)
 
 
 def test_a_file_that_cannot_be_read_is_told_with_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import copytree, rmtree
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -15,12 +16,14 @@ from pleinair.checkpoint.store import list_checkpoints, newest_checkpoint, read_
 from pleinair.cli.main import main
 from pleinair.evaluation.domains import compare
 from pleinair.model.formats import read_lora
+from pleinair.model.image_encoder import Picture
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
 from pleinair.packs.split import split_pack
 from pleinair.records.errors import ConfigError
 from pleinair.sampling.checkpoints import read_transformer
+from pleinair.training.patch_features import EfficientNetPatches, Grid, write_patch_features
 from pleinair.training.records import read_records
 from tests.training.recipe_runs import arguments, packed, pictures, trained
 
@@ -179,6 +182,42 @@ def test_a_run_does_not_resume_on_a_pack_that_was_altered(
     )
 
 
+def test_a_run_does_not_resume_on_patch_features_that_were_made_again_otherwise(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copytree(runs / "demo", tmp_path / "demo")
+    rmtree(final(tmp_path))
+    features = tmp_path / "demo" / "pack-patch-features"
+    again = ["train", *arguments(tmp_path, ALIGNED, "engine.keep_every=2")]
+    rmtree(features)
+    write_patch_features(
+        features, Brightness(), [((1, 1), [p.key for p in pictures()], [p.pixels[16] for p in pictures()])]
+    )
+    assert main(again) == 1
+    assert f"{final(tmp_path)} was made with other settings or data: give this run another name" in _told(capsys)
+
+    rmtree(features)
+    copytree(runs / "demo" / "pack-patch-features", features)
+    array = min(features.glob("*.npy"))
+    array.write_bytes(array.read_bytes()[:-1] + b"\x01")
+    assert main(again) == 1
+    assert f"{features} is damaged: {array.name} does not match its hash" in _told(capsys)
+
+    assert read_manifest(final(tmp_path)).step == 6, "what was refused trained nothing"
+    copytree(runs / "demo" / "pack-patch-features", features, dirs_exist_ok=True)
+    assert main(again) == 0
+
+
+class Brightness:
+    """An encoder that sees how bright a cell is, under the name and width of the true one."""
+
+    name, width = EfficientNetPatches.name, EfficientNetPatches.width
+
+    def patches(self, some: Sequence[Picture], grid: Grid) -> npt.NDArray[np.float16]:
+        means_B = np.stack(some).mean((1, 2, 3)) / 255
+        return np.broadcast_to(means_B[:, None, None, None], (len(some), self.width, *grid)).astype(np.float16)
+
+
 def _told(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
@@ -250,7 +289,9 @@ def test_a_change_is_of_each_picture_against_itself() -> None:
         compare({"d": {}})
 
 
-@pytest.mark.parametrize("stored", ["finetune={}", "finetune={'base_bits': 8, 'offload': True}"])
+@pytest.mark.parametrize(
+    "stored", ["finetune={}", "finetune={'base_bits': 16}", "finetune={'base_bits': 8, 'offload': True}"]
+)
 def test_a_lora_is_trained_alone_and_put_beside_its_base_again(runs: Path, tmp_path: Path, stored: str) -> None:
     name = f"lora-{len(stored)}"
     checkpoint = child(runs, name, same_pack(runs), stored, "engine.optimiser.learning_rate=1e-2")

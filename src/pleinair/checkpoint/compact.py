@@ -33,15 +33,27 @@ def load_compact(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 
     Raises CheckpointError when the file is missing, damaged, a pickle, or holds something else.
     """
+    document = read_document(path, kind)
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = dequantise({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError) as problem:
+        raise _unreadable(path, problem) from problem
+    return state, document
+
+
+def read_document(path: Path, kind: str) -> dict[str, Any]:
+    """The document alone. Raises as `load_compact`."""
     refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {}).get("document", "{}"))
-            state = dequantise({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            document: dict[str, Any] = json.loads((file.metadata() or {}).get("document", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as problem:
-        raise CheckpointError(
-            f"{path} cannot be read ({problem}): install the package again, or train one"
-        ) from problem
+        raise _unreadable(path, problem) from problem
     if kind not in document:
         raise CheckpointError(f"{path} holds {', '.join(document) or 'nothing'}, not a {kind}: give another file")
-    return state, document
+    return document
+
+
+def _unreadable(path: Path, problem: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({problem}): install the package again, or train one")

@@ -36,7 +36,7 @@ from pleinair.checkpoint.shards import plan_shard, write_shard
 from pleinair.records.checkpoint import CheckpointManifest, FileDigest
 from pleinair.records.errors import CheckpointError
 from pleinair.records.pickles import refuse_pickle
-from pleinair.tensor_files import tensor_bytes
+from pleinair.tensor_files import LazyTensor, tensor_bytes, write_tensors
 
 __all__ = [
     "MANIFEST",
@@ -48,6 +48,7 @@ __all__ = [
     "read_manifest",
     "read_tensors",
     "save_checkpoint",
+    "save_streamed",
     "verify_checkpoint",
 ]
 
@@ -80,6 +81,30 @@ def save_checkpoint(
             layout = plan_shard(held)
             files[name] = write_shard(draft / name, layout, [tensor_bytes(held[key]) for key in layout.spans])
         return publish(draft, step, files, config_digest=config_digest, token=token, keep=keep, keep_every=keep_every)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def save_streamed(
+    root: Path,
+    tensors: Mapping[str, Mapping[str, LazyTensor]],
+    documents: Mapping[str, Any],
+    *,
+    config_digest: str,
+) -> Path:
+    """Write `root/step-00000000` of tensors that are read one at a time, so that they may be larger than memory.
+
+    For weights that come from elsewhere. Raises OSError as `save_checkpoint`.
+    """
+    clear_leftovers(root)
+    token = uuid.uuid4().hex[:12]
+    draft = open_draft(root, 0, token)
+    try:
+        files = write_documents(draft, {name: to_json(document) for name, document in documents.items()})
+        for name, state in tensors.items():
+            write_tensors(draft / name, state)
+            files[name] = digest_file(draft / name)
+        return publish(draft, 0, files, config_digest=config_digest, token=token, keep=2)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -22,12 +22,9 @@ if TYPE_CHECKING:
 
 
 def attach(model: Transformer, config: FinetuneConfig, device: torch.device, seed: int) -> None:
-    """Freeze the model, with its blocks stored as told, and attach an untrained LoRA."""
+    """Attach an untrained LoRA to a frozen model, whose blocks stay on the CPU where that is asked for."""
     from pleinair.model.offload import offload_blocks
-    from pleinair.model.quantised_base import quantise_base
 
-    if config.base_bits == 8:
-        quantise_base(model)
     add_lora(model, config.lora, generator=torch.Generator().manual_seed(seed))
     freeze_base(model)
     if config.offload:

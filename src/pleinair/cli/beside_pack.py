@@ -133,6 +133,11 @@ def _batches(pictures: Sequence[CuratedPicture], sides: Sequence[int], token: in
             line.update(number * len(pictures) + start + len(some), total)
 
 
+def feature_words(work: Workspace) -> list[str]:
+    """What a run's digest says of the features it aligns to: other ones are another run."""
+    return [] if work.recipe.repa is None else [open_features(work).digest]
+
+
 def open_features(work: Workspace) -> PatchFeatures:
     """What the phases with iREPA align to. Raises PackError where `pack` has written none."""
     from pleinair.training.patch_features import PatchFeatures

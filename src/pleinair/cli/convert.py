@@ -79,6 +79,12 @@ def _convert_weights(options: argparse.Namespace) -> str:
     with in_one_piece(Path(options.input)) as place:
         weights = open_weights(place)
         path: Path = write_weights(
-            weights.config, weights.tensors, options.output, options.to, dtype=dtype, shard_bytes=options.shard_bytes
+            weights.config,
+            weights.tensors,
+            options.output,
+            options.to,
+            dtype=dtype,
+            shard_bytes=options.shard_bytes,
+            latent_space=weights.latent_space,
         )
     return f"{len(weights.tensors)} tensors, {weights.layout} to {options.to}: {path}"

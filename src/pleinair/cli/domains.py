@@ -115,8 +115,8 @@ def judged(
     model: Transformer, projection: FeatureProjection, pack: Pack, count: int, sampling: SamplingConfig
 ) -> dict[str, float]:
     """Shares of drawings, of the first prompts of a pack, in which the shipped judge names style and concept."""
+    from pleinair.cli.encoders import open_text_encoder
     from pleinair.cli.places import shipped
-    from pleinair.cli.steps import open_text_encoder
     from pleinair.evaluation.prompted import draw_and_judge, prompts_of
     from pleinair.model.judge import load_judge
     from pleinair.sampling import Sampler

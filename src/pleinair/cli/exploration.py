@@ -47,6 +47,8 @@ def home_of(options: argparse.Namespace) -> Workspace:
         "recipe": "drawings-64",
         "set": [],
         "parent": None,
+        "text_encoder": None,
+        "autoencoder": None,
         "with_optimiser": False,
         "from_scratch": False,
     }
@@ -141,9 +143,9 @@ def trained_on(place: Path) -> str | None:
 def open_model(name: str) -> tuple[Sampler, SamplingConfig]:
     """The sampler of a run's folder, a checkpoint, a packaged file, the shipped model, or one that learned nothing."""
     from pleinair.checkpoint.manifests import MANIFEST
+    from pleinair.cli.encoders import open_text_encoder
     from pleinair.cli.places import shipped
     from pleinair.cli.sample import open_sampler
-    from pleinair.cli.steps import open_text_encoder
     from pleinair.model.transformer import Transformer
     from pleinair.sampling import Sampler
     from pleinair.sampling.checkpoints import read_model

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pleinair.cli.curate import add_warehouse_options, open_warehouse
 
+TEXT_DIM = 192
+"""Directions of a projection that is fitted, as the recipes on drawings have it."""
+
 if TYPE_CHECKING:
     from pleinair.krablet import Database
     from pleinair.packing.mix import Mix
@@ -81,26 +84,30 @@ def explain(db: Database, wanted: Mix) -> int:
 def pack_mix(options: argparse.Namespace) -> int:
     """Pack the list of a mix into `NAME.pack` beside it, in aspect buckets of its stage."""
     from pleinair.checkpoint.store import digest_file
+    from pleinair.cli.encoders import as_they_are, open_codec, open_text_encoder
+    from pleinair.cli.latents import require_parents_latents
     from pleinair.cli.parents import find_checkpoint
     from pleinair.cli.places import shipped
     from pleinair.cli.progress import ProgressLine
-    from pleinair.cli.steps import open_text_encoder
     from pleinair.curation import ObjectStore, images_table, kept_where
     from pleinair.packing.arrangement import arrange, read_list
     from pleinair.packing.buckets import BucketConfig
-    from pleinair.packing.latents import PackConfig, write_latents
+    from pleinair.packing.latents import pack_config, write_latents
     from pleinair.packing.mix import read_mix
     from pleinair.packing.mixing import read_manifest
     from pleinair.packing.pool import CAPTION_COLUMNS
     from pleinair.packing.warehouse import reader, still_kept
     from pleinair.sampling.projection import projection_of
-    from pleinair.sampling.shipped import load_autoencoder
 
     folder = Path(options.recipe)
     pack = folder.with_name(f"{folder.name}.pack")
     manifest, (wanted, _) = read_manifest(folder), read_mix(folder / "mix.toml")
     stage = BucketConfig(resolution=manifest.resolution, max_upscale=wanted.stage.max_enlarge)
     parent = None if options.parent is None else find_checkpoint(options.parent, options.runs)
+    named, codec = options.autoencoder, open_codec(options.autoencoder or "autoencoder")
+    latents, encoder = codec.describe(), open_text_encoder(options.text_encoder)
+    require_parents_latents(parent, latents.identity, pack, named)
+    projection = projection_of(parent) or (as_they_are(encoder) if options.text_encoder else None)
     lines: dict[str, ProgressLine] = {}
     with open_warehouse(options) as db:
         images = images_table(db)
@@ -109,11 +116,11 @@ def pack_mix(options: argparse.Namespace) -> int:
             arrange(listed, [stage], wanted.seed),
             pack,
             reader(images, ObjectStore(options.home / "store"), [stage], CAPTION_COLUMNS),
-            codec=load_autoencoder(shipped("autoencoder")),
-            autoencoder_sha256=digest_file(shipped("autoencoder")).sha256,
-            text_encoder=open_text_encoder(),
-            config=PackConfig(caption_names=manifest.caption_names),
-            projection=projection_of(parent),
+            codec=codec,
+            autoencoder_sha256=latents.digest if named else digest_file(shipped("autoencoder")).sha256,
+            text_encoder=encoder,
+            config=pack_config(projection, TEXT_DIM, manifest.caption_names),
+            projection=projection,
             on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),
         )
     print(

@@ -121,9 +121,9 @@ def open_source(place: str, runs: Path) -> Source:
     """The weights at a place with the shipped autoencoder, ready to draw."""
     from pleinair.checkpoint.manifests import identity
     from pleinair.checkpoint.store import read_manifest
+    from pleinair.cli.encoders import open_text_encoder
     from pleinair.cli.parents import find_checkpoint
     from pleinair.cli.places import shipped
-    from pleinair.cli.steps import open_text_encoder
     from pleinair.packing.pair_drawing import Source
     from pleinair.sampling import Sampler
     from pleinair.sampling.checkpoints import read_model

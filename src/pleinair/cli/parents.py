@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from pleinair.checkpoint.manifests import MANIFEST, identity
 from pleinair.checkpoint.store import (
@@ -21,17 +21,20 @@ from pleinair.checkpoint.store import (
     newest_checkpoint,
     read_document,
     read_manifest,
-    save_checkpoint,
+    save_streamed,
 )
+from pleinair.cli.latents import SAID, latents_beside, latents_of_package
 from pleinair.cli.places import shipped
 from pleinair.cli.workspace import Workspace
 from pleinair.cluster.locks import only_one
 from pleinair.config import config_digest, from_document, to_document
 from pleinair.model.formats.configs import resolved
 from pleinair.model.text_encoder import FeatureProjection
-from pleinair.model.transformer import Transformer, TransformerConfig
+from pleinair.model.transformer import TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.records.pickles import refuse_pickle
 from pleinair.sampling.projection import PROJECTION_FILE, projection_of, read_projection
+from pleinair.tensor_files import LazyTensor, in_memory
 
 WEIGHTS_FILE = "transformer.safetensors"
 IMPORT_SECONDS = 600.0
@@ -62,8 +65,12 @@ def config_of(checkpoint: Path) -> TransformerConfig:
 
 
 def find_checkpoint(place: str, runs: Path) -> Path:
-    """The checkpoint at a place; weights in other layouts are imported below `runs`. Raises CheckpointError."""
+    """The checkpoint at a place; weights in other layouts are imported below `runs`. Raises CheckpointError.
+
+    A pickle is refused first: nothing is read, hashed or written.
+    """
     path = Path(place)
+    refuse_pickle(path)
     if not path.exists() and path.name == place and shipped(place).exists():
         path = shipped(place)
     if (path / MANIFEST).exists():
@@ -79,33 +86,50 @@ def find_checkpoint(place: str, runs: Path) -> Path:
 
 
 def _imported(path: Path, parents: Path) -> Path:
-    """Weights as a checkpoint, written once for all runs that start from them."""
+    """Weights as a checkpoint, written once for all runs that start from them; refused before they are hashed."""
+    latents = _latents_told(path)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    content = config_digest([[file.name, to_document(digest_file(file))] for file in files])
+    content = config_digest([latents, *[[file.name, to_document(digest_file(file))] for file in files]])
     root = parents / f"{path.stem}-{content[:12]}"
     root.mkdir(parents=True, exist_ok=True)
     with only_one(root, patience_seconds=IMPORT_SECONDS):
         found = newest_checkpoint(root)
         if found is None:
-            model, projection = _read_weights(path)
-            tensors: dict[str, dict[str, Tensor]] = {WEIGHTS_FILE: model.state_dict()}
+            config, weights, projection = _open_weights(path)
+            tensors = {WEIGHTS_FILE: {name: values.to(torch.float32) for name, values in weights.items()}}
             if projection is not None:
-                tensors[PROJECTION_FILE] = projection.state_dict()
-            documents = {"config.json": {"transformer": to_document(model.config)}}
-            found = save_checkpoint(root, 0, tensors, documents, config_digest=content)
+                tensors[PROJECTION_FILE] = _in_memory_state(projection)
+            documents = {"config.json": {"transformer": to_document(config), SAID: latents}}
+            found = save_streamed(root, tensors, documents, config_digest=content)
     return found.resolve()
 
 
-def _read_weights(path: Path) -> tuple[Transformer, FeatureProjection | None]:
-    """Float32 weights in any layout, and the text projection where one is stored with them."""
-    from pleinair.model.formats import load_transformer
+def _latents_told(path: Path) -> str:
+    """Whose latents weights have learned, as far as they tell. Raises CheckpointError for what is no transformer."""
+    from pleinair.model.formats import open_weights
+
+    if path.is_file() and _is_package(path):
+        return latents_of_package(path)
+    weights = open_weights(path)
+    return weights.latent_space or (latents_beside(path) if path.is_dir() else "")
+
+
+def _open_weights(path: Path) -> tuple[TransformerConfig, dict[str, LazyTensor], FeatureProjection | None]:
+    """Weights in any layout, those of a file still unread, and the text projection where one is stored with them."""
+    from pleinair.model.formats import open_weights
     from pleinair.sampling.shipped import load_model
 
     if path.is_file() and _is_package(path):
-        return load_model(path)[:2]
+        model, projection, _ = load_model(path)
+        return model.config, _in_memory_state(model), projection
     beside = path / PROJECTION_FILE if path.is_dir() else path.with_name(PROJECTION_FILE)
-    projection = read_projection(beside.parent) if beside.exists() else None
-    return load_transformer(path, dtype=torch.float32), projection
+    opened = open_weights(path)
+    return opened.config, opened.tensors, read_projection(beside.parent) if beside.exists() else None
+
+
+def _in_memory_state(module: nn.Module) -> dict[str, LazyTensor]:
+    """A module's tensors, which are here already."""
+    return {name: in_memory(values) for name, values in module.state_dict().items()}
 
 
 def _is_package(path: Path) -> bool:

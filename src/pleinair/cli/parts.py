@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from pleinair.checkpoint.store import digest_file, read_tensors
+from pleinair.cli.encoders import open_codec
 from pleinair.cli.places import shipped
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace
 from pleinair.config import config_digest
-from pleinair.model.autoencoder import Autoencoder
+from pleinair.model.autoencoder import Autoencoder, LatentCodec
 from pleinair.model.pixels import to_signed_unit
 from pleinair.packs.pictures import PictureSet, load_pictures, save_pictures
 from pleinair.sampling.shipped import load_autoencoder, save_autoencoder
@@ -35,7 +36,7 @@ MIN_STYLES_PER_CONCEPT = 4
 class Parts:
     """What a run needs beside its own model."""
 
-    autoencoder: Autoencoder
+    autoencoder: LatentCodec
     autoencoder_sha256: str
     judge: Judge
 
@@ -46,10 +47,19 @@ def ready_parts(work: Workspace, db: Database) -> Parts:
 
     if work.from_scratch:
         for name, train in (("autoencoder", train_autoencoder), ("judge", train_judge_on)):
-            if not part_path(work, name).exists():
+            named = name == "autoencoder" and work.recipe.autoencoder is not None
+            if not named and not part_path(work, name).exists():
                 train(work, training_pictures(work, db), part_path(work, name))
-    places = [part_path(work, name) for name in ("autoencoder", "judge")]
-    return Parts(load_autoencoder(places[0]), digest_file(places[0]).sha256, load_judge(places[1]))
+    return Parts(*codec_of(work), load_judge(part_path(work, "judge")))
+
+
+def codec_of(work: Workspace) -> tuple[LatentCodec, str]:
+    """The autoencoder that the recipe names, or the run's own, and a digest of it."""
+    if work.recipe.autoencoder is not None:
+        codec = open_codec(work.recipe.autoencoder)
+        return codec, codec.describe().digest
+    place = part_path(work, "autoencoder")
+    return load_autoencoder(place), digest_file(place).sha256
 
 
 def part_path(work: Workspace, name: str) -> Path:

@@ -170,9 +170,9 @@ def workspace(
 
 def materials(packs: dict[str, Path], rewards: Sequence[Reward]) -> Materials:
     """The shipped autoencoder and judge, the text encoder, the prompts of the packs."""
+    from pleinair.cli.encoders import open_text_encoder
     from pleinair.cli.places import cache_dir, shipped
     from pleinair.cli.report import commit
-    from pleinair.cli.steps import open_text_encoder
     from pleinair.evaluation.prompted import prompts_of
     from pleinair.model.judge import load_judge
     from pleinair.model.text_encoders.cache import CachedTextEncoder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from pleinair.cli.parts import part_path
+from pleinair.cli.parts import codec_of
 from pleinair.cli.workspace import Workspace
 from pleinair.model.text_encoder import EncodedText, TextEncoder, padded
 
@@ -37,9 +37,8 @@ class KnownPrompts:
 
 def previews_of(work: Workspace, stage: Pretrain | Finetune) -> Draw | None:
     """Draws `watch.preview_prompts` side by side at the last phase's resolution; None where none are asked for."""
-    from pleinair.cli.steps import open_text_encoder
+    from pleinair.cli.encoders import open_text_encoder
     from pleinair.sampling import Sampler
-    from pleinair.sampling.shipped import load_autoencoder
     from pleinair.training.stages.finetune import Finetune
 
     watch = work.recipe.watch
@@ -49,8 +48,8 @@ def previews_of(work: Workspace, stage: Pretrain | Finetune) -> Draw | None:
     pretrain = stage.pretrain if isinstance(stage, Finetune) else stage
     sampler = Sampler(
         stage.model,
-        load_autoencoder(part_path(work, "autoencoder")),
-        KnownPrompts(open_text_encoder(), list(dict.fromkeys([*prompts, ""]))),
+        codec_of(work)[0],
+        KnownPrompts(open_text_encoder(work.recipe.text_encoder), list(dict.fromkeys([*prompts, ""]))),
         pretrain.projection,
     )
     config = replace(work.recipe.sampling, resolution=work.recipe.resolutions[-1])

@@ -31,11 +31,13 @@ def register(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Every step in order; prints where the page is."""
+    from pleinair.cli.parents import parent_of
     from pleinair.cli.workspace import StepClock, open_workspace
     from pleinair.cluster.locks import only_one
     from pleinair.config import write_config
 
     work = open_workspace(options)
+    parent_of(work)  # refused now, rather than after the pictures are fetched and curated
     with only_one(work.run_dir):
         write_config(work.recipe, work.run_dir / "config.json")
         print_budget(work.recipe.name, work.recipe.minutes)
@@ -84,6 +86,7 @@ def pack(options: argparse.Namespace) -> int:
     """Write the pack of a recipe, or of a mix where the name is that of its folder."""
     from pleinair.cli import steps
     from pleinair.cli.mix import pack_mix
+    from pleinair.cli.parents import parent_of
     from pleinair.cli.parts import ready_parts
     from pleinair.cli.workspace import open_workspace
     from pleinair.cluster.locks import only_one
@@ -91,6 +94,7 @@ def pack(options: argparse.Namespace) -> int:
     if (Path(options.recipe) / "manifest.json").exists():
         return pack_mix(options)
     work = open_workspace(options)
+    parent_of(work)
     with only_one(work.run_dir), steps.open_database(work) as db:
         steps.pack_step(work, steps.curated_pictures(work, db), ready_parts(work, db))
     print(f"pack: {work.pack}")

@@ -35,6 +35,10 @@ def register(verbs: Any) -> None:
     chosen.add_argument(
         "--model", type=Path, help="a file that `export --to package` wrote (default: the shipped model)"
     )
+    parser.add_argument(
+        "--text-encoder", metavar="FOLDER", help="the one that the run's pack was made with, as `pack` knew it"
+    )
+    parser.add_argument("--autoencoder", metavar="FOLDER", help="likewise")
     parser.set_defaults(run=sample_to_file)
 
 
@@ -50,6 +54,8 @@ def sample_to_file(options: argparse.Namespace) -> int:
         guidance=options.guidance,
         run_dir=options.run_dir,
         model=options.model,
+        text_encoder=options.text_encoder,
+        autoencoder=options.autoencoder,
     )
     sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height), "white")
     for index, image in enumerate(images):
@@ -73,6 +79,8 @@ def sample(
     guidance: float | None = None,
     run_dir: Path | None = None,
     model: Path | None = None,
+    text_encoder: str | None = None,
+    autoencoder: str | None = None,
 ) -> list[Image]:
     """Pictures of a prompt, one per seed from `seed` on, as PIL images.
 
@@ -85,7 +93,7 @@ def sample(
 
     if count < 1:
         raise ConfigError(f"count is {count}: give at least 1")
-    sampler, config = open_sampler(run_dir, model)
+    sampler, config = open_sampler(run_dir, model, text_encoder, autoencoder)
     try:
         config = with_choices(config, steps, guidance)
         pixels = sampler.sample([prompt] * count, [seed + i for i in range(count)], config)
@@ -95,20 +103,37 @@ def sample(
 
 
 @lru_cache(maxsize=1)
-def open_sampler(run_dir: Path | None = None, model: Path | None = None) -> tuple[Sampler, SamplingConfig]:
-    """Sampler and settings of a run's newest checkpoint, of a packaged model, or of the one that is shipped."""
+def open_sampler(
+    run_dir: Path | None = None,
+    model: Path | None = None,
+    text_encoder: str | None = None,
+    autoencoder: str | None = None,
+) -> tuple[Sampler, SamplingConfig]:
+    """Sampler and settings of a run's newest checkpoint, of a packaged model, or of the one that is shipped.
+
+    Raises ConfigError where the autoencoder gives other latents than the model has learned, or the text encoder does not fit.
+    """
+    from pleinair.checkpoint.store import read_document
+    from pleinair.cli.encoders import open_codec, open_text_encoder, require_fit
+    from pleinair.cli.latents import latents_of_package, require_latents
     from pleinair.cli.places import shipped
-    from pleinair.cli.steps import newest_of, open_text_encoder
+    from pleinair.cli.steps import newest_of
     from pleinair.sampling import Sampler
     from pleinair.sampling.checkpoints import read_model
-    from pleinair.sampling.shipped import load_autoencoder, load_model
+    from pleinair.sampling.shipped import load_model
     from pleinair.sampling.stored import sampling_of
 
     if run_dir is None:
-        transformer, projection, config = load_model(model or shipped(SHIPPED_MODEL))
+        checkpoint = model or shipped(SHIPPED_MODEL)
+        transformer, projection, config = load_model(checkpoint)
+        known = latents_of_package(checkpoint)
     else:
         checkpoint = newest_of(run_dir)
         (transformer, projection), config = read_model(checkpoint), sampling_of(checkpoint)
+        known = read_document(checkpoint, "config.json").get("latent_space", "")
     own = None if run_dir is None else run_dir / "parts" / "autoencoder.safetensors"
-    autoencoder = load_autoencoder(own if own is not None and own.exists() else shipped("autoencoder"))
-    return Sampler(transformer, autoencoder, open_text_encoder(), projection), config
+    codec = open_codec(autoencoder or (str(own) if own is not None and own.exists() else "autoencoder"))
+    require_latents(known, codec, checkpoint)
+    encoder = open_text_encoder(text_encoder)
+    require_fit(transformer.config, codec, encoder, projection.dim)
+    return Sampler(transformer, codec, encoder, projection), config

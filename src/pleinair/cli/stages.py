@@ -47,12 +47,14 @@ def stage_of(
         spread = parallelize(model, mesh.device_mesh, recipe.parallel)
         return Pretrain(cast(Transformer, spread), projection, recipe.pretrain, latent_space)
     from pleinair.cli.adapters import adapter_stage, attach
-    from pleinair.sampling.checkpoints import read_transformer
+    from pleinair.sampling.frozen_base import read_base
 
     assert parent is not None  # the recipe refuses to be without
     if mesh.world_size > 1:
         raise ConfigError(f"a LoRA trains in one process, not over {mesh.world_size} ranks: leave out --nproc")
-    model = read_transformer(parent).to("cpu" if recipe.finetune.offload else mesh.device)
+    model = read_base(parent, recipe.finetune.base_bits)
+    if not recipe.finetune.offload:
+        model = model.to(mesh.device)
     attach(model, recipe.finetune, mesh.device, recipe.engine.seed)
     if not recipe.finetune.offload:  # which recomputes its blocks itself
         model = cast(Transformer, parallelize(model, mesh.device_mesh, recipe.parallel))

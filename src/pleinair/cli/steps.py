@@ -8,9 +8,10 @@ Every step is a no-op when its result is there and still fits, so a run stopped 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,15 @@ import numpy.typing as npt
 import torch
 
 from pleinair.checkpoint.store import newest_checkpoint, read_manifest
+from pleinair.cli.encoders import as_they_are, open_text_encoder, require_fit, stamp
 from pleinair.cli.parts import Parts
-from pleinair.cli.places import text_encoder_dir
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace
 from pleinair.cluster.locks import only_one
 from pleinair.config import config_digest, to_document
 from pleinair.model.autoencoder import require_same_latents
 from pleinair.model.pixels import to_bytes, to_signed_unit
-from pleinair.model.text_encoder import FeatureProjection, TextEncoder
-from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
+from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import Transformer
 from pleinair.records.errors import CheckpointError, PleinairError
 from pleinair.records.packs import PACK_VERSION
@@ -38,6 +38,7 @@ from pleinair.sampling.projection import projection_of, read_projection
 if TYPE_CHECKING:
     from pleinair.evaluation.drawings import Drawings, Neighbours
     from pleinair.krablet import Database
+    from pleinair.model.text_encoder import TextEncoder
     from pleinair.packing.pictures import CuratedPicture
     from pleinair.training.engine import Hook
     from pleinair.training.mesh import Mesh
@@ -114,6 +115,7 @@ def curated_pictures(work: Workspace, db: Database) -> list[CuratedPicture]:
 def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> None:
     """Write the pack and what lies beside it, unless what is there was made of the same pictures, captions and parts."""
     from pleinair.cli.beside_pack import made_once, write_features, write_held_out
+    from pleinair.cli.latents import require_parents_latents
     from pleinair.cli.parents import parent_of
     from pleinair.model.digest import part_digest
     from pleinair.recipes.fits import require_codec_fits
@@ -123,7 +125,12 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
         return
     require_codec_fits(work.recipe, parts.autoencoder)
     trained = [picture for picture in pictures if not picture.held_out]
-    projection = projection_of(parent_of(work))
+    parent = parent_of(work)
+    require_parents_latents(parent, parts.autoencoder.describe().identity, work.pack, work.recipe.autoencoder)
+    projection, encoder = projection_of(parent), cache(partial(open_text_encoder, work.recipe.text_encoder))
+    if work.recipe.text_encoder is not None:
+        projection = projection or as_they_are(encoder())
+        require_fit(work.recipe.transformer, parts.autoencoder, encoder(), projection.dim)
     inputs = {
         "format": PACK_VERSION,
         "pictures": [[picture.key, *picture.captions] for picture in trained],
@@ -132,16 +139,20 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
         "autoencoder": parts.autoencoder_sha256,
     }
     if projection is not None:
-        inputs["projection"] = part_digest(projection)
-    if not made_once(work.pack, inputs, lambda: _write_pack(work, trained, parts, projection)):
+        inputs["projection"] = [part_digest(projection), *stamp(work.recipe.text_encoder)]
+    if not made_once(work.pack, inputs, lambda: _write_pack(work, trained, parts, encoder, projection)):
         print("  the pack is there")
     print(f"  {len(pictures) - len(trained)} held-out pictures stay out of it")
-    write_held_out(work, pictures, parts, read_projection(work.pack), open_text_encoder)
+    write_held_out(work, pictures, parts, read_projection(work.pack), encoder)
     write_features(work, pictures, parts)
 
 
 def _write_pack(
-    work: Workspace, pictures: list[CuratedPicture], parts: Parts, projection: FeatureProjection | None
+    work: Workspace,
+    pictures: list[CuratedPicture],
+    parts: Parts,
+    encoder: Callable[[], TextEncoder],
+    projection: FeatureProjection | None,
 ) -> None:
     from pleinair.packing.latents import write_pack
 
@@ -151,19 +162,13 @@ def _write_pack(
         work.pack,
         codec=parts.autoencoder,
         autoencoder_sha256=parts.autoencoder_sha256,
-        text_encoder=open_text_encoder(),
+        text_encoder=encoder(),
         text_dim=work.recipe.text_dim,
         seed=work.recipe.engine.seed,
         projection=projection,
         on_progress=lambda what, done, total: lines.setdefault(what, ProgressLine(what)).update(done, total),
     )
     print(f"  {manifest.num_rows} rows at {manifest.resolutions} px")
-
-
-def open_text_encoder() -> TextEncoder:
-    """The text encoder, fetched first where needed."""
-    fetch_smollm2(text_encoder_dir(), on_progress=lambda message: print(f"  {message}"))
-    return open_smollm2(text_encoder_dir())
 
 
 def train_here(work: Workspace) -> Path:
@@ -176,6 +181,8 @@ def train_here(work: Workspace) -> Path:
 
 def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     """Train as one of a mesh's ranks. A new trainer waits for an old one to be gone."""
+    from pleinair.cli.beside_pack import feature_words
+    from pleinair.cli.latents import require_parents_latents
     from pleinair.cli.parents import parent_of, parent_words, require_same_projection
     from pleinair.cli.stages import hooks_of, phases_of, stage_of
     from pleinair.packs.pack import Pack
@@ -184,15 +191,16 @@ def train_on(work: Workspace, mesh: Mesh, hooks: Sequence[Hook] = ()) -> Path:
     from pleinair.training.engine import Parent, train
     from pleinair.training.reductions import from_rank_zero
 
-    recipe, pack = work.recipe, Pack(work.pack)
+    recipe, parent = work.recipe, from_rank_zero(lambda: parent_of(work), mesh)
+    pack, projection = Pack(work.pack), read_projection(work.pack)
     require_pack_fits(recipe, pack.manifest, work.pack)
-    parent = from_rank_zero(lambda: parent_of(work), mesh)
-    projection = read_projection(work.pack)
     require_same_projection(parent, work.pack, projection)
+    require_parents_latents(parent, pack.manifest.latent_space, work.pack, recipe.autoencoder)
     torch.manual_seed(recipe.engine.seed)
     stage = stage_of(work, mesh, projection, parent, pack.manifest.latent_space)
     whole = parent is not None and recipe.finetune is None
-    settings = [to_document(recipe.training_part()), to_document(pack.manifest), *parent_words(parent)]
+    told = [*parent_words(parent), *feature_words(work)]
+    settings = [to_document(recipe.training_part()), to_document(pack.manifest), *told]
     with _alone(work, mesh):
         return train(
             stage,
@@ -268,7 +276,8 @@ def evaluate_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts)
         pixels = read_drawings(cached, stamp)
         if pixels is None:
             line = ProgressLine(name)
-            sampler = Sampler(transformer, parts.autoencoder, open_text_encoder(), projection)
+            encoder = open_text_encoder(recipe.text_encoder)
+            sampler = Sampler(transformer, parts.autoencoder, encoder, projection)
             pixels = draw_pairs(sampler, pairs, recipe.sampling, line.update).pixels_NHWC
             line.close()
             write_drawings(cached, stamp, pixels)

@@ -55,7 +55,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     from pleinair.cli.curate import add_warehouse_options
 
     parser.add_argument(
-        "recipe", help="demo, drawings-64, progressive, drawings-midtrain, drawings-sft-solid or -line, drawings-lora"
+        "recipe",
+        help="demo, drawings-64, progressive, drawings-midtrain, drawings-sft-solid or -line, drawings-lora, k2-lora",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. engine.seed=1 (repeatable)"
@@ -64,6 +65,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--parent",
         metavar="CHECKPOINT",
         help="start from it: a checkpoint, a run, weights in any layout, a packaged or a shipped model (drawings-64)",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="pack the features of this model as they are (Qwen3-VL's for K2), not SmolLM2's; a pipeline's folder will do",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        metavar="FOLDER",
+        help="pack the latents of this one (Qwen-Image's, FLUX.2's), not of ours; a pipeline's folder will do",
     )
     parser.add_argument("--with-optimiser", action="store_true", help="go on with the parent's moments too")
     parser.add_argument(
@@ -82,7 +93,7 @@ def open_workspace(options: argparse.Namespace) -> Workspace:
     from pleinair.config import override
     from pleinair.recipes import find_recipe
 
-    overrides = [*options.set, *_parent_told(options)]
+    overrides = [*options.set, *_places_told(options)]
     recipe = override(find_recipe(options.recipe), overrides)
     run_dir: Path = options.runs / recipe.name
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -98,10 +109,13 @@ def open_workspace(options: argparse.Namespace) -> Workspace:
     )
 
 
-def _parent_told(options: argparse.Namespace) -> list[str]:
-    """The two options as the overrides that they are, so that ranks and `config.json` know of them."""
-    place = None if options.parent is None else Path(options.parent)
-    told = [] if place is None else [f"parent={str(place.resolve() if place.exists() else place)!r}"]
+def _places_told(options: argparse.Namespace) -> list[str]:
+    """Some options as the overrides that they are, so that ranks and `config.json` know of them."""
+    told = []
+    for name in ("parent", "text_encoder", "autoencoder"):
+        if (value := getattr(options, name)) is not None:
+            place = Path(value)
+            told.append(f"{name}={str(place.resolve() if place.exists() else place)!r}")
     return told + (["with_optimiser=True"] if options.with_optimiser else [])
 
 

@@ -74,8 +74,9 @@ def fine_tuning_plan(
 ) -> MemoryPlan:
     """Memory of a training step on square pictures of `resolution` pixels and `text_tokens` valid text tokens.
 
-    `base_bits` 8 means blocks in int8 and the rest in bfloat16, 16 bfloat16 throughout, 32 float32. Offloading brings
-    recomputation with it. Takes a few seconds and no memory whatever the size.
+    `base_bits` 8 means blocks in int8 and the rest in bfloat16, 16 bfloat16 throughout, both computing in bfloat16 as
+    `engine.precision` bf16 does; 32 is float32 throughout, computing too. Offloading brings recomputation with it. Takes
+    a few seconds and no memory whatever the size.
     """
     if base_bits not in (8, 16, 32):
         raise ConfigError(f"base_bits is {base_bits}: give 8, 16 or 32")
@@ -99,7 +100,7 @@ def fine_tuning_plan(
         lora=4 * trained,
         gradients=4 * trained,
         optimiser=ADAMW_BYTES * trained,
-        activations=peak - 4 * trained,
+        activations=peak - _bytes(lora_parameters(model)),
         host=host,
     )
 
@@ -125,6 +126,8 @@ def _model_on_meta(config: TransformerConfig, lora: LoraConfig, base_bits: int) 
         if base_bits == 8:
             quantise_base(model)
         add_lora(model, lora)
+        for parameter in lora_parameters(model):
+            parameter.data = parameter.data.to(torch.float32 if base_bits == 32 else torch.bfloat16)
     freeze_base(model)
     return model.train()
 

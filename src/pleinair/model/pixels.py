@@ -16,4 +16,4 @@ def to_signed_unit(pixels_BHWC: npt.NDArray[np.uint8]) -> Tensor:
 def to_bytes(pictures_BCHW: Tensor) -> npt.NDArray[np.uint8]:
     """Pictures in [-1, 1], (B, 3, H, W), as bytes (B, H, W, 3)."""
     scaled_BCHW = pictures_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round()
-    return scaled_BCHW.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return scaled_BCHW.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

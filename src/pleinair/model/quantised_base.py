@@ -72,17 +72,29 @@ def quantise_base(model: Transformer) -> int:
 
     One layer at a time. Do it before a LoRA is attached. The model can then be run and trained through, not saved.
     """
+    return sum(quantise_block(block) for block in blocks_of(model))
+
+
+def quantise_block(block: nn.Module) -> int:
+    """The same of one block."""
     freed = 0
-    for block in blocks_of(model):
-        for name, linear in list(block.named_modules()):
-            if not isinstance(linear, nn.Linear) or isinstance(linear, Int8Linear):
-                continue
-            if hasattr(linear, "lora"):
-                raise ConfigError(f"a LoRA is attached to '{name}' already: quantise the base first")
-            small = Int8Linear(linear)
-            freed += linear.weight.nbytes - small.weight.nbytes - small.scale.nbytes
-            block.set_submodule(name, small)
+    for name, linear in list(block.named_modules()):
+        if not isinstance(linear, nn.Linear) or isinstance(linear, Int8Linear):
+            continue
+        if hasattr(linear, "lora"):
+            raise ConfigError(f"a LoRA is attached to '{name}' already: quantise the base first")
+        small = Int8Linear(linear)
+        freed += linear.weight.nbytes - small.weight.nbytes - small.scale.nbytes
+        block.set_submodule(name, small)
     return freed
+
+
+def cast_rest(module: nn.Module, dtype: torch.dtype) -> None:
+    """Everything that is not in 8 bits to `dtype`, in place; the scales of what is stay float32."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.is_floating_point():
+                setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
 
 
 def blocks_of(model: Transformer) -> list[nn.Module]:

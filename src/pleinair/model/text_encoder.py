@@ -16,7 +16,7 @@ B batch, T text tokens, L layers, D feature dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,7 +118,8 @@ def require_layers(layers: Sequence[int], num_hidden: int, name: str) -> None:
 class FeatureProjection(nn.Module):
     """Standardises each layer and dimension over the data, then projects onto the leading directions of each layer.
 
-    The projection is fixed (a principal component analysis of the training captions), so features are cached once and
+    With `dim` 0 it has no directions and features pass as they are, for models that read the language model's own (K2).
+    Otherwise the projection is fixed (a principal component analysis of the training captions), so features are cached once and
     the trained text fusion works at a fraction of the language model's width.
     """
 
@@ -128,13 +129,27 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, num_layers: int, width: int, dim: int) -> None:
         super().__init__()
-        self.num_layers, self.width, self.dim = num_layers, width, dim
+        self.num_layers, self.width, self.dim = num_layers, width, dim or width
         self.register_buffer("mean_LD", torch.zeros(num_layers, width))
         self.register_buffer("std_LD", torch.ones(num_layers, width))
         self.register_buffer("basis_LDK", torch.eye(width)[:, :dim].repeat(num_layers, 1, 1))
 
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> FeatureProjection:
+        """The projection that a stored state is."""
+        projection = cls(*state["basis_LDK"].shape)
+        projection.load_state_dict(state)
+        return projection
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether features pass as they are."""
+        return self.basis_LDK.shape[-1] == 0
+
     def forward(self, raw_BTLD: Tensor) -> Tensor:
         """(B, T, L, width) to (B, T, L, dim), float32, each layer with mean square 1 over the fitted data."""
+        if self.passes_on:
+            return raw_BTLD.float()
         standard_BTLD = ((raw_BTLD.float() - self.mean_LD) / self.std_LD).clamp(-8, 8)
         with torch.autocast(raw_BTLD.device.type, enabled=False):
             return torch.einsum("btld,ldk->btlk", standard_BTLD, self.basis_LDK)

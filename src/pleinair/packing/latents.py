@@ -40,6 +40,8 @@ CAPTION_NAMES = ("long", "medium", "short")
 CAPTION_WEIGHTS = (0.5, 0.25, 0.25)
 """Mostly long captions, always some shorter ones."""
 ENCODE_BATCH = 64
+ENCODE_PIXELS = 2**22
+"""Most that go through the autoencoder together: 64 pictures at 256 px, 4 at 1024."""
 ENCODE_CAPTIONS = 256
 FIT_CAPTIONS = 8192
 """Distinct captions that the text projection is fitted to, or all where there are fewer."""
@@ -74,7 +76,7 @@ Read = Callable[[Sequence[str], Bucket], Sequence[PackPicture]]
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """The form of a pack."""
+    """The form of a pack; see `pack_config`."""
 
     caption_names: tuple[str, ...] = CAPTION_NAMES
     """Meaning of each picture's captions, in order."""
@@ -86,6 +88,18 @@ class PackConfig:
     """Rows of a row group, the run that is read together."""
     shard_bytes: int = SHARD_BYTES
     """A shard ends with the row group that reaches this size."""
+
+
+def pack_config(
+    projection: FeatureProjection | None, text_dim: int, caption_names: tuple[str, ...] = CAPTION_NAMES
+) -> PackConfig:
+    """The form that fits a projection; `text_dim` is for one that is still to be fitted.
+
+    Features as they are have a language model's range, which float16 may not hold: bfloat16, in which it computes.
+    """
+    if projection is None or not projection.passes_on:
+        return PackConfig(caption_names=caption_names, text_dim=text_dim)
+    return PackConfig(caption_names=caption_names, text_dim=projection.width, dtype="bfloat16")
 
 
 def write_latents(
@@ -102,8 +116,8 @@ def write_latents(
 ) -> PackManifest:
     """Write a pack of latents and text features and return its manifest; `directory` appears whole, by rename.
 
-    Text features go through `projection`, for a model that was trained on it; None fits one to the captions. Raises
-    PackError for a picture that is gone, of another size than listed, or without its captions.
+    Text features go through `projection`, for a model that was trained on it or that takes them as they are; None fits one
+    to the captions. Raises PackError for a picture that is gone, of another size than listed, or without its captions.
     """
     latent_space = codec.describe().identity
     encoders = [autoencoder_sha256, latent_space, text_encoder.name, text_encoder.layers, text_encoder.digest]
@@ -127,7 +141,11 @@ def write_latents(
 
     def encode(pictures: Sequence[PackPicture]) -> list[bytes]:
         pixels_BHWC = np.stack([picture.pixels_HWC for picture in pictures])
-        return stored_rows(codec.encode(to_signed_unit(pixels_BHWC)), config.dtype)
+        pictures_BCHW = to_signed_unit(pixels_BHWC)
+        at_once = max(1, ENCODE_PIXELS // pictures_BCHW[0, 0].numel())
+        return [
+            row for some in pictures_BCHW.split(at_once) for row in stored_rows(codec.encode(some).cpu(), config.dtype)
+        ]
 
     write_shapes(writer, arrangement, codec.latent_channels, read, encode, captions, on_progress)
     files = [writer.staging / "feature_projection.safetensors", writer.write_empty_prompt(captions.encode([""])[0])]
@@ -223,7 +241,7 @@ class CaptionEncoder:
         """Tokens of each caption, (tokens, layers, dim)."""
         found = {caption: self._cache[caption] for caption in captions if caption in self._cache}
         new = [caption for caption in dict.fromkeys(captions) if caption not in found]
-        for caption, raw_TLD in raw_features(new, self.text_encoder):
+        for caption, raw_TLD in raw_features(new, self.text_encoder, self.dtype):
             found[caption] = self.add(caption, raw_TLD)
         return [found[caption] for caption in captions]
 
@@ -237,8 +255,10 @@ class CaptionEncoder:
         return tokens
 
 
-def raw_features(captions: Sequence[str], text_encoder: TextEncoder) -> Iterator[tuple[str, Tensor]]:
-    """Each caption with its raw features (tokens, layers, width), float16.
+def raw_features(
+    captions: Sequence[str], text_encoder: TextEncoder, dtype: str = "float16"
+) -> Iterator[tuple[str, Tensor]]:
+    """Each caption with its raw features (tokens, layers, width), on the CPU.
 
     Sorted by length, so that a chunk has few distinct lengths and the encoder's batches of equal length are full.
     """
@@ -246,7 +266,8 @@ def raw_features(captions: Sequence[str], text_encoder: TextEncoder) -> Iterator
     for start in range(0, len(ordered), ENCODE_CAPTIONS):
         chunk = ordered[start : start + ENCODE_CAPTIONS]
         encoded = text_encoder.encode(chunk)
-        for caption, row_TLD, mask_T in zip(chunk, encoded.features_BTLD.half(), encoded.mask_BT, strict=True):
+        features_BTLD = encoded.features_BTLD.to("cpu", getattr(torch, dtype))
+        for caption, row_TLD, mask_T in zip(chunk, features_BTLD, encoded.mask_BT.cpu(), strict=True):
             yield caption, row_TLD[mask_T]
 
 
@@ -262,29 +283,36 @@ def _caption_encoder(
 ) -> CaptionEncoder:
     """With the projection given, that of the writer that was killed, or a new one fitted to the pack's first captions."""
     path = staging / "feature_projection.safetensors"
-    projection = FeatureProjection(len(text_encoder.layers), text_encoder.width, config.text_dim)
     if path.exists():
         with safe_open(path, "pt") as file:
-            projection.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            projection = FeatureProjection.of({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
             return CaptionEncoder(text_encoder, projection, float(file.metadata()["variance_kept"]), config.dtype)
+    if given is not None and given.passes_on:
+        _save_projection(given, 1.0, path)
+        return CaptionEncoder(text_encoder, given, 1.0, config.dtype)
     captions = first_captions(arrangement, read, FIT_CAPTIONS)
     raw: dict[str, Tensor] = {}
     for caption, raw_TLD in raw_features(captions, text_encoder):
         raw[caption] = raw_TLD
         on_progress("captions encoded", len(raw), len(captions))
     rows_NLD = torch.cat([raw[caption] for caption in captions]).float()
+    projection = FeatureProjection(len(text_encoder.layers), text_encoder.width, config.text_dim)
     if given is None:
         kept = projection.fit(rows_NLD)
     else:
         projection.load_state_dict(given.state_dict())
         kept = variance_kept(projection, rows_NLD)
-    hidden = path.with_name(f".{path.name}")
-    save_tensors(projection.state_dict(), hidden, {"variance_kept": repr(kept)})
-    hidden.rename(path)
+    _save_projection(projection, kept, path)
     encoder = CaptionEncoder(text_encoder, projection, kept, config.dtype)
     for caption, raw_TLD in raw.items():
         encoder.add(caption, raw_TLD)
     return encoder
+
+
+def _save_projection(projection: FeatureProjection, kept: float, path: Path) -> None:
+    hidden = path.with_name(f".{path.name}")
+    save_tensors(projection.state_dict(), hidden, {"variance_kept": repr(kept)})
+    hidden.rename(path)
 
 
 @torch.inference_mode()
@@ -344,7 +372,7 @@ def write_pack(
         codec=codec,
         autoencoder_sha256=autoencoder_sha256,
         text_encoder=text_encoder,
-        config=PackConfig(text_dim=text_dim),
+        config=pack_config(projection, text_dim),
         projection=projection,
         on_progress=on_progress,
     )

@@ -11,6 +11,7 @@ from pleinair.recipes.drawings import demo, drawings_64
 from pleinair.recipes.later_stages import DOMAINS, drawings_lora, drawings_midtrain, drawings_sft
 from pleinair.recipes.progressive import progressive
 from pleinair.recipes.recipe import EvaluationConfig, FinetuneConfig, PhaseConfig, Recipe
+from pleinair.recipes.released import k2_lora
 from pleinair.records.errors import ConfigError
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -19,6 +20,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "drawings-midtrain": drawings_midtrain,
     **{f"drawings-sft-{domain}": partial(drawings_sft, domain) for domain in DOMAINS},
     "drawings-lora": drawings_lora,
+    "k2-lora": k2_lora,
     "progressive": progressive,
     "ablations": ablations,
 }

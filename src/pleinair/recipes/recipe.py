@@ -59,8 +59,9 @@ class FinetuneConfig:
 
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Where it is attached and how large it is."""
-    base_bits: Literal[8, 32] = 32
-    """How the frozen blocks' matrices are stored: int8 with a scale per row, or float32."""
+    base_bits: Literal[8, 16, 32] = 32
+    """How the frozen weights are stored: 8, the blocks' matrices in int8 with a scale per row and the rest in bfloat16; 16,
+    all in bfloat16; 32, all in float32."""
     offload: bool = False
     """Leave the frozen blocks in the CPU's memory and bring them one at a time."""
 
@@ -81,10 +82,16 @@ class Recipe:
     """Author sets that are trained on; empty for all ten."""
     pack: str | None = None
     """A pack made elsewhere, of a mix or by another run; None for the one that `pack` writes into the run."""
+    text_encoder: str | None = None
+    """A folder with the language model whose features are packed as they are, for a model that reads them itself (K2 reads
+    12 layers of Qwen3-VL); a pipeline's folder will do. None for SmolLM2 through a projection that is fitted."""
+    autoencoder: str | None = None
+    """Whose latents are packed and learned: a folder in diffusers' layout, a packaged file, or the name of a shipped one;
+    None for the run's own. A parent that does not say whose latents it knows is taken to know these."""
     transformer: TransformerConfig
     """The model."""
     text_dim: int = 192
-    """Text features per layer after projection; equals the model's text width."""
+    """Text features per layer after projection; equals the model's text width. Those of a named text encoder have its own."""
     phases: tuple[PhaseConfig, ...]
     """Progressive resolution, lowest first."""
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -12,11 +12,7 @@ PROJECTION_FILE = "feature_projection.safetensors"
 
 def read_projection(directory: Path) -> FeatureProjection:
     """The text projection of a pack, a checkpoint or a folder of weights."""
-    state = read_tensors(directory, PROJECTION_FILE)
-    num_layers, width, dim = state["basis_LDK"].shape
-    projection = FeatureProjection(num_layers, width, dim)
-    projection.load_state_dict(state)
-    return projection
+    return FeatureProjection.of(read_tensors(directory, PROJECTION_FILE))
 
 
 def projection_of(parent: Path | None) -> FeatureProjection | None:

@@ -102,7 +102,7 @@ class Sampler:
 
     def _encode(self, prompts: Sequence[str]) -> TextTokens:
         encoded = self.text_encoder.encode(prompts)
-        return self.transformer.encode_text(self.projection(encoded.features_BTLD), encoded.mask_BT)
+        return self.transformer.encode_text(self.projection(encoded.features_BTLD.cpu()), encoded.mask_BT.cpu())
 
 
 def guided_velocity(transformer: Transformer, text: TextTokens, empty: TextTokens | None, guidance: float) -> Velocity:

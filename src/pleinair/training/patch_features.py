@@ -1,6 +1,6 @@
 """Patch features of a frozen image encoder, computed once and kept beside a pack: what iREPA aligns to.
 
-    FEATURES/  features.json   encoder and width      004x006.npy (N, D, 4, 6) float16, mapped   004x006.json   keys
+    FEATURES/  features.json   encoder, width, hashes     004x006.npy (N, D, 4, 6) float16, mapped   004x006.json   keys
 
 A pack holds latents, not pictures, so features are made where the pictures are. A picture takes 2 D bytes per image token:
 with EfficientNet's 112 channels 14 kB at 64 tokens, seven times its latents; with a large encoder at 1024 px, where iREPA is
@@ -24,10 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pleinair.config import config_digest
 from pleinair.model.efficientnet import EfficientNetLite0
 from pleinair.model.image_encoder import Picture
 from pleinair.packs.loader import LatentBatch
+from pleinair.packs.pack import VERIFY_BYTES
 from pleinair.packs.packed_loader import PackedLatentBatch
+from pleinair.packs.shards import digest_of
 from pleinair.records.errors import PackError
 from pleinair.training.engine import Loader
 
@@ -84,7 +87,8 @@ def write_patch_features(
         keys.setdefault(grid, []).extend(names)
     for grid, names in keys.items():
         _finish_grid(staging, grid, names, encoder.width)
-    (staging / "features.json").write_text(json.dumps({"encoder": encoder.name, "width": encoder.width}) + "\n")
+    document = {"encoder": encoder.name, "width": encoder.width, "files": _hashes(staging)}
+    (staging / "features.json").write_text(json.dumps(document) + "\n")
     os.replace(staging, directory)
     return directory
 
@@ -104,8 +108,16 @@ def _name(grid: Grid) -> str:
     return f"{grid[0]:03d}x{grid[1]:03d}"
 
 
+def _hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of the arrays and their keys."""
+    return {path.name: digest_of(path) for path in sorted(directory.glob("*x*.*"))}
+
+
 class PatchFeatures:
-    """A directory of features, opened. Raises PackError when it is none."""
+    """A directory of features, opened. Raises PackError when it is none, or damaged.
+
+    Up to 2 GiB are hashed and compared, as with packs.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -114,7 +126,17 @@ class PatchFeatures:
         except (OSError, json.JSONDecodeError) as unreadable:
             raise PackError(f"{directory} holds no patch features ({unreadable}): write them first") from unreadable
         self.encoder, self.width = str(document["encoder"]), int(document["width"])
+        self._verify(document)
         self._open = lru_cache(maxsize=64)(self._opened)
+
+    def _verify(self, document: dict[str, Any]) -> None:
+        size = sum(path.stat().st_size for path in self.directory.iterdir())
+        told: dict[str, str] | None = document.get("files")
+        found = _hashes(self.directory) if size <= VERIFY_BYTES or told is None else told
+        if told is not None and found != told:
+            name = min(name for name in {*told, *found} if told.get(name) != found.get(name))
+            raise PackError(f"{self.directory} is damaged: {name} does not match its hash; write the features again")
+        self.digest = config_digest([self.encoder, self.width, found])
 
     def of(self, keys: Sequence[str], grid: Grid) -> Tensor:
         """(B, width, rows, columns) float32 of pictures by key. Raises PackError naming one that has none."""

@@ -45,7 +45,7 @@ class Flux2Codec:
     def encode(self, pictures_BCHW: Tensor) -> Tensor:
         """Standardised latents, float32: the mode of the posterior, nothing drawn."""
         require_divisible(pictures_BCHW, self.downscale)
-        unpacked_BCHW = self.vae.encode(pictures_BCHW.to(self.vae.dtype)).latent_dist.mode().float()
+        unpacked_BCHW = self.vae.encode(pictures_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
         mean_C11, std_C11 = self._statistics()
         return (F.pixel_unshuffle(unpacked_BCHW, PACKING) - mean_C11) / std_C11
 
@@ -54,7 +54,7 @@ class Flux2Codec:
         require_channels(latents_BChw, self.latent_channels, "flux2")
         mean_C11, std_C11 = self._statistics()
         unpacked_BCHW = F.pixel_shuffle(latents_BChw.float() * std_C11 + mean_C11, PACKING)
-        pictures_BCHW: Tensor = self.vae.decode(unpacked_BCHW.to(self.vae.dtype)).sample
+        pictures_BCHW: Tensor = self.vae.decode(unpacked_BCHW.to(self.vae.device, self.vae.dtype)).sample
         return pictures_BCHW.float().clamp(-1, 1)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class QwenImageCodec:
     def encode(self, pictures_BCHW: Tensor) -> Tensor:
         """Standardised latents, float32: the mode of the posterior, nothing drawn."""
         require_divisible(pictures_BCHW, self.downscale)
-        clips_BCFHW = pictures_BCHW[:, :, None].to(self.vae.dtype)
+        clips_BCFHW = pictures_BCHW[:, :, None].to(self.vae.device, self.vae.dtype)
         raw_BChw: Tensor = self.vae.encode(clips_BCFHW).latent_dist.mode()[:, :, 0].float()
         return (raw_BChw - self.mean_C11.to(raw_BChw.device)) / self.std_C11.to(raw_BChw.device)
 
@@ -53,7 +53,7 @@ class QwenImageCodec:
         require_channels(latents_BChw, self.latent_channels, "qwen-image")
         device = latents_BChw.device
         raw_BChw = latents_BChw.float() * self.std_C11.to(device) + self.mean_C11.to(device)
-        clips_BCFHW: Tensor = self.vae.decode(raw_BChw[:, :, None].to(self.vae.dtype)).sample
+        clips_BCFHW: Tensor = self.vae.decode(raw_BChw[:, :, None].to(self.vae.device, self.vae.dtype)).sample
         return clips_BCFHW[:, :, 0].float().clamp(-1, 1)
 
 

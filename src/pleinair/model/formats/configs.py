@@ -19,6 +19,8 @@ from pleinair.records.errors import CheckpointError, ConfigError
 DIFFUSERS_CLASS = "Krea2Transformer2DModel"
 METADATA_KEY = "pleinair_transformer"
 """safetensors metadata: the whole TransformerConfig as JSON."""
+LATENTS_KEY = "pleinair_latent_space"
+"""safetensors metadata: whose latents the weights have learned, `LatentSpace.identity`."""
 
 # Keys of TransformerConfig and of diffusers' config.json.
 _DIFFUSERS_KEYS = {

@@ -27,6 +27,7 @@ import torch
 from pleinair.config import from_document, to_document
 from pleinair.model.formats.configs import (
     DIFFUSERS_CLASS,
+    LATENTS_KEY,
     METADATA_KEY,
     config_from_diffusers,
     config_from_shapes,
@@ -75,6 +76,8 @@ class Weights:
     """Every tensor under our name and in our shape."""
     files: tuple[Path, ...]
     """The safetensors files that hold them."""
+    latent_space: str = ""
+    """Whose latents they have learned, as written beside them; empty where nothing says so."""
 
 
 def open_weights(path: str | os.PathLike[str]) -> Weights:
@@ -138,10 +141,12 @@ def write_weights(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    latent_space: str = "",
 ) -> Path:
     """Write tensors, given under our names, one at a time; the most that is held is the largest of them.
 
-    Dtypes stay as they are unless `dtype` is given or the layout is "native-mixed". Raises as `save_transformer`.
+    Dtypes stay as they are unless `dtype` is given or the layout is "native-mixed". `latent_space` is noted in every
+    file, so that `open_weights` gives it again. Raises as `save_transformer`.
     """
     path = Path(path)
     if layout not in get_args(Layout):
@@ -155,7 +160,7 @@ def write_weights(
     elif dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     with appearing(path) as partial:
-        _write(config, tensors, partial, layout, shard_bytes)
+        _write(config, tensors, partial, layout, shard_bytes, latent_space)
     return path
 
 
@@ -206,10 +211,11 @@ def _open_folder(folder: Path) -> Weights:
         tensors |= found
         metadata |= notes
     document = read_json(folder / CONFIG_FILE)
+    latents = str(document.get("latent_space") or metadata.get(LATENTS_KEY, ""))
     if files[0].name == PLEINAIR_FILE and document.get("_class_name") != DIFFUSERS_CLASS:
-        return Weights(given, "pleinair", _config_beside(folder, document), tensors, files)
+        return Weights(given, "pleinair", _config_beside(folder, document), tensors, files, latents)
     patch_size = json.loads(metadata[METADATA_KEY])["patch_size"] if METADATA_KEY in metadata else 2
-    return Weights(given, "diffusers", config_from_diffusers(document, patch_size), tensors, files)
+    return Weights(given, "diffusers", config_from_diffusers(document, patch_size), tensors, files, latents)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -254,7 +260,7 @@ def _open_file(path: Path) -> Weights:
         layout = "pleinair"
     elif any(tensor.dtype != mixed_dtype(name) for name, tensor in tensors.items()):
         layout = "native"
-    return Weights(path, layout, config, tensors, (path,))
+    return Weights(path, layout, config, tensors, (path,), metadata.get(LATENTS_KEY, ""))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -295,10 +301,17 @@ def _check_names(weights: Weights) -> None:
 
 
 def _write(
-    config: TransformerConfig, tensors: Mapping[str, LazyTensor], target: Path, layout: Layout, shard_bytes: int
+    config: TransformerConfig,
+    tensors: Mapping[str, LazyTensor],
+    target: Path,
+    layout: Layout,
+    shard_bytes: int,
+    latent_space: str,
 ) -> None:
     # "format" is what diffusers and transformers require of a file they load.
     metadata = {"format": "pt", METADATA_KEY: json.dumps(to_document(resolved(config)), sort_keys=True)}
+    if latent_space:
+        metadata[LATENTS_KEY] = latent_space
     if layout.startswith("native"):
         native = {native_name(name): x.reshape(native_shape(name, x.shape)) for name, x in tensors.items()}
         write_tensors(target, native, metadata)

@@ -29,9 +29,13 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Qwen3-VL with K2's layers and template, an encoder of the T5 family, or SmolLM2, by the folder's `model_type`.
 
-    `tokenizer` is another folder where the model's has none. Raises SourceError for a folder that holds none of these,
+    Of a pipeline's folder it is the one in `text_encoder`, with its `tokenizer`. `tokenizer` is another folder where the
+    model's has none. Raises SourceError for a folder that holds none of these,
     ValueError for layers that the model does not have, or for layers of Qwen3-VL, whose are fixed.
     """
+    whole, folder = folder, model_folder(folder)
+    if tokenizer is None and (whole / "tokenizer").is_dir():
+        tokenizer = whole / "tokenizer"
     kind = _model_type(folder)
     transformers = require("transformers", "train")
     words = transformers.AutoTokenizer.from_pretrained(tokenizer or folder, local_files_only=True)
@@ -52,6 +56,11 @@ def load_text_encoder(
         )
     known = ", ".join(["qwen3_vl", *T5_CLASSES, "llama"])
     raise SourceError(f"{folder} holds a model of type {kind!r}: give a folder of one of {known}")
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the model itself lies: `text_encoder` in a pipeline's folder, else the folder."""
+    return folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
 
 
 def _model_type(folder: Path) -> str:
