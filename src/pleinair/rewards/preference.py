@@ -181,6 +181,7 @@ class PreferenceReward:
     """Value `preference`, a score in units of log odds: 1 more is preferred in 73 of 100 pairs."""
 
     pointwise = True
+    bounds = None
 
     def __init__(self, head: PreferenceHead, features: PairFeatures, *, name: str = "preference") -> None:
         """Raises ConfigError where the features are not those that the head was fitted on."""

@@ -65,6 +65,7 @@ class RubricReward:
     """Prompt following, one requirement at a time; values `rubric` and `rubric.KIND`, gate `rubric.essential`."""
 
     pointwise = True
+    bounds = (0.0, 1.0)
 
     def __init__(
         self, decompose: Decompose, judge: RequirementJudge, config: RubricConfig | None = None, *, name: str = "rubric"
