@@ -75,8 +75,9 @@ class RubricReward:
 
     @property
     def identity(self) -> str:
-        """Of judge and settings; a rubric is a function of its prompt."""
-        return hashlib.sha256(f"{self.judge.identity} {self.config} {self.name}".encode()).hexdigest()
+        """Of judge, settings, and what writes the rubrics, where that tells; by rules, a rubric follows from its prompt."""
+        written_by = getattr(self.decompose, "identity", "")
+        return hashlib.sha256(f"{self.judge.identity} {self.config} {self.name}{written_by}".encode()).hexdigest()
 
     @property
     def parts(self) -> frozenset[str]:
