@@ -398,6 +398,12 @@ def test_a_broken_answer_is_not_remembered(tmp_path: Path) -> None:
     assert np.isfinite(sound.score(PROMPTS, noise(6), context(GROUPS)).values["brightness"]).all()
     assert sound.num_found == 0
     sound.close()
+    outside = KeptReward(Choosy(spoil=lambda values: values + 100), tmp_path / "other")
+    for _ in range(2):
+        with pytest.raises(RewardError, match="lie in 0 to 30"):
+            outside.score(PROMPTS, noise(6), context(GROUPS))
+    assert outside.num_found == 0
+    outside.close()
 
 
 def test_a_reward_that_looks_at_the_whole_group_is_not_remembered(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import uuid
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from pleinair.rewards.artefact import ArtefactTraining, fit_artefacts, save_clas
 from pleinair.rewards.identity import identity_of
 from pleinair.rewards.picture_judge import save_picture_judge
 from pleinair.sampling.shipped import load_autoencoder, save_autoencoder
+from tests.endpoints.servers import Answer, Body, completion, serve
 from tests.model.test_image_encoder import transformers_folder
 from tests.rewards.shapes import random_shapes, shape, untrained_judge
+from tests.rewards.test_model_rubrics import FOX, MOOD, checklist
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,36 @@ def test_pairs_of_another_autoencoder_and_rewards_without_a_taste_are_refused(
         ConfigError, match=r"has no preference.safetensors.*`pleinair rewards fit demo .* --preferences PAIRS`"
     ):
         rewards_of(chain, options)
+
+
+def test_a_chat_model_stands_behind_the_rubric_where_one_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PLEINAIR_CACHE", str(tmp_path))
+
+    def answered(body: Body) -> Answer:
+        if "response_format" in body:
+            return checklist(FOX, MOOD)
+        return completion("yes" if "a fox" in json.dumps(body) else "no")
+
+    words = ["rewards", "show", str(folder), "a happy fox", str(folder / "disc.png"), "--reward", "rubric"]
+    with serve(answered) as served:
+        assert main([*words, "--chat", served.url, "--chat-model", "some-model"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:2] == [
+            "requires there is a fox (object, weight 3, essential)",
+            "requires it looks happy (other, weight 1)",
+        ]
+        told = {line.split()[0]: line.split()[1] for line in lines[2:]}
+        assert told == {
+            "rubric": "0.750",
+            "rubric.object": "1.000",
+            "rubric.other": "0.000",
+            "rubric.essential": "pass",
+        }
+        assert {body["model"] for body in served.bodies} == {"some-model"}
+        assert main([*words, "--chat", served.url]) == 1
+        assert "has no model: name one" in capsys.readouterr().err
 
 
 def test_what_cannot_be_shown_or_served_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
