@@ -1,8 +1,9 @@
 """Values remembered on disk by reward, prompt and picture, in the cache that `endpoints` keeps answers in.
 
-A rollout that is replayed, or a run that was killed between scoring and updating, asks no reward twice. That is worth a
-file where an answer is dear: a reward behind a server, whose time is somebody's, and one that reads letters. A judge of
-64 px pictures is quicker asked again than looked up with care, so `kept` leaves it as it is.
+A rollout that is replayed, or a run that was killed between scoring and updating, asks no reward twice. `kept` does so where
+an answer is dear: of a reward behind a server, whose time is somebody's, and of one that reads letters. The judge of 64 px
+drawings takes 2 ms of one core a picture and a value found 0.04 ms, but pictures are asked about again after a kill only:
+0.13 s for the 64 of an iteration, against a file that grows by every picture ever drawn. It is left as it is.
 """
 
 from __future__ import annotations
