@@ -261,7 +261,7 @@ def test_a_reward_that_is_deceived_inside_its_bounds_stops_the_run_at_the_first_
     reward = Batches([*honest(10), *DECEIVED], bounds)
     with pytest.raises(
         RewardError,
-        match=r"a is 0\.9\d* on average in this batch and was 0\.\d* in .* a leap of .* raise statistics\.leap",
+        match=r"a is 0\.9\d* on average in this batch and was 0\.\d* in .* errors at once, .* raise statistics\.leap",
     ):
         assess_all(reward)
     assert len(reward.left) == 39

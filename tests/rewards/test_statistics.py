@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pleinair.records.errors import ConfigError
+from pleinair.rewards.leaps import batch_of, together
 from pleinair.rewards.statistics import Alarm, StatisticsConfig, ValueStatistics, restored
 
 CONFIG = StatisticsConfig(window=64)
@@ -139,6 +140,24 @@ def test_a_batch_that_leaves_the_others_at_once_leaps_inside_its_bounds(
     honest = drawn([0.5] * 10, groups, prompts)
     broken = [np.clip(np.random.default_rng(1).normal(to, 0.01, groups * 8), 0, 1)]
     assert max(leaps(honest, width)) < LIMIT < leaps([*honest, *broken], width)[-1]
+
+
+def test_what_one_small_batch_could_not_tell_is_found_in_the_next() -> None:
+    found = []
+    for seed in range(8):
+        honest = drawn([0.5] * 10, 8, 0.25, seed)
+        found.append(leaps([*honest, np.ones(64), np.ones(64)])[-2:])
+    at_once, with_the_next = (np.array(found) > LIMIT).T
+    assert (at_once.sum(), (at_once | with_the_next).sum()) == (4, 7), found
+
+
+def test_two_batches_as_one_are_the_batch_of_all_their_groups() -> None:
+    first, second = drawn([0.2, 0.7], 6, 0.2)
+    both = batch_of(np.concatenate([first, second]), np.arange(96) // 8)
+    made = together(*(batch_of(one, np.arange(48) // 8) for one in (first, second)))
+    assert (made.mean, made.num_groups, made.squares) == (
+        pytest.approx(both.mean), both.num_groups, pytest.approx(both.squares),
+    )  # fmt: skip
 
 
 def test_one_odd_group_and_a_batch_of_one_group_are_no_leap() -> None:

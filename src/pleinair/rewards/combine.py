@@ -199,9 +199,9 @@ class RewardMix:
             errors = before.leap(values_N[applies_N], groups_N[applies_N], widths[name])
             if errors > self.config.statistics.leap:
                 raise RewardError(
-                    f"{name} is {values_N[applies_N].mean():.4g} on average in this batch and was "
-                    f"{before.batches[-1].mean:.4g} in the one before, a leap of {errors:.1f} standard errors at once, over "
-                    f"{self.config.statistics.leap:g}: the reward is broken or is being deceived, or the model has collapsed; "
+                    f"{name} is {values_N[applies_N].mean():.4g} on average in this batch and was {before.mean:.4g} in the run "
+                    f"so far: it left the recent batches by {errors:.1f} standard errors at once, over "
+                    f"{self.config.statistics.leap:g}; the reward is broken or is being deceived, or the model has collapsed: "
                     "look at the pictures, or raise statistics.leap; nothing was learnt from these pictures"
                 )
 

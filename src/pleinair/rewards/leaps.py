@@ -1,4 +1,4 @@
-"""Did a batch leave those before it at once? What tells a broken or deceived reward from one that is being climbed.
+"""Did a batch, or two, leave those before at once? What tells a broken or deceived reward from one that is being climbed.
 
     batch --mean over its groups--> change from the last RECENT batches, in standard errors of such a change
                                     |
@@ -54,14 +54,30 @@ def batch_of(values_N: Floats, groups_N: Groups) -> Batch:
 
 
 def standard_errors(before: Sequence[Batch], now: Batch, *, spread: float, span: float) -> float:
-    """How many standard errors a batch left the recent ones by; 0 where too little is known to say, and for a small step.
+    """How many standard errors a batch, or it and the one before, left the recent ones by; 0 where too little is known.
 
+    Two batches that left together are surer than one: what a small batch could not tell is found in the next.
     `spread`: the standard deviation of single values so far. With many groups an error is small: a mean that moved, since
     the batch before, by less than one picture differs from the next is no leap. `span`: what the value may span, or its
     spread where it has no bounds. A batch of one group is not judged: it may be of an easy prompt.
     """
+    if now.num_groups < 2:
+        return 0.0
+    alone = _errors(before, now, spread, span)
+    return max(alone, _errors(before[:-1], together(before[-1], now), spread, span)) if before else alone
+
+
+def together(one: Batch, other: Batch) -> Batch:
+    """Two batches as one."""
+    num_groups = one.num_groups + other.num_groups
+    mean = (one.mean * one.num_groups + other.mean * other.num_groups) / num_groups
+    apart = (one.mean - other.mean) ** 2 * one.num_groups * other.num_groups / num_groups
+    return Batch(mean, num_groups, one.squares + other.squares + apart)
+
+
+def _errors(before: Sequence[Batch], now: Batch, spread: float, span: float) -> float:
     freedom = sum(one.num_groups - 1 for one in before) + len(before) - 1
-    if now.num_groups < 2 or freedom < LEAST_FREEDOM or abs(now.mean - before[-1].mean) < spread:
+    if freedom < LEAST_FREEDOM or abs(now.mean - before[-1].mean) < spread:
         return 0.0
     within = sum(one.squares for one in before) / max(sum(one.num_groups - 1 for one in before), 1)
     changes = [_change(before[:number], before[number]) for number in range(1, len(before))]
