@@ -208,7 +208,7 @@ def mix_of(fitted: Mapping[str, Fitted], weights: dict[str, float], config: Rubr
     }
     held = [Gold(gold.rubric()), Gold(gold.artefact())]
     # An experiment looks at what happens to rewards that are climbed too far; it is not to be ended by it.
-    never = StatisticsConfig(outlier=math.inf, constant_batches=0)
+    never = StatisticsConfig(outlier=math.inf, leap=math.inf, constant_batches=0)
     return RewardMix([makers[name]() for name in weights], MixConfig(weights=weights, statistics=never), gold=held)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pleinair.records.errors import ConfigError, RewardError
-from pleinair.records.rewards import Assessment, Reward
+from pleinair.records.rewards import Assessment, Pictures, Reward, RewardContext, RewardValues
 from pleinair.rewards.combine import MixConfig, RewardMix
 from pleinair.rewards.gold import Gold
 from pleinair.rewards.statistics import StatisticsConfig
@@ -225,6 +225,87 @@ def test_an_answer_that_is_none_stops_with_a_sentence_and_leaves_the_mix_as_it_w
     assert mix.state() == untouched.state()
     again, never = (one.assess(prompts, noise(8), context(GROUPS)) for one in (mix, untouched))
     np.testing.assert_array_equal(again.advantages, never.advantages)
+
+
+class Batches(Told):
+    """Another batch each time, of 4 groups of 8."""
+
+    def __init__(self, batches: Sequence[Sequence[float]], bounds: tuple[float, float] | None = None) -> None:
+        super().__init__("a", batches[0])
+        self.left, self.bounds = list(batches), bounds
+
+    def score(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> RewardValues:
+        self.values["a"] = np.array(self.left.pop(0), np.float32)
+        return super().score(prompts, pictures, context)
+
+
+def assess_all(reward: Batches, statistics: StatisticsConfig | None = None) -> int:
+    """How many batches were accepted."""
+    mix = RewardMix([reward], MixConfig(weights={"a": 1.0}, statistics=statistics or StatisticsConfig()))
+    done = 0
+    while reward.left:
+        mix.assess([""] * 32, noise(32), context([row // 8 for row in range(32)]))
+        done += 1
+    return done
+
+
+def honest(count: int) -> list[list[float]]:
+    return np.random.default_rng(0).normal(0.5, 0.2, (count, 32)).clip(0, 1).tolist()
+
+
+DECEIVED = np.random.default_rng(1).normal(0.99, 0.01, (40, 32)).clip(0, 1).tolist()
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_a_reward_that_is_deceived_inside_its_bounds_stops_the_run_at_the_first_batch(bounds: Any) -> None:
+    reward = Batches([*honest(10), *DECEIVED], bounds)
+    with pytest.raises(
+        RewardError,
+        match=r"a is 0\.9\d* on average in this batch and was 0\.\d* in .* errors at once, .* raise statistics\.leap",
+    ):
+        assess_all(reward)
+    assert len(reward.left) == 39
+    never = StatisticsConfig(leap=float("inf"))
+    assert assess_all(Batches([*honest(10), *DECEIVED], bounds), never) == 50
+
+
+@pytest.mark.parametrize("before", [honest(1), [[0.5] * 32] * 7, [[0.0] * 32] * 7])
+@pytest.mark.parametrize("wrong", [1e6, -1e6])
+def test_a_value_out_of_all_proportion_is_refused_early_and_after_constant_batches(
+    before: list[list[float]], wrong: float
+) -> None:
+    spoilt = [wrong, *honest(1)[0][1:]]
+    with pytest.raises(RewardError, match=r"a is -?1e\+06 for 1 of 32 pictures, over 30 standard deviations"):
+        assess_all(Batches([*before, spoilt]))
+    never = StatisticsConfig(outlier=float("inf"))
+    assert assess_all(Batches([*before, spoilt]), never) == len(before) + 1
+
+
+def test_a_value_outside_the_bounds_its_reward_tells_of_is_refused_in_the_first_batch() -> None:
+    wrong = [*honest(1)[0][:31], 1.2]
+    with pytest.raises(
+        RewardError,
+        match=r"a is 1\.2 for 1 of 32 pictures, first for '', seed 31, and a says .* lie in 0 to 1: .* mend it",
+    ):
+        assess_all(Batches([wrong], (0.0, 1.0)))
+    assert assess_all(Batches([wrong])) == 1
+    silent = Batches([wrong], (0.0, 1.0))
+    silent.applies = {"a": np.arange(32) < 24}
+    assert assess_all(silent) == 1, "where a value does not apply, any number may stand"
+
+
+def test_gold_outside_its_bounds_is_refused_too() -> None:
+    gold, told = Batches([[2.0] * 32], (0.0, 1.0)), Told("b", honest(1)[0])
+    mix = RewardMix([told], MixConfig(weights={"b": 1.0}), gold=[Gold(gold)])
+    with pytest.raises(RewardError, match=r"gold\.a is 2 for 32 of 32"):
+        mix.assess([""] * 32, noise(32), context([row // 8 for row in range(32)]))
+
+
+def test_limits_may_change_in_a_run_and_weights_may_not() -> None:
+    def identity(**changes: Any) -> str:
+        return RewardMix([Told("a", [1.0])], MixConfig(**{"weights": {"a": 1.0}, **changes})).identity
+
+    assert identity() == identity(statistics=StatisticsConfig(leap=float("inf"))) != identity(clip=1.0)
 
 
 def test_a_reward_that_is_one_number_batch_after_batch_is_taken_for_broken() -> None:

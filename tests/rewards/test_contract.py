@@ -14,11 +14,11 @@ import torch
 from pleinair.endpoints import Endpoint
 from pleinair.model.preference import PreferenceHead, PreferenceHeadConfig
 from pleinair.records.rewards import Reward, RewardValues
-from pleinair.rewards.answers import check_answer
+from pleinair.rewards.answers import check_answer, check_bounds
 from pleinair.rewards.artefact import ArtefactReward, ArtefactTraining, fit_artefacts
 from pleinair.rewards.diversity import DiversityReward
 from pleinair.rewards.gold import Gold
-from pleinair.rewards.identity import identity_of, is_pointwise, parts_of
+from pleinair.rewards.identity import Bounded, bounds_of, identity_of, is_pointwise, parts_of
 from pleinair.rewards.kept import KeptReward
 from pleinair.rewards.preference import PreferenceReward, TowerFeatures
 from pleinair.rewards.remote import RemoteConfig, RemoteReward
@@ -69,6 +69,9 @@ MAKES: dict[str, Callable[[], Reward]] = {
 }
 
 
+BOUNDS = {**dict.fromkeys(MAKES, (0.0, 1.0)), "diversity": (0.0, 2.0), "preference": None}
+
+
 @contextmanager
 def here(make: Callable[[], Reward], place: Path) -> Iterator[Reward]:
     yield make()
@@ -116,6 +119,8 @@ def test_a_reward_keeps_the_contract(name: str, way: Callable[..., Iterator[Rewa
     with way(MAKES[name], tmp_path) as reward:
         first, second = (reward.score(prompts, pictures, context(GROUPS)) for _ in range(2))
         check_answer(reward.name, first, prompts, context(GROUPS))
+        assert bounds_of(reward) == BOUNDS[name]
+        check_bounds(reward.name, bounds_of(reward), first, prompts, context(GROUPS))
         assert {told.dtype for told in first.values.values()} == {np.dtype(np.float32)}
         assert {told.dtype for told in (*first.gates.values(), *first.applies.values())} <= {np.dtype(np.bool_)}
         np.testing.assert_array_equal(pictures, before)
@@ -144,6 +149,7 @@ def test_a_reward_tells_what_it_is_made_of(make: Callable[[], Reward]) -> None:
     reward = make()
     assert identity_of(reward)
     assert parts_of(reward)
+    assert isinstance(reward, Bounded)
     assert is_pointwise(reward) == (reward.name != "diversity")
     assert Gold(reward).score(*asked(), context(GROUPS)).values.keys() == {
         f"gold.{name}" for name in reward.score(*asked(), context(GROUPS)).values

@@ -18,6 +18,7 @@ from pleinair.records.errors import ConfigError, RewardError
 from pleinair.rewards.preference import (
     Features,
     PreferenceReward,
+    PreferenceSource,
     PreferenceTraining,
     TowerFeatures,
     fit_preference,
@@ -122,8 +123,9 @@ def test_a_reward_scores_pictures_of_prompts_and_is_kept_in_a_file(tmp_path: Pat
     prompts = [f"a fox {row // 2}" for row in range(60)]
     head, report = fit_preference(features(prompts, bright), features(prompts, dark), prompts, features.name)
     save_preference(head, report, tmp_path / "preference.safetensors")
-    again, same_report = load_preference(tmp_path / "preference.safetensors")
-    assert same_report == report
+    saved = load_preference(tmp_path / "preference.safetensors")
+    again = saved.head
+    assert (saved.report, saved.source) == (report, PreferenceSource())
     reward = PreferenceReward(again, features)
     told = [reward.score(prompts, pictures, context(range(60))).values["preference"] for pictures in (bright, dark)]
     assert (told[0] > told[1]).mean() > 0.95

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
 import threading
 import time
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from pleinair.records.rewards import Pictures, Reward, RewardContext, RewardValu
 from pleinair.rewards.combine import MixConfig, RewardMix
 from pleinair.rewards.diversity import DiversityReward
 from pleinair.rewards.gold import Gold
-from pleinair.rewards.kept import KeptReward
+from pleinair.rewards.identity import bounds_of, unanswerable_by
+from pleinair.rewards.kept import KeptReward, kept
 from pleinair.rewards.remote import RemoteConfig, RemoteReward, along_groups
 from pleinair.rewards.server import serving
-from pleinair.rewards.wire import Question, from_answer, from_body, to_body
+from pleinair.rewards.wire import Question, from_answer, from_body, prompts_of, to_body
+from pleinair.rewards.writing import WritingReward
 from tests.endpoints.servers import Answer, script, serve
 from tests.rewards.shapes import context
 from tests.rewards.small_rewards import Brightness, Told, noise
@@ -84,6 +88,9 @@ def test_batches_hold_groups_whole_and_no_more_than_asked_where_that_can_be() ->
 def test_a_question_survives_the_wire_and_what_is_none_is_refused() -> None:
     known = RewardContext(seeds=(2**62, 0), groups=(0, 0), checkpoint="w", passes=(True, False))
     asked = Question("a", ("\u72d0\u72f8", 'say "x"'), noise(2), known)
+    assert prompts_of(b'{"reward": "a", "prompts": ["x"]}') == ("a", ["x"])
+    with pytest.raises(ValueError, match="no question about prompts"):
+        prompts_of(b'{"reward": "a"}')
     again = from_body(to_body(asked))
     assert (again.reward, again.prompts, again.context) == (asked.reward, asked.prompts, asked.context)
     np.testing.assert_array_equal(again.pictures, asked.pictures)
@@ -288,6 +295,72 @@ def test_a_reward_the_server_does_not_have_is_named_and_those_it_has_are_told() 
             RewardMix([served], MixConfig(weights={"brightness": 1.0}), gold=[Gold(Brightness("gold judge"))])
 
 
+class Choosy(Brightness):
+    """Says nothing of prompts without a word, and where its values lie."""
+
+    bounds = (0.0, 30.0)
+
+    def unanswerable(self, prompts: Sequence[str]) -> list[str]:
+        return [prompt for prompt in prompts if not prompt]
+
+
+def test_a_served_reward_tells_its_bounds_and_the_prompts_it_has_no_value_for(tmp_path: Path) -> None:
+    with serving([Choosy(), Told("told", [1.0])]) as url:
+        reward, other = remote(url), remote(url, "told")
+        assert (reward.bounds, other.bounds) == ((0.0, 30.0), None)
+        assert reward.unanswerable(PROMPTS) == [""]
+        assert other.unanswerable(PROMPTS) == []
+        (remembered,) = kept([reward], tmp_path)
+        assert unanswerable_by(remembered, PROMPTS) == [""]
+        assert bounds_of(remembered) == (0.0, 30.0)
+        port = int(url.rsplit(":", 1)[1])
+    with serving([Swapped()], port=port), pytest.raises(RewardError, match="started with something else"):
+        reward.score(PROMPTS, noise(6), context(GROUPS))
+
+
+class Earlier(BaseHTTPRequestHandler):
+    """A server of the version before bounds and questions about prompts."""
+
+    def do_GET(self) -> None:
+        body = json.dumps(
+            {"rewards": [{"name": "brightness", "identity": "old", "parts": [], "pointwise": True}]}
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_server_of_an_earlier_version_serves_as_before() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Earlier)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        reward = remote(f"http://127.0.0.1:{server.server_port}")
+        assert (reward.identity, reward.bounds, reward.unanswerable(PROMPTS)) == ("old", None, [])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_values_of_a_served_reward_outside_its_bounds_stop_a_run() -> None:
+    with serving([Choosy(spoil=lambda values: values + 100)]) as url:
+        mix = RewardMix([remote(url)], MixConfig(weights={"brightness": 1.0}))
+        with pytest.raises(RewardError, match="brightness is 10.* says that its values lie in 0 to 30"):
+            mix.assess(PROMPTS, noise(6), context(GROUPS))
+
+
+def test_only_answers_that_are_dear_are_remembered(tmp_path: Path) -> None:
+    local, group = Brightness(), Told("told", [1.0])
+    reads = WritingReward(lambda picture: "SALE")
+    with serving([Brightness("far"), Told("whole", [1.0])]) as url:
+        rewards = [local, group, reads, remote(url, "far"), remote(url, "whole")]
+        found = kept(rewards, tmp_path)
+    assert [isinstance(one, KeptReward) for one in found] == [False, False, True, True, False]
+
+
 def test_values_are_remembered_by_prompt_and_picture(tmp_path: Path) -> None:
     pictures, here = noise(6), Brightness()
     with serving([here]) as url:
@@ -325,6 +398,12 @@ def test_a_broken_answer_is_not_remembered(tmp_path: Path) -> None:
     assert np.isfinite(sound.score(PROMPTS, noise(6), context(GROUPS)).values["brightness"]).all()
     assert sound.num_found == 0
     sound.close()
+    outside = KeptReward(Choosy(spoil=lambda values: values + 100), tmp_path / "other")
+    for _ in range(2):
+        with pytest.raises(RewardError, match="lie in 0 to 30"):
+            outside.score(PROMPTS, noise(6), context(GROUPS))
+    assert outside.num_found == 0
+    outside.close()
 
 
 def test_a_reward_that_looks_at_the_whole_group_is_not_remembered(tmp_path: Path) -> None:

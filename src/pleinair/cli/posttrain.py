@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def register(verbs: Any) -> None:
     """Add the verb `posttrain`."""
     from pleinair.cli.curate import add_warehouse_options
+    from pleinair.cli.reward_places import add_reward_options
 
     parser: argparse.ArgumentParser = verbs.add_parser(
         "posttrain",
@@ -38,9 +39,7 @@ def register(verbs: Any) -> None:
     parser.add_argument("--base", metavar="CHECKPOINT", help="start from it, in place of the recipe's base")
     parser.add_argument("--until", metavar="LINK", help="stop after midtrain, sft, stpo, rl or tdm")
     parser.add_argument("--plan", action="store_true", help="print links, steps and expected minutes, and do nothing")
-    parser.add_argument(
-        "--rewards", type=Path, default=Path("rewards"), help="what `rewards fit` wrote (default: %(default)s)"
-    )
+    add_reward_options(parser)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of run directories (default: %(default)s)"
     )
@@ -87,13 +86,14 @@ def run_here(chain: Chain, options: argparse.Namespace) -> int:
     from pleinair.cli.report import commit, machine
     from pleinair.cluster.locks import only_one
     from pleinair.posttraining.compared import run_compared
+    from pleinair.rewards.kept import kept
 
     rewards = rewards_of(chain, options)
     base, root = find_checkpoint(chain.base, options.runs), (options.runs / chain.name).resolve()
     root.mkdir(parents=True, exist_ok=True)
     with only_one(root):
         packs = ready_packs(chain, base, root, options)
-        made = materials(packs, rewards)
+        made = materials(packs, kept(rewards, root / "rewards"))
         footer = f"pleinair posttrain {chain.name}, commit {commit()}, {machine()}, seed {chain.engine.seed}"
         last, page = run_compared(chain, base, root, made, options.until, footer)
     print(f"checkpoint: {last}\npage: {page}")
@@ -102,23 +102,16 @@ def run_here(chain: Chain, options: argparse.Namespace) -> int:
 
 
 def rewards_of(chain: Chain, options: argparse.Namespace) -> list[Reward]:
-    """Those that the chain weighs. Raises ConfigError naming the command that makes them where they are not there."""
-    from pleinair.cli.rewards import ARTEFACT, JUDGE, open_rewards
+    """Those that the chain weighs, of a folder or a server. Raises ConfigError naming the command that makes what is missing."""
+    from pleinair.cli.reward_places import NAMES, find_rewards, is_url
 
     link = chain.rl
     if link is None or "rl" not in chain.links(options.until):
         return []
     names = list(dict.fromkeys(weighted.partition(".")[0] for weighted in link.weights))
-    needed = {"artefact": ARTEFACT, "rubric": JUDGE, "diversity": JUDGE}
-    if unknown := [name for name in names if name not in (*needed, "writing")]:
-        raise ConfigError(f"rl.weights names {unknown[0]!r}: the rewards are {', '.join((*needed, 'writing'))}")
-    for name in names:
-        if name in needed and not (options.rewards / needed[name]).exists():
-            raise ConfigError(
-                f"{options.rewards} has no {needed[name]}, which the reward {name!r} needs: make it with "
-                f"`pleinair rewards fit {chain.data} --to {options.rewards}`, or stop before it with --until stpo"
-            )
-    return open_rewards(options.rewards, names)
+    if not is_url(options.rewards) and (unknown := [name for name in names if name not in NAMES]):
+        raise ConfigError(f"rl.weights names {unknown[0]!r}: the rewards are {', '.join(NAMES)}")
+    return find_rewards(options, names, f"pleinair rewards fit {chain.data} --to {options.rewards}")
 
 
 def ready_packs(chain: Chain, base: Path, root: Path, options: argparse.Namespace) -> dict[str, Path]:

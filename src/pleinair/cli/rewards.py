@@ -8,22 +8,24 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pleinair.cli.progress import ProgressLine
+from pleinair.cli.reward_places import ARTEFACT, JUDGE, NAMES, PREFERENCE, TOWER, add_chat_options, open_rewards
 from pleinair.cli.workspace import Workspace, add_run_options, open_workspace
 from pleinair.records.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pleinair.endpoints import Chat
     from pleinair.evaluation.exploration.world import World
-    from pleinair.records.rewards import Pictures, Reward
+    from pleinair.records.rewards import Pictures, RewardValues
     from pleinair.rewards.picture_judge import PictureJudge
 
-JUDGE, ARTEFACT = "judge.safetensors", "artefact.safetensors"
-NAMES = ("rubric", "diversity", "artefact", "writing")
 PORT = 8790
 NUM_FAILURES = 512
 FAILURE_STEPS = 3
@@ -57,8 +59,9 @@ def register(verbs: Any) -> None:
 def _register_fit(ways: Any) -> None:
     parser: argparse.ArgumentParser = ways.add_parser(
         "fit",
-        help="train a judge from another seed, and a classifier of artefacts",
-        description="Train on the warehouse's drawings, held-out pairs left out; those calibrate the judge.",
+        help="train a judge from another seed, and a classifier of artefacts; or a model of what is preferred",
+        description="Train on the warehouse's drawings, held-out pairs left out; those calibrate the judge. With --preferences, "
+        "fit what is preferred on the features of the image-text tower, and nothing else.",
     )
     add_run_options(parser)
     parser.add_argument("--to", type=Path, default=Path("rewards"), help="folder to write (default: %(default)s)")
@@ -66,6 +69,18 @@ def _register_fit(ways: Any) -> None:
     parser.add_argument("--epochs", type=int, default=24, help="of the judge (default: %(default)s)")
     parser.add_argument(
         "--failures-of", metavar="MODEL", help="draw failures of a run or `shipped`, with too few steps"
+    )
+    preferred = parser.add_argument_group("a model of what is preferred")
+    preferred.add_argument("--preferences", type=Path, metavar="PAIRS", help="pairs as `pleinair pairs` makes them")
+    preferred.add_argument("--tower", type=Path, metavar="FILE", help="default: what `pleinair tower` trained")
+    preferred.add_argument(
+        "--encoder",
+        default="efficientnet-lite0",
+        metavar="NAME",
+        help="the tower's image encoder, or its folder (default: %(default)s)",
+    )
+    preferred.add_argument(
+        "--autoencoder", type=Path, metavar="FILE", help="of the pairs' latents (default: the shipped one)"
     )
     parser.set_defaults(run=fit)
 
@@ -76,8 +91,9 @@ def _add_rewards(parser: argparse.ArgumentParser) -> None:
         "--reward",
         action="append",
         choices=NAMES,
-        help="which (repeatable; default: all but writing, which needs `ocr`)",
+        help="which (repeatable; default: all there are but writing, which needs `ocr`)",
     )
+    add_chat_options(parser)
 
 
 def fit(options: argparse.Namespace) -> int:
@@ -85,6 +101,9 @@ def fit(options: argparse.Namespace) -> int:
     from pleinair.cli.exploration import ready_world
     from pleinair.rewards.picture_judge import load_picture_judge
 
+    if options.preferences is not None:
+        fit_preferences(options)
+        return 0
     if options.judge_seed == 0:
         raise ConfigError("--judge-seed is 0, which is that of the judge that measures: give another")
     work = open_workspace(options)
@@ -97,6 +116,36 @@ def fit(options: argparse.Namespace) -> int:
         fit_artefact(work, world, options)
     print(f"rewards: {options.to}; the same command fits again what is removed there")
     return 0
+
+
+def fit_preferences(options: argparse.Namespace) -> None:
+    """The preference model of a folder of pairs, with a copy of the tower that its features are made by."""
+    from pleinair.cli.places import cache_dir, shipped
+    from pleinair.cli.tower import model_path
+    from pleinair.curation.small_models.tower_file import load_two_tower
+    from pleinair.model.image_encoder import load_image_encoder
+    from pleinair.packs.pairs import Pairs
+    from pleinair.rewards.pair_features import features_of_pairs
+    from pleinair.rewards.preference import PreferenceSource, TowerFeatures, fit_preference, save_preference
+    from pleinair.sampling.shipped import load_autoencoder
+
+    tower, pairs = options.tower or model_path(options.home), Pairs(options.preferences)
+    features = TowerFeatures(load_two_tower(tower), load_image_encoder(options.encoder, cache_dir()))
+    line = ProgressLine("features of pairs")
+    codec = load_autoencoder(options.autoencoder or shipped("autoencoder"))
+    seen = features_of_pairs(pairs, codec, features, line.update)
+    line.close()
+    head, report = fit_preference(seen.winners_NF, seen.losers_NF, seen.prompts, features.name)
+    source = PreferenceSource(pairs=pairs.manifest.plan, origins=seen.origins, encoder=options.encoder)
+    options.to.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tower, options.to / TOWER)
+    save_preference(head, report, options.to / PREFERENCE, source)
+    print(f"preference: {source}")
+    print(
+        f"right of {report.num_pairs} pairs of unseen prompts: {report.accuracy:.3f}, calibration error "
+        f"{report.calibration_error:.3f}; of the {report.num_train_pairs} it was fitted on {report.train_accuracy:.3f}"
+    )
+    print(f"rewards: {options.to / PREFERENCE}")
 
 
 def fit_judge(world: World, folder: Path, *, seed: int, epochs: int) -> None:
@@ -175,30 +224,6 @@ def draw_failures(model: str, world: World) -> Pictures:
     return pictures
 
 
-def open_rewards(folder: Path, names: list[str] | None) -> list[Reward]:
-    """The rewards of a folder, by name; all but `writing` where none are named."""
-    from pleinair.rewards.artefact import ArtefactReward, load_classifier
-    from pleinair.rewards.diversity import DiversityReward
-    from pleinair.rewards.picture_judge import load_picture_judge
-    from pleinair.rewards.rubric import RubricReward
-    from pleinair.rewards.writing import WritingReward
-
-    chosen: list[Reward] = []
-    for name in names or NAMES[:3]:
-        if name in ("rubric", "diversity"):
-            judge = load_picture_judge(folder / JUDGE)
-            chosen.append(
-                RubricReward(judge.parser(), judge)
-                if name == "rubric"
-                else DiversityReward(judge.features, identity=judge.identity, parts=judge.parts)
-            )
-        elif name == "artefact":
-            chosen.append(ArtefactReward(load_classifier(folder / ARTEFACT)))
-        else:
-            chosen.append(WritingReward())
-    return chosen
-
-
 def show_values(options: argparse.Namespace) -> int:
     """Print each value of each picture, and each requirement of the prompt."""
     from pleinair.records.rewards import RewardContext
@@ -207,22 +232,39 @@ def show_values(options: argparse.Namespace) -> int:
     pictures = read_pictures(options.pictures)
     count = len(pictures)
     context = RewardContext(seeds=tuple(range(count)), groups=(0,) * count)
-    for reward in open_rewards(options.folder, options.reward):
-        if isinstance(reward, RubricReward):
-            (rubric,) = reward.rubrics([options.prompt])
-            for one in rubric:
-                essential = ", essential" if one.essential else ""
-                print(f"requires {one.text} ({one.kind}, weight {one.weight:g}{essential})")
-        answer = reward.score([options.prompt] * count, pictures, context)
-        for name, told in answer.values.items():
-            applies = answer.applies.get(name, np.ones(count, np.bool_))
-            print(
-                f"{name:24} "
-                + " ".join(f"{x:6.3f}" if says else "     -" for x, says in zip(told, applies, strict=True))
-            )
-        for name, passes in answer.gates.items():
-            print(f"{name:24} " + " ".join("  pass" if one else "  fail" for one in passes))
+    with asked_chat(options) as chat:
+        for reward in open_rewards(options.folder, options.reward, chat):
+            if isinstance(reward, RubricReward):
+                (rubric,) = reward.rubrics([options.prompt])
+                for one in rubric:
+                    essential = ", essential" if one.essential else ""
+                    print(f"requires {one.text} ({one.kind}, weight {one.weight:g}{essential})")
+            print_answer(reward.score([options.prompt] * count, pictures, context))
     return 0
+
+
+def print_answer(answer: RewardValues) -> None:
+    """A line for each value and gate."""
+    for name, told in answer.values.items():
+        applies = answer.applies.get(name, np.ones(len(told), np.bool_))
+        numbers = [f"{x:6.3f}" if says else "     -" for x, says in zip(told, applies, strict=True)]
+        print(f"{name:24} {' '.join(numbers)}")
+    for name, passes in answer.gates.items():
+        print(f"{name:24} " + " ".join("  pass" if one else "  fail" for one in passes))
+
+
+@contextmanager
+def asked_chat(options: argparse.Namespace) -> Iterator[Chat | None]:
+    """The model that `--chat` names, or None; what it answered is kept beside other answers of models."""
+    from pleinair.cli.places import cache_dir
+    from pleinair.endpoints import ChatClient, Endpoint
+
+    if not options.chat:
+        yield None
+        return
+    endpoint = Endpoint(url=options.chat, model=options.chat_model, key_variable=options.chat_key_variable)
+    with ChatClient(endpoint, stage="rewards", place=cache_dir() / "endpoints") as chat:
+        yield chat
 
 
 def read_pictures(paths: list[Path]) -> Pictures:
@@ -253,9 +295,10 @@ def serve_rewards(options: argparse.Namespace) -> int:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    rewards = open_rewards(options.folder, options.reward)
-    with serving(rewards, host=options.host, port=options.port, key=key) as url:
-        print(f"{url} serves {', '.join(reward.name for reward in rewards)}; Ctrl-C ends it", flush=True)
-        stopped.wait()
+    with asked_chat(options) as chat:
+        rewards = open_rewards(options.folder, options.reward, chat)
+        with serving(rewards, host=options.host, port=options.port, key=key) as url:
+            print(f"{url} serves {', '.join(reward.name for reward in rewards)}; Ctrl-C ends it", flush=True)
+            stopped.wait()
     print("rewards: stopped", file=sys.stderr)
     return 0

@@ -11,6 +11,7 @@ from typing import Literal
 from pleinair.packing.delta_pairs import DeltaConfig
 from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import ConfigError
+from pleinair.rewards.statistics import StatisticsConfig
 from pleinair.sampling import SamplingConfig
 from pleinair.training.engine import EngineConfig
 from pleinair.training.hooks.divergence import DivergenceConfig
@@ -89,6 +90,8 @@ class RewardLink:
     """Rule and rate."""
     weights: dict[str, float] = field(default_factory=lambda: {"rubric": 1.0, "artefact": 0.5, "diversity": 0.25})
     """What is climbed, by the name of a reward's value."""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    """When a reward is taken for broken; a run goes on with other limits."""
     grpo: GrpoConfig = field(default_factory=lambda: GrpoConfig(kl_weight=0.01))
     """How far an update of GRPO may go."""
     nft: NftConfig = field(default_factory=NftConfig)

@@ -22,8 +22,7 @@ from pleinair.posttraining.links import Chain, RewardLink
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.records.rewards import Reward
 from pleinair.rewards.gold import Gold
-from pleinair.rewards.identity import identity_of
-from pleinair.rewards.rubric import RubricReward
+from pleinair.rewards.identity import identity_of, unanswerable_by
 from pleinair.sampling import Sampler
 from pleinair.sampling.adapters import holds_adapter
 from pleinair.sampling.checkpoints import read_model
@@ -67,12 +66,11 @@ class Materials:
         return Sampler(model, self.codec, self.text_encoder, projection)
 
     def answerable(self, prompts: Sequence[Prompted]) -> list[Prompted]:
-        """Those that every rubric, gold ones included, can check something of; others would stop a rollout."""
+        """Those that every reward, gold and served ones included, can say something of; others would stop a rollout."""
         left = list(prompts)
         for reward in (*self.rewards, *(held.reward for held in self.gold)):
-            if isinstance(reward, RubricReward):
-                silent = set(reward.unanswerable([prompt for prompt, _, _ in left]))
-                left = [one for one in left if one[0] not in silent]
+            silent = set(unanswerable_by(reward, [prompt for prompt, _, _ in left]))
+            left = [one for one in left if one[0] not in silent]
         if dropped := len(prompts) - len(left):
             self.say(f"{dropped} of {len(prompts)} prompts are left out: no reward can check anything of them")
         if not left:

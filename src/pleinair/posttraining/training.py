@@ -181,7 +181,7 @@ def reinforce(place: Place, link: RewardLink) -> Path:
     made, stage = place.made, student_of(place.parent)
     sampler = Sampler(stage.model, made.codec, made.text_encoder, stage.projection)
     before = student_of(place.parent)
-    mix = RewardMix(made.rewards, MixConfig(weights=link.weights), gold=made.gold)
+    mix = RewardMix(made.rewards, MixConfig(weights=link.weights, statistics=link.statistics), gold=made.gold)
     prompts = [prompt for prompt, _, _ in made.answerable(made.prompts)]
     policy: Grpo | Nft
     if link.method == "nft":
@@ -241,12 +241,14 @@ def _train(
         watch = replace(watch, validation=replace(watch.validation, num_batches=most))
     told = to_document(origin)
     told.pop("commit")  # other code goes on with a run; other data or rewards do not
+    settings = to_document(link)
+    settings.pop("statistics", None)  # when a reward is refused changes nothing that was learnt
     return train(
         stage,
         [phase],
         engine,
         place.folder,
-        config_digest=config_digest([to_document(link), to_document(engine), told]),
+        config_digest=config_digest([settings, to_document(engine), told]),
         hooks=[*hooks, *watching(watch, held_out=held_out, reference=reference), *place.made.hooks(place.name)],
         parent=Parent(checkpoint=place.parent),
         documents=origin.documents(),

@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from pleinair.records.errors import RewardError
 from pleinair.records.rewards import Pictures, RewardContext, RewardValues
+from pleinair.rewards.identity import Bounds
 
 Rows = npt.NDArray[np.int64]
+_ROUNDING = 1e-5
+"""Of a bound's width: what float32 may add to a value."""
 
 
 def belongs(value: str, reward: str) -> bool:
@@ -55,6 +58,26 @@ def check_answer(name: str, answer: RewardValues, prompts: Sequence[str], contex
             raise RewardError(
                 f"{one} is {float(told[row])} for {len(wrong)} of {len(prompts)} pictures, first for {prompts[row]!r:.120}, "
                 f"seed {context.seeds[row]}: mend the reward; nothing was learnt from these pictures"
+            )
+
+
+def check_bounds(
+    name: str, bounds: Bounds | None, answer: RewardValues, prompts: Sequence[str], context: RewardContext
+) -> None:
+    """Raise RewardError for a value outside the bounds that its reward told of; where it does not apply, any will do."""
+    if bounds is None:
+        return
+    least, most = bounds
+    room = _ROUNDING * (most - least)
+    for one, told in answer.values.items():
+        exact = np.asarray(told, np.float64)
+        outside = ((exact < least - room) | (exact > most + room)) & answer.applies.get(one, np.True_)
+        if outside.any():
+            row = int(np.flatnonzero(outside)[0])
+            raise RewardError(
+                f"{one} is {exact[row]:.6g} for {int(outside.sum())} of {len(prompts)} pictures, first for "
+                f"{prompts[row]!r:.120}, seed {context.seeds[row]}, and {name} says that its values lie in {least:g} to "
+                f"{most:g}: the reward is broken; mend it; nothing was learnt from these pictures"
             )
 
 

@@ -108,6 +108,7 @@ class ArtefactReward:
     """Value `artefact`, P(sound); gate `artefact.sound` where a threshold is given."""
 
     pointwise = True
+    bounds = (0.0, 1.0)
 
     def __init__(self, classifier: Classifier, *, gate_above: float = 0.0, name: str = "artefact") -> None:
         """`gate_above`: a picture less likely to be sound fails the gate; 0: there is no gate."""

@@ -4,8 +4,8 @@
     gold ----score--> values, logged                                        |
                                                                             `--> statistics, once all of it was sound
 
-An answer that is none (NaN, a number missing, far outside all that was seen) raises RewardError and leaves the mix as it
-was, so that the same pictures can be assessed again when the reward is mended.
+An answer that is none (NaN, a number missing, outside its reward's bounds, far from all that was seen) raises RewardError and
+leaves the mix as it was, so that the same pictures can be assessed again when the reward is mended.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy.typing as npt
 from pleinair.config import config_digest
 from pleinair.records.errors import ConfigError, RewardError
 from pleinair.records.rewards import Assessment, Gates, Pictures, Reward, RewardContext, RewardValues, Values
-from pleinair.rewards.advantages import Floats, Groups, gdpo, grpo, lowered, members, weighted_sum
-from pleinair.rewards.answers import belongs, check_answer, check_question
+from pleinair.rewards.advantages import Floats, Groups, gdpo, grpo, lowered, weighted_sum
+from pleinair.rewards.answers import belongs, check_answer, check_bounds, check_question
 from pleinair.rewards.gold import Gold, refuse_gold
-from pleinair.rewards.identity import identity_of
+from pleinair.rewards.identity import Bounds, bounds_of, identity_of
 from pleinair.rewards.statistics import Alarm, StatisticsConfig, ValueStatistics, restored
 
 Score = Callable[[Sequence[str], Pictures, RewardContext], RewardValues]
@@ -86,10 +86,13 @@ class RewardMix:
 
     @property
     def identity(self) -> str:
-        """Digest of what decides the answers of a fresh mix: rewards, gold and configuration."""
+        """Digest of what decides the answers of a fresh mix: rewards, gold and configuration.
+
+        When an answer is refused is no part of it: a run goes on with other limits.
+        """
         rewards = [(reward.name, identity_of(reward)) for reward in self.rewards]
         gold = [(held.name, identity_of(held.reward)) for held in self.gold]
-        return config_digest((rewards, gold, self.config))
+        return config_digest((rewards, gold, replace(self.config, statistics=StatisticsConfig())))
 
     def assess(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> Assessment:
         """An assessment of N pictures. Raises RewardError when a reward gives no usable answer; nothing is changed then."""
@@ -97,9 +100,12 @@ class RewardMix:
         values: dict[str, Values] = {}
         gates: dict[str, Gates] = {}
         applies: dict[str, Gates] = {}
-        for name, score in self._all():
+        widths: dict[str, float] = {}
+        for name, score, bounds in self._all():
             answer = score(prompts, pictures, context)
             check_answer(name, answer, prompts, context)
+            check_bounds(name, bounds, answer, prompts, context)
+            widths |= dict.fromkeys(answer.values, np.inf if bounds is None else bounds[1] - bounds[0])
             values |= {name: np.asarray(told, np.float32) for name, told in answer.values.items()}
             gates |= {name: np.asarray(told, np.bool_) for name, told in answer.gates.items()}
             if gates:
@@ -109,6 +115,7 @@ class RewardMix:
         asked = self._asked(values, applies)
         known = self._seen(values, applies, asked, groups_N)
         self._check_behaviour(values, applies, known)
+        self._check_leaps(asked, groups_N, widths)
         assessment = self._assessment(asked, values, gates, applies, groups_N, known)
         self._known = known
         return assessment
@@ -129,9 +136,10 @@ class RewardMix:
         """Go on from `state`. Raises ConfigError for something else."""
         self._known = {name: restored(self.config.statistics, one) for name, one in state.items()}
 
-    def _all(self) -> Sequence[tuple[str, Score]]:
-        """Rewards and gold, by name."""
-        return [(one.name, one.score) for one in self.rewards] + [(one.name, one.score) for one in self.gold]
+    def _all(self) -> Sequence[tuple[str, Score, Bounds | None]]:
+        """Rewards and gold, by name, with where their values lie."""
+        rewards = [(one.name, one.score, bounds_of(one)) for one in self.rewards]
+        return rewards + [(one.name, one.score, one.bounds) for one in self.gold]
 
     def _asked(self, values: Mapping[str, Values], applies: Mapping[str, Gates]) -> _Weighted:
         """The weighted values, in the order of the weights."""
@@ -159,8 +167,7 @@ class RewardMix:
             said = applies.get(name, np.ones(len(told_N), np.bool_))
             if said.any():
                 before = known.get(name, ValueStatistics(self.config.statistics))
-                still = [bool(np.ptp(told_N[said][rows]) == 0) for rows in members(groups_N[said]) if len(rows) > 1]
-                known[name] = before.after(told_N[said], still)
+                known[name] = before.after(told_N[said], groups_N[said])
         return known
 
     def _check_behaviour(
@@ -173,8 +180,8 @@ class RewardMix:
                 if far.any():
                     raise RewardError(
                         f"{name} is {told_N[far][0]:.4g} for {int(far.sum())} of {len(far)} pictures, over "
-                        f"{before.config.outlier:g} standard deviations from the {before.mean:.4g} +- {before.std:.4g} of the "
-                        "run so far: the reward is broken or is being deceived; look at the pictures, or raise "
+                        f"{before.config.outlier:g} standard deviations from the {before.mean:.4g} +- {before.yardstick:.4g} "
+                        "of the run so far: the reward is broken or is being deceived; look at the pictures, or raise "
                         "statistics.outlier"
                     )
             limit = self.config.statistics.constant_batches
@@ -182,6 +189,20 @@ class RewardMix:
                 raise RewardError(
                     f"{name} was {told_N[0]:.4g} for every picture of {limit} batches: the reward is broken, or has nothing "
                     "left to teach; see that it runs, take its weight away, or set statistics.constant_batches=0"
+                )
+
+    def _check_leaps(self, asked: _Weighted, groups_N: Groups, widths: Mapping[str, float]) -> None:
+        """Raise RewardError for a climbed value that leaves the recent batches at once, inside its bounds as it may be."""
+        for name, values_N, applies_N in zip(asked.names, asked.values_KN, asked.applies_KN, strict=True):
+            if (before := self._known.get(name)) is None or not applies_N.any():
+                continue
+            errors = before.leap(values_N[applies_N], groups_N[applies_N], widths[name])
+            if errors > self.config.statistics.leap:
+                raise RewardError(
+                    f"{name} is {values_N[applies_N].mean():.4g} on average in this batch and was {before.mean:.4g} in the run "
+                    f"so far: it left the recent batches by {errors:.1f} standard errors at once, over "
+                    f"{self.config.statistics.leap:g}; the reward is broken or is being deceived, or the model has collapsed: "
+                    "look at the pictures, or raise statistics.leap; nothing was learnt from these pictures"
                 )
 
     def _assessment(

@@ -23,6 +23,7 @@ class DiversityReward:
     """Value `diversity`, in 0..2; it does not apply to a picture that is alone in its group."""
 
     pointwise = False
+    bounds = (0.0, 2.0)
 
     def __init__(
         self,

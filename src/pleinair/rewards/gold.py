@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pleinair.records.errors import ConfigError
 from pleinair.records.rewards import Pictures, Reward, RewardContext, RewardValues
-from pleinair.rewards.identity import parts_of
+from pleinair.rewards.identity import Bounds, bounds_of, parts_of
 
 GOLD = "gold."
 
@@ -22,6 +22,11 @@ class Gold:
     def name(self) -> str:
         """The reward's, marked."""
         return f"{GOLD}{self.reward.name}"
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The reward's."""
+        return bounds_of(self.reward)
 
     def score(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> RewardValues:
         """The reward's values; its gates are none of anybody's."""

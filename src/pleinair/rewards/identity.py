@@ -1,7 +1,8 @@
-"""What a reward may tell of itself, beyond the protocol: enough to remember its values, and to keep gold apart."""
+"""What a reward may tell of itself, beyond the protocol: enough to remember and check its values, and to keep gold apart."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from pleinair.records.rewards import Reward
@@ -40,3 +41,36 @@ def parts_of(reward: Reward) -> frozenset[str]:
 def is_pointwise(reward: Reward) -> bool:
     """False for a reward that does not tell."""
     return isinstance(reward, Identified) and bool(reward.identity) and reward.pointwise
+
+
+Bounds = tuple[float, float]
+"""Least and largest value."""
+
+
+@runtime_checkable
+class Bounded(Reward, Protocol):
+    """A reward that tells where its values lie; all of ours do."""
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Of all its values; None: they may be any finite number."""
+        ...
+
+
+def bounds_of(reward: Reward) -> Bounds | None:
+    """None for a reward that does not tell."""
+    return reward.bounds if isinstance(reward, Bounded) else None
+
+
+@runtime_checkable
+class Selective(Reward, Protocol):
+    """A reward that has no value for some prompts, and tells of which; a rubric, here or served."""
+
+    def unanswerable(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts of which it can say nothing whatever the picture: they would stop a rollout."""
+        ...
+
+
+def unanswerable_by(reward: Reward, prompts: Sequence[str]) -> list[str]:
+    """None for a reward that does not tell."""
+    return reward.unanswerable(prompts) if isinstance(reward, Selective) else []

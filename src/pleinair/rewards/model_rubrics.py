@@ -71,6 +71,11 @@ class ModelRubrics:
         self.refused: list[str] = []
         """Prompts whose answer was of no use, so far; a server that is down is an error instead."""
 
+    @property
+    def identity(self) -> str:
+        """The model, as its server calls it, and what it is asked."""
+        return f"rubrics by {self.chat.name}: {rubric_request('').digest(self.chat.name)}"
+
     def __call__(self, prompts: Sequence[str]) -> list[Rubric]:
         """The rubric of each prompt. Raises RewardError when the server cannot be asked."""
         replies = self.chat.chat([rubric_request(prompt) for prompt in prompts])

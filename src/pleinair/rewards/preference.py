@@ -10,7 +10,7 @@ that hold, without controls (`records.preferences`); of what origin they were is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,7 @@ class PreferenceReward:
     """Value `preference`, a score in units of log odds: 1 more is preferred in 73 of 100 pairs."""
 
     pointwise = True
+    bounds = None
 
     def __init__(self, head: PreferenceHead, features: PairFeatures, *, name: str = "preference") -> None:
         """Raises ConfigError where the features are not those that the head was fitted on."""
@@ -214,19 +215,48 @@ class PreferenceReward:
         return RewardValues(values={self.name: scores.numpy()})
 
 
-def save_preference(head: PreferenceHead, report: PreferenceReport, path: Path) -> None:
-    """Head and what was measured, in 8 bits, as one file that appears by rename."""
-    document = {"config": to_document(head.config), "report": asdict(report)}
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSource:
+    """What a preference model was fitted on; `str()` makes a sentence of it."""
+
+    pairs: str = ""
+    """Plan of the pairs, as their manifest names it."""
+    origins: dict[str, int] = field(default_factory=dict)
+    """Pairs by origin: `human` where people chose, `synthetic` where the order follows from how the two were made."""
+    encoder: str = ""
+    """Name or folder of the image encoder behind the features."""
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{count} {origin}" for origin, count in sorted(self.origins.items()))
+        return f"fitted on pairs {self.pairs[:12] or 'unknown'}, {told or 'of unknown origin'}"
+
+
+@dataclass(frozen=True)
+class SavedPreference:
+    """What is in a file."""
+
+    head: PreferenceHead
+    report: PreferenceReport
+    source: PreferenceSource
+
+
+def save_preference(
+    head: PreferenceHead, report: PreferenceReport, path: Path, source: PreferenceSource | None = None
+) -> None:
+    """Head, what was measured and what it was fitted on, in 8 bits, as one file that appears by rename."""
+    told = to_document(source or PreferenceSource())
+    document = {"config": to_document(head.config), "report": asdict(report), "source": told}
     save_compact(path, head.state_dict(), {_KIND: document})
 
 
-def load_preference(path: Path) -> tuple[PreferenceHead, PreferenceReport]:
+def load_preference(path: Path) -> SavedPreference:
     """What `save_preference` wrote. Raises CheckpointError for anything else."""
     state, document = load_compact(path, _KIND)
     try:
         written: dict[str, Any] = document[_KIND]
         head = PreferenceHead(from_document(PreferenceHeadConfig, written["config"]))
         head.load_state_dict(state)
-        return head.eval(), PreferenceReport(**written["report"])
+        source = from_document(PreferenceSource, written.get("source", {}))
+        return SavedPreference(head.eval(), PreferenceReport(**written["report"]), source)
     except (KeyError, TypeError, RuntimeError) as problem:
         raise CheckpointError(f"{path} holds no preference head ({problem}): fit one") from problem

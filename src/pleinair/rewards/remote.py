@@ -27,9 +27,12 @@ from pleinair.endpoints.retry import RETRIED_STATUSES, retry_after_seconds, wait
 from pleinair.records.errors import ConfigError, RewardError, require
 from pleinair.records.rewards import Pictures, RewardContext, RewardValues
 from pleinair.rewards.answers import Rows, check_answer, merged, part_of
+from pleinair.rewards.identity import Bounds
 from pleinair.rewards.wire import Question, from_answer, to_body
 
 Say = Callable[[str], None]
+Request = tuple[str, bytes | None]
+"""A path and what is posted there; None: it is fetched."""
 _LONGEST_REASON = 300
 
 
@@ -86,6 +89,31 @@ class RemoteReward:
         """As the server tells it."""
         return bool(self._told["pointwise"])
 
+    @property
+    def bounds(self) -> Bounds | None:
+        """As the server tells them; None from one of an earlier version."""
+        told = self._told.get("bounds")
+        return None if told is None else (float(told[0]), float(told[1]))
+
+    def unanswerable(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts of which the served reward can say nothing; none, from a server of an earlier version.
+
+        Pauses and raises as `score` does.
+        """
+        if not prompts or not self._told.get("selective"):
+            return []
+        body = json.dumps({"reward": self.name, "prompts": list(prompts)}).encode()
+        document = asyncio.run(self._ask_all([("/unanswerable", body)]))[0]
+        try:
+            self._check_same(document["identity"])
+            refused = set(document["unanswerable"])
+        except (KeyError, TypeError) as other:
+            raise RewardError(
+                f"{self.name} at {self.config.endpoint.url} does not say which prompts it has no value for "
+                f"({type(other).__name__}: {other}): see that the server is one of rewards"
+            ) from other
+        return [prompt for prompt in prompts if prompt in refused]
+
     def score(self, prompts: Sequence[str], pictures: Pictures, context: RewardContext) -> RewardValues:
         """The server's values. Pauses while it does not answer; raises RewardError when patience ends, or for no answer."""
         batches = along_groups(context.groups, self.config.batch_size)
@@ -93,7 +121,7 @@ class RemoteReward:
             Question(self.name, tuple(prompts[row] for row in rows), pictures[rows], part_of(context, rows))
             for rows in batches
         ]
-        documents = asyncio.run(self._ask_all([to_body(question) for question in questions]))
+        documents = asyncio.run(self._ask_all([("/score", to_body(question)) for question in questions]))
         parts = []
         for rows, question, document in zip(batches, questions, documents, strict=True):
             answer = from_answer(document, self.name)
@@ -116,16 +144,18 @@ class RemoteReward:
     @cached_property
     def _told(self) -> Mapping[str, Any]:
         """What the server tells of the reward."""
-        document = asyncio.run(self._ask_all([None]))[0]
+        document = asyncio.run(self._ask_all([("/rewards", None)]))[0]
         try:
-            return next(one for one in document["rewards"] if one["name"] == self.name)
+            told: Mapping[str, Any] = next(one for one in document["rewards"] if one["name"] == self.name)
+            self._check_same(told["identity"])
         except (KeyError, TypeError, StopIteration) as other:
             raise RewardError(
                 f"{self.config.endpoint.url} serves no reward {self.name!r}: GET /rewards lists those there are"
             ) from other
+        return told
 
-    async def _ask_all(self, bodies: Sequence[bytes | None]) -> list[Any]:
-        """The documents answered; None asks what there is."""
+    async def _ask_all(self, requests: Sequence[Request]) -> list[Any]:
+        """The documents answered."""
         endpoint, pause = self.config.endpoint, _Pause(self.name, self.config.patience_seconds, self.say)
         places = asyncio.Semaphore(endpoint.concurrency)
         limits = self._http.Limits(max_connections=endpoint.concurrency)
@@ -133,23 +163,23 @@ class RemoteReward:
             timeout=endpoint.timeout_seconds, limits=limits, headers=self._headers
         ) as client:
 
-            async def one(body: bytes | None) -> Any:
+            async def one(request: Request) -> Any:
                 async with places:
-                    return await self._ask(client, body, pause)
+                    return await self._ask(client, request, pause)
 
-            tasks = [asyncio.create_task(one(body)) for body in bodies]
+            tasks = [asyncio.create_task(one(request)) for request in requests]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:
                 for task in tasks:
                     task.cancel()
 
-    async def _ask(self, client: Any, body: bytes | None, pause: _Pause) -> Any:
+    async def _ask(self, client: Any, request: Request, pause: _Pause) -> Any:
         attempt = 0
         while True:
             attempt += 1
             try:
-                answer = await self._sent(client, body)
+                answer = await self._sent(client, request)
             except (TimeoutError, self._http.TransportError, self._http.DecodingError) as lost:
                 reason, asked = self._described(lost), None
             else:
@@ -161,13 +191,14 @@ class RemoteReward:
             longest = self.config.endpoint.longest_wait_seconds
             await pause.wait(wait_seconds(attempt, longest) if asked is None else min(asked, longest), reason)
 
-    async def _sent(self, client: Any, body: bytes | None) -> Any:
-        url = self.config.endpoint.url.rstrip("/")
+    async def _sent(self, client: Any, request: Request) -> Any:
+        path, body = request
+        url = self.config.endpoint.url.rstrip("/") + path
         # httpx's own timeout is between two bytes; a server that drips them would hold a run for ever.
         async with asyncio.timeout(self.config.endpoint.timeout_seconds):
             if body is None:
-                return await client.get(f"{url}/rewards")
-            return await client.post(f"{url}/score", content=body, headers={"Content-Type": "application/json"})
+                return await client.get(url)
+            return await client.post(url, content=body, headers={"Content-Type": "application/json"})
 
     def _document(self, answer: Any) -> Any:
         if answer.status_code != 200:

@@ -65,6 +65,7 @@ class RubricReward:
     """Prompt following, one requirement at a time; values `rubric` and `rubric.KIND`, gate `rubric.essential`."""
 
     pointwise = True
+    bounds = (0.0, 1.0)
 
     def __init__(
         self, decompose: Decompose, judge: RequirementJudge, config: RubricConfig | None = None, *, name: str = "rubric"
@@ -74,8 +75,9 @@ class RubricReward:
 
     @property
     def identity(self) -> str:
-        """Of judge and settings; a rubric is a function of its prompt."""
-        return hashlib.sha256(f"{self.judge.identity} {self.config} {self.name}".encode()).hexdigest()
+        """Of judge, settings, and what writes the rubrics, where that tells; by rules, a rubric follows from its prompt."""
+        written_by = getattr(self.decompose, "identity", "")
+        return hashlib.sha256(f"{self.judge.identity} {self.config} {self.name}{written_by}".encode()).hexdigest()
 
     @property
     def parts(self) -> frozenset[str]:

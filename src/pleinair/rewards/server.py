@@ -1,7 +1,8 @@
 """Rewards behind HTTP, so that they run beside a trainer, not in it: on another card, another machine, in another venv.
 
-    GET  /rewards   what there is: name, identity, parts, whether values may be remembered
-    POST /score     a question of `wire`; 422 with a sentence where the reward has no answer
+    GET  /rewards       what there is: name, identity, parts, bounds, whether values may be remembered and prompts refused
+    POST /score         a question of `wire`; 422 with a sentence where the reward has no answer
+    POST /unanswerable  {"reward", "prompts"}; the prompts of which the reward can say nothing
 
 One reward answers one question at a time, different rewards at once. Loopback is open; anything else needs a key.
 """
@@ -12,7 +13,7 @@ import hmac
 import json
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -22,8 +23,8 @@ from typing import Any
 from pleinair.records.errors import ConfigError, PleinairError
 from pleinair.records.rewards import Reward
 from pleinair.rewards.answers import check_question
-from pleinair.rewards.identity import identity_of, is_pointwise, parts_of
-from pleinair.rewards.wire import from_body, to_answer
+from pleinair.rewards.identity import Selective, bounds_of, identity_of, is_pointwise, parts_of, unanswerable_by
+from pleinair.rewards.wire import from_body, prompts_of, to_answer
 
 HOST = "127.0.0.1"
 MOST_BODY_BYTES = 1 << 29
@@ -51,6 +52,8 @@ class ServedRewards:
                     "identity": identity_of(reward),
                     "parts": sorted(parts_of(reward)),
                     "pointwise": is_pointwise(reward),
+                    "bounds": bounds_of(reward),
+                    "selective": isinstance(reward, Selective),
                 }
                 for name, reward in self._rewards.items()
             ]
@@ -64,6 +67,13 @@ class ServedRewards:
         with self._turns[question.reward]:
             answer = to_answer(reward.score(question.prompts, question.pictures, question.context))
         return {**answer, "identity": identity_of(reward)}
+
+    def unanswerable(self, body: bytes) -> dict[str, Any]:
+        """The prompts that a reward refuses. Raises ValueError or KeyError for a question that is none."""
+        name, prompts = prompts_of(body)
+        reward = self._rewards[name]
+        with self._turns[name]:
+            return {"unanswerable": unanswerable_by(reward, prompts), "identity": identity_of(reward)}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,12 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         body = self.rfile.read(int(length))
-        if self._let_in("/score"):
-            self._send(*self._answer(body))
+        if self._let_in("/score", "/unanswerable"):
+            answered = self.rewards.answered if self.path == "/score" else self.rewards.unanswerable
+            self._send(*self._answer(answered, body))
 
-    def _answer(self, body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
+    def _answer(self, answered: Callable[[bytes], dict[str, Any]], body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
         try:
-            return HTTPStatus.OK, self.rewards.answered(body)
+            return HTTPStatus.OK, answered(body)
         except KeyError as unknown:
             return HTTPStatus.NOT_FOUND, {"error": f"there is no reward {unknown}: GET /rewards lists those there are"}
         except (PleinairError, ValueError) as refused:
@@ -105,13 +116,13 @@ class _Handler(BaseHTTPRequestHandler):
             print(f"rewards: {said}", file=sys.stderr, flush=True)
             return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": said}
 
-    def _let_in(self, path: str) -> bool:
+    def _let_in(self, *paths: str) -> bool:
         given = self.headers.get("Authorization", "")
         if self.key and not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
             self._send(HTTPStatus.UNAUTHORIZED, {"error": "the key is missing or another"})
             return False
-        if self.path != path:
-            self._send(HTTPStatus.NOT_FOUND, {"error": "nothing is here: GET /rewards, POST /score"})
+        if self.path not in paths:
+            self._send(HTTPStatus.NOT_FOUND, {"error": "nothing is here: GET /rewards, POST /score, /unanswerable"})
             return False
         return True
 

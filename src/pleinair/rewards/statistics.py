@@ -3,21 +3,25 @@
     batch --Moments: all so far--> global spread, for floors
           --reference: the first WINDOW values, then frozen--\\
           --recent: the last WINDOW values-------------------> alarms: drift, saturation, constancy; refusal of outliers
+          --batches: the latest means over groups------------> refusal of leaps (see `leaps`)
 
 A reward that training climbs is meant to rise, so drift is said, not punished. What a sound reward never does (a value far
-outside all that was seen, the same number for everything, batch after batch) is for `combine` to refuse.
+outside all that was seen, a whole batch that leaves the others at once, the same number for everything, batch after batch)
+is for `combine` to refuse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pleinair.records.errors import ConfigError
+from pleinair.rewards.advantages import Groups, members
+from pleinair.rewards.leaps import REMEMBERED, Batch, batch_of, standard_errors
 
 Floats = npt.NDArray[np.floating[Any]]
 AlarmKind = Literal["mean drifted", "spread drifted", "saturated", "constant"]
@@ -36,14 +40,17 @@ class StatisticsConfig:
     saturated_share: float = 0.9
     """Of the latest groups: so many that do not vary, and the value has no more to teach."""
     outlier: float = 30.0
-    """Standard deviations from the mean of all so far at which a value is taken for a broken reward's; inf: never."""
+    """Standard deviations from the mean of all so far at which a value is taken for a broken reward's; inf: never. Until a
+    window was seen, and where nothing varied yet, the deviation counts as at least 1 and as large as the mean."""
+    leap: float = 5.0
+    """Standard errors by which a batch's mean may leave the recent batches at once, see `leaps`; inf: any number."""
     constant_batches: int = 8
     """Batches in a row of one and the same number at which a reward is taken for broken; 0: never."""
 
     def __post_init__(self) -> None:
         if self.window < 2:
             raise ConfigError(f"window is {self.window}: give 2 or more values")
-        for name in ("mean_drift", "outlier"):
+        for name in ("mean_drift", "outlier", "leap"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0")
         if not self.spread_drift > 1:
@@ -82,15 +89,25 @@ class ValueStatistics:
     """Of the latest groups: whether it did not vary."""
     constant_for: int = 0
     """Batches in a row in which it was one number."""
+    batches: list[Batch] = field(default_factory=list)
+    """The latest."""
 
     @property
     def std(self) -> float:
         """Of all values so far; 0 before the second."""
         return (self.squares / self.count) ** 0.5 if self.count > 1 else 0.0
 
-    def after(self, values_N: Floats, still_groups: list[bool]) -> ValueStatistics:
+    @property
+    def yardstick(self) -> float:
+        """What outliers are measured by: the spread so far, at least of the order of 1 and the mean where little is known."""
+        size = max(1.0, abs(self.mean))
+        is_known = self.count >= self.config.window and self.std > 1e-6 * size
+        return self.std if is_known else max(self.std, size)
+
+    def after(self, values_N: Floats, groups_N: Groups) -> ValueStatistics:
         """What is known once a batch has been seen; this one stays as it was, so that a refused batch leaves no trace."""
         exact = values_N.astype(np.float64)
+        still = [bool(np.ptp(exact[rows]) == 0) for rows in members(groups_N) if len(rows) > 1]
         num, batch_mean = len(exact), float(exact.mean())
         count, gap = self.count + num, batch_mean - self.mean
         room = self.config.window - len(self.reference)
@@ -103,15 +120,24 @@ class ValueStatistics:
             squares=self.squares + float(((exact - batch_mean) ** 2).sum()) + gap**2 * self.count * num / count,
             reference=self.reference + exact[: max(room, 0)].tolist(),
             recent=(self.recent + exact.tolist())[-self.config.window :],
-            still=(self.still + still_groups)[-self.config.window :],
+            still=(self.still + still)[-self.config.window :],
             constant_for=self.constant_for + 1 if alike else 0,
+            batches=[*self.batches, batch_of(exact, groups_N)][-REMEMBERED:],
         )
 
     def outliers(self, values_N: Floats) -> npt.NDArray[np.bool_]:
-        """(N,): far outside all that was seen, once a window was."""
-        if self.count < self.config.window or self.std == 0:
+        """(N,): far outside all that was seen; nothing is before something was."""
+        if not self.count:
             return np.zeros(len(values_N), np.bool_)
-        return np.asarray(np.abs(values_N.astype(np.float64) - self.mean) > self.config.outlier * self.std)
+        return np.asarray(np.abs(values_N.astype(np.float64) - self.mean) > self.config.outlier * self.yardstick)
+
+    def leap(self, values_N: Floats, groups_N: Groups, width: float) -> float:
+        """Standard errors by which a batch leaves the recent ones at once. `width`: of the value's bounds; inf: it has none."""
+        if not self.batches:
+            return 0.0
+        span = width if np.isfinite(width) else self.yardstick
+        now = batch_of(values_N.astype(np.float64), groups_N)
+        return standard_errors(self.batches, now, spread=self.std, span=span)
 
     def alarms(self, name: str) -> list[Alarm]:
         """How it behaves otherwise than at the start; nothing before two windows were seen."""
@@ -133,14 +159,16 @@ class ValueStatistics:
     def as_state(self) -> dict[str, Any]:
         """As JSON."""
         names = ("count", "mean", "squares", "reference", "recent", "still", "constant_for")
-        return {name: getattr(self, name) for name in names}
+        told = {name: getattr(self, name) for name in names}
+        return {**told, "batches": [list(astuple(one)) for one in self.batches]}
 
 
 def restored(config: StatisticsConfig, state: Mapping[str, Any]) -> ValueStatistics:
-    """The inverse of `as_state`. Raises ConfigError for another state."""
+    """The inverse of `as_state`; a state of before batches were remembered has none. Raises ConfigError for another state."""
     try:
-        return ValueStatistics(config=config, **state)
-    except TypeError as other:
+        batches = [Batch(*one) for one in state.get("batches", [])]
+        return ValueStatistics(config=config, **{**state, "batches": batches})
+    except (TypeError, AttributeError) as other:
         raise ConfigError(
             f"this is no state of a value's statistics ({other}): use one that this version saved"
         ) from other

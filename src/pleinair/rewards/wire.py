@@ -3,6 +3,8 @@
     {"reward", "prompts", "seeds", "groups", "checkpoint", "passes", "shape", "pictures": base64 of zlib of uint8}
     {"values": {name: [number, ...]}, "gates": {name: [true, ...]}, "applies": {name: [true, ...]}}
 
+    {"reward", "prompts"} --which of them has it no value for?--> {"unanswerable": [prompt, ...]}
+
 Nothing is lost on the way: float32 numbers in JSON's decimals are the same numbers again.
 """
 
@@ -69,6 +71,15 @@ def from_body(body: bytes) -> Question:
         return Question(str(document["reward"]), prompts, pictures, context)
     except (ValueError, KeyError, TypeError, zlib.error) as wrong:
         raise ValueError(f"this is no question to a reward ({type(wrong).__name__}: {wrong})") from wrong
+
+
+def prompts_of(body: bytes) -> tuple[str, list[str]]:
+    """A reward's name, and prompts that it is asked about without pictures. Raises ValueError for something else."""
+    try:
+        document: Mapping[str, Any] = json.loads(body)
+        return str(document["reward"]), [str(prompt) for prompt in document["prompts"]]
+    except (ValueError, KeyError, TypeError) as wrong:
+        raise ValueError(f"this is no question about prompts ({type(wrong).__name__}: {wrong})") from wrong
 
 
 def _unpacked(text: str, num_bytes: int) -> bytes:

@@ -71,6 +71,7 @@ class WritingReward:
     """Value `writing` in 0..1; it does not apply to prompts that quote nothing."""
 
     pointwise = True
+    bounds = (0.0, 1.0)
 
     def __init__(self, read: ReadText | None = None, *, name: str = "writing") -> None:
         """`read` is PP-OCR where none is given, from the extra `ocr`."""
