@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import newest_checkpoint, read_manifest
+from pleinair.cli.exploration import open_model
 from pleinair.cli.main import main
+from pleinair.evaluation.exploration.subjects import Drawn
 from pleinair.evaluation.people.shown import read_gallery
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
@@ -92,10 +95,18 @@ def test_prompts_of_a_text_file_have_nothing_to_be_judged_by(
     assert "has no prompt: write one a line" in capsys.readouterr().err
 
 
+def as_drawn_by(result: Path, run: Path) -> None:
+    """A result that says a run's newest checkpoint drew it."""
+    metrics = json.loads((result / "metrics.json").read_text())
+    told = {"identity": Drawn("demo", *open_model(str(run))).identity}
+    (result / "metrics.json").write_text(json.dumps({**metrics, **told}))
+
+
 def test_pairs_are_made_of_what_people_chose_on_the_page(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, _ = write_three(tmp_path)
+    as_drawn_by(first, runs / "demo")
     left, right = (read_gallery(folder).side([0, 1]) for folder in (first, second))
     log = PreferenceLog(tmp_path / "preferences.jsonl")
     chosen = event(left=left, right=right, answer="right")
@@ -113,6 +124,26 @@ def test_pairs_are_made_of_what_people_chose_on_the_page(
     log.append([event(left=left, right=right, trial=chosen.trial, answer="withdrawn")])
     assert main([*words[:-1], str(tmp_path / "none"), *told]) == 1
     assert "holds no choice by a person between single pictures" in capsys.readouterr().err
+
+
+def test_results_that_the_named_checkpoint_did_not_draw_are_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = write_three(tmp_path)
+    as_drawn_by(first, runs / "demo")
+    left, right = (read_gallery(folder).side([0]) for folder in (first, second))
+    log = PreferenceLog(tmp_path / "preferences.jsonl")
+    log.append([event(left=left, right=right)])
+    words = ["pairs", str(runs / "demo"), "--runs", str(runs), "--events", str(log.path), "-o", str(tmp_path / "pairs")]
+    exchanged = ["--results", str(first), f"{second}={runs / 'demo'}"]
+    assert main([*words, *exchanged]) == 1
+    said = capsys.readouterr().err
+    own = read_gallery(first).identity
+    assert (
+        f"the pictures in {second} are of narrow-model, narrow-model, and {runs / 'demo'} draws as {own[:12]}" in said
+    )
+    assert "name the checkpoint that drew them" in said
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,9 +256,9 @@ def test_pictures_of_equal_prompt_are_paired_and_the_chosen_sides_win() -> None:
 
 def test_pictures_of_events_are_drawn_again_with_the_weights_that_drew_them(tmp_path: Path) -> None:
     policy, other = source(0), source(1)
-    find = drawn_again({"id A": (policy, SAMPLING), "id B": (other, SAMPLING)})
+    finder = drawn_again({"id A": (policy, SAMPLING), "id B": (other, SAMPLING)})
     choices = chosen_pictures([event(A, B), event(A, B, answer="right")])
-    make_event_pairs(tmp_path / "pairs", choices, find, policy.sampler)
+    make_event_pairs(tmp_path / "pairs", choices, finder, policy.sampler)
     pairs = Pairs(tmp_path / "pairs")
     told = [(pair.winner.checkpoint, pair.loser.checkpoint, pair.origin) for pair in pairs]
     assert told == [("weights 0", "weights 1", "human")] * 2 + [("weights 1", "weights 0", "human")] * 2
@@ -266,7 +266,7 @@ def test_pictures_of_events_are_drawn_again_with_the_weights_that_drew_them(tmp_
     expected = other.sampler.sample(["a fox", "a fox"], [0, 10], SAMPLING)
     assert np.abs(pictures(pairs, "loser", policy)[:2] - expected).max() <= 2
     with pytest.raises(ConfigError, match=r"pictures of C .* were judged and nothing says what draws them"):
-        find(side("C", FOX), ShownPicture(unit=FOX, seed=0))
+        finder.find(side("C", FOX), ShownPicture(unit=FOX, seed=0))
 
 
 def test_pictures_that_are_handed_in_go_through_the_autoencoder(tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def test_pictures_that_are_handed_in_go_through_the_autoencoder(tmp_path: Path) 
         for one, shade in ((A, 20), (B, 230))
         for picture in one.pictures
     }
-    find = handed_in(shown, {"id A": "weights 0"}, policy.sampler)
-    make_event_pairs(tmp_path / "pairs", chosen_pictures([event(A, B)]), find, policy.sampler)
+    finder = handed_in(shown, {"id A": "weights 0"}, policy.sampler)
+    make_event_pairs(tmp_path / "pairs", chosen_pictures([event(A, B)]), finder, policy.sampler)
     pairs = Pairs(tmp_path / "pairs")
     assert [(pair.winner.checkpoint, pair.loser.checkpoint) for pair in pairs] == [("weights 0", "")] * 2
     with torch.inference_mode():
@@ -285,6 +285,22 @@ def test_pictures_that_are_handed_in_go_through_the_autoencoder(tmp_path: Path) 
     assert torch.allclose(latents_of(pairs, "winner")[0].float(), encoded[0], atol=1e-2)
     assert pairs.share_on_policy("weights 0") == 1.0
     with pytest.raises(ConfigError, match="seed 3, of A is not there: hand it in"):
-        find(A, ShownPicture(unit=FOX, seed=3))
+        finder.find(A, ShownPicture(unit=FOX, seed=3))
     with pytest.raises(PackError, match="there are no pairs to write"):
-        make_event_pairs(tmp_path / "none", [], find, policy.sampler)
+        make_event_pairs(tmp_path / "none", [], finder, policy.sampler)
+
+
+def test_pairs_of_a_corrected_mapping_of_checkpoints_are_others(tmp_path: Path) -> None:
+    policy, choices = source(), chosen_pictures([event(A, B)])
+    shown = {
+        (one.identity, picture.unit, picture.seed): np.zeros((16, 16, 3), np.uint8)
+        for one in (A, B)
+        for picture in one.pictures
+    }
+    wrong, right = (handed_in(shown, {"id A": weights}, policy.sampler) for weights in ("weights 1", "weights 0"))
+    first = make_event_pairs(tmp_path / "pairs", choices, wrong, policy.sampler)
+    assert make_event_pairs(tmp_path / "pairs", choices, wrong, policy.sampler) == first
+    with pytest.raises(PackError, match="holds other pairs"):
+        make_event_pairs(tmp_path / "pairs", choices, right, policy.sampler)
+    make_event_pairs(tmp_path / "corrected", choices, right, policy.sampler)
+    assert Pairs(tmp_path / "corrected").share_on_policy("weights 0") == 1.0

@@ -184,16 +184,16 @@ def of_events(options: argparse.Namespace) -> None:
             "or take the judges' with --synthetic"
         )
     line = ProgressLine("pairs")
-    find = handed_in(pictures, checkpoints, source.sampler)
-    make_event_pairs(options.output, choices, find, source.sampler, on_progress=line.update)
+    finder = handed_in(pictures, checkpoints, source.sampler)
+    make_event_pairs(options.output, choices, finder, source.sampler, on_progress=line.update)
     line.close()
 
 
 def read_results(options: argparse.Namespace) -> tuple[dict[tuple[str, str, int], Any], dict[str, str]]:
-    """Pictures by side, unit and seed; and which weights drew a side, where it is told."""
-    from pleinair.checkpoint.manifests import identity
-    from pleinair.checkpoint.store import read_manifest
-    from pleinair.cli.parents import find_checkpoint
+    """Pictures by side, unit and seed; and which weights drew a side, where it is told.
+
+    Raises ConfigError where the pictures are not what the named checkpoint draws.
+    """
     from pleinair.evaluation.people.shown import read_gallery
 
     pictures: dict[tuple[str, str, int], Any] = {}
@@ -202,10 +202,30 @@ def read_results(options: argparse.Namespace) -> tuple[dict[tuple[str, str, int]
         folder, separator, place = told.partition("=")
         gallery = read_gallery(Path(folder))
         if separator:
-            checkpoints[gallery.identity] = identity(read_manifest(find_checkpoint(place, options.runs)))
+            weights, draws = what_draws(place, options.runs)
+            if draws != gallery.identity:
+                raise ConfigError(
+                    f"the pictures in {folder} are of {gallery.subject}, {gallery.identity[:12]}, and {place} draws as "
+                    f"{draws[:12]}: name the checkpoint that drew them (a run stands for its newest), or leave ={place} out"
+                )
+            checkpoints[gallery.identity] = weights
         for one, picture in zip(gallery.asked, gallery.pictures, strict=True):
             pictures[gallery.identity, one.request.unit, one.seed] = picture
     return pictures, checkpoints
+
+
+def what_draws(place: str, runs: Path) -> tuple[str, str]:
+    """Identity of the weights at a place, and what results of `evaluate --suite exploration` bear that they drew."""
+    from pleinair.checkpoint.manifests import identity
+    from pleinair.checkpoint.store import read_manifest
+    from pleinair.cli.exploration import open_model
+    from pleinair.cli.parents import find_checkpoint
+    from pleinair.cli.places import shipped
+    from pleinair.evaluation.exploration.subjects import Drawn
+
+    weights = identity(read_manifest(find_checkpoint(place, runs)))
+    sampler, config = open_model(place if Path(place).exists() else str(shipped(place)))
+    return weights, Drawn(place, sampler, config).identity
 
 
 def show(options: argparse.Namespace) -> None:
