@@ -78,6 +78,8 @@ def test_pairs_that_a_judge_is_not_sure_of_are_refused_with_a_sentence(
     """The model has seen eight steps: its pictures show nothing yet."""
     assert main(drawn(runs, tmp_path / "pairs")) == 1
     assert "are better than their losers by the judge, and 95% must be" in capsys.readouterr().err
+    assert main(drawn(runs, tmp_path / "pairs", "--drop")) == 1
+    assert "in no way are winners better than their losers by the judge" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pleinair.evaluation.people.strength import wilson
 from pleinair.model.autoencoder import Autoencoder, AutoencoderConfig
 from pleinair.model.pixels import to_bytes
 from pleinair.model.text_encoder import FeatureProjection
@@ -23,6 +24,7 @@ from pleinair.packing.delta_pairs import DeltaConfig, make_delta_pairs, shortene
 from pleinair.packing.pair_drawing import Source
 from pleinair.packs.pairs import Pairs
 from pleinair.records.errors import ConfigError, PackError, RewardError
+from pleinair.records.pairs import PairsManifest, WayCheck
 from pleinair.records.preferences import PreferenceEvent, ShownPicture, ShownSide
 from pleinair.sampling import Sampler, SamplingConfig
 from tests.packs.small_packs import Letters
@@ -168,6 +170,85 @@ def test_a_reward_says_how_many_winners_are_better_and_too_few_are_refused(tmp_p
     )
     assert sure.gap is not None
     assert sure.gap.share == 1.0
+
+
+def sure_of_even(looks: list[int]) -> Any:
+    """Winners of even things are better, every second winner of odd ones is; winners are looked at first."""
+
+    def score(prompts: Sequence[str], seen: Any) -> Any:
+        looks.append(len(prompts))
+        numbers = np.array([int(prompt.split()[1]) for prompt in prompts])
+        better = np.where(numbers % 2 == 0, 1 + numbers % 3, np.where(numbers % 4 == 1, 2, -2))
+        return better.astype(np.float32) if len(looks) % 2 else np.zeros(len(prompts), np.float32)
+
+    return score
+
+
+def test_a_way_whose_order_nothing_shows_is_left_out_also_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_pairs, "PIECE", 8)
+    looks: list[int] = []
+    prompts, config = (
+        [f"thing {number} in red" for number in range(20)],
+        replace(CONFIG, ways=("steps", "guidance"), num_judged=16, when_unsure="drop"),
+    )
+
+    def killed(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    def make(name: str, **changes: Any) -> PairsManifest:
+        reward = ("even", sure_of_even(looks))
+        return make_delta_pairs(tmp_path / name, prompts, source(), config, reward=reward, **changes)
+
+    calm = make("calm")
+    with pytest.raises(KeyboardInterrupt):
+        make("pairs", on_progress=killed)
+    looks.clear()
+    assert make("pairs") == calm
+    assert looks == [], "what was said of the first pairs is kept"
+    gap = calm.gap
+    assert gap is not None
+    assert (gap.dropped, gap.num_judged, gap.num_right, gap.mean_gap) == (("guidance",), 8, 8, 2.0)
+    assert {way: (check.num_judged, check.num_right) for way, check in gap.by_way.items()} == {
+        "steps": (8, 8), "guidance": (8, 4),
+    }  # fmt: skip
+    half = 1.96 * np.std([1, 3, 2, 1, 3, 2, 1, 3], ddof=1) / 8**0.5
+    assert gap.by_way["steps"].interval == pytest.approx((2 - half, 2 + half))
+    assert str(gap).endswith("left out, as nothing shows their order: guidance")
+    pairs = list(Pairs(tmp_path / "pairs"))
+    assert [pair.prompt for pair in pairs] == prompts
+    assert {pair.loser.settings["num_steps"] for pair in pairs} == {1}
+
+
+def test_no_way_whose_order_is_shown_and_nothing_that_looks_make_no_pairs(tmp_path: Path) -> None:
+    config = replace(CONFIG, ways=("steps",), num_judged=9, when_unsure="drop")
+    signs = {prompt: -1 if number < 4 else 1 for number, prompt in enumerate(PROMPTS)}
+    looks: list[int] = []
+
+    def undecided(prompts: Sequence[str], seen: Any) -> Any:
+        looks.append(len(prompts))
+        return np.array([signs[prompt] * (len(looks) % 2) for prompt in prompts], np.float32)
+
+    said = r"in no way are winners better than their losers by coin with 95% confidence \(steps 5 of 9, by 0\.111 \("
+    with pytest.raises(PackError, match=said):
+        make_delta_pairs(tmp_path / "pairs", PROMPTS, source(), config, reward=("coin", undecided))
+    for unsure in ("drop", "refuse"):
+        with pytest.raises(ConfigError, match=f"when_unsure is {unsure} and nothing looks at the order of the pairs"):
+            make_delta_pairs(tmp_path / "pairs", PROMPTS, source(), replace(config, when_unsure=unsure))
+    assert list(tmp_path.iterdir()) == [], "nothing half-made stays"
+
+
+@pytest.mark.parametrize(
+    ("num_judged", "num_right", "low", "is_shown"),
+    [(4, 4, 0.1, True), (3, 3, 0.1, False), (42, 28, 0.1, True), (42, 27, 0.1, False), (42, 42, -0.1, False)],
+)
+def test_an_order_is_shown_by_more_right_pairs_than_a_coin_gives_and_a_gap_above_zero(
+    num_judged: int, num_right: int, low: float, is_shown: bool
+) -> None:
+    check = WayCheck(num_judged=num_judged, num_right=num_right, mean_gap=0.5, interval=(low, 0.9))
+    assert check.is_shown == is_shown
+    assert (wilson(num_right / num_judged, num_judged)[0] > 0.5) >= is_shown, "Wilson's interval is inverted"
 
 
 @pytest.mark.parametrize("values", [np.array([0.0, np.nan] * 3), np.zeros(5), np.zeros((6, 1))])

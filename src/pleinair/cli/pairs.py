@@ -51,7 +51,9 @@ def register(verbs: Any) -> None:
     drawn.add_argument("--fewer-steps", type=int, default=4, help="of losers by steps (default: %(default)s)")
     drawn.add_argument("--resolution", type=int, default=64, help="side in pixels (default: %(default)s)")
     drawn.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
-    drawn.add_argument("--say", action="store_true", help="make pairs also where a judge is not sure of their order")
+    unsure = drawn.add_mutually_exclusive_group()
+    unsure.add_argument("--drop", action="store_true", help="leave out ways whose order a judge is not sure of")
+    unsure.add_argument("--say", action="store_true", help="make pairs also where a judge is not sure of their order")
     chosen = parser.add_argument_group("with --events")
     chosen.add_argument(
         "--results",
@@ -91,7 +93,7 @@ def of_prompts(options: argparse.Namespace) -> None:
         options.output,
         asked,
         open_source(options.policy, options.runs),
-        delta_config(options),
+        delta_config(options, is_judged=reward is not None),
         earlier=open_source(options.earlier, options.runs) if options.earlier else None,
         reward=reward,
         on_progress=line.update,
@@ -99,8 +101,8 @@ def of_prompts(options: argparse.Namespace) -> None:
     line.close()
 
 
-def delta_config(options: argparse.Namespace) -> DeltaConfig:
-    """The options as settings. Raises ConfigError for one out of range."""
+def delta_config(options: argparse.Namespace, is_judged: bool = True) -> DeltaConfig:
+    """The options as settings; pairs that nothing judges are refused by nothing. Raises ConfigError for one out of range."""
     from pleinair.packing.delta_pairs import DeltaConfig
     from pleinair.sampling import SamplingConfig
 
@@ -110,7 +112,7 @@ def delta_config(options: argparse.Namespace) -> DeltaConfig:
             sampling=sampling,
             ways=tuple(options.ways),
             fewer_steps=options.fewer_steps,
-            when_unsure="say" if options.say else "refuse",
+            when_unsure="say" if options.say or not is_judged else "drop" if options.drop else "refuse",
             seed=options.seed,
         )
     except ValueError as refused:

@@ -147,7 +147,7 @@ def make_event_pairs(
         for choice in choices
     ]
     space = [sampler.codec.describe().identity, sampler.text_encoder.digest]
-    writer = PairsWriter(directory, empty_manifest(sampler, [told, space]))
+    writer = PairsWriter(directory, empty_manifest(sampler, "chosen", [told, space]))
     if writer.finished:
         return read_pairs_manifest(directory)
     for first in range(writer.num_pairs, len(choices), PIECE):
