@@ -64,9 +64,9 @@ class GatesConfig:
 
     every: int = 10
     """Steps between measurements; the last step is always measured. 0 for none."""
-    num_rows: int = 32
+    num_rows: int = 16
     """Held-out rows whose flow loss and drift are measured by timestep."""
-    num_pictures: int = 16
+    num_pictures: int = 12
     """Pictures whose high frequencies and gold reward are measured, of one prompt each."""
     num_steps: int = 8
     """Euler steps of each."""
