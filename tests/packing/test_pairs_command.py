@@ -50,7 +50,7 @@ def test_pairs_of_a_runs_own_prompts_are_drawn_and_trained_on(
     assert main(drawn(runs, tmp_path / "pairs", "--say")) == 0
     said = capsys.readouterr().out
     assert "6 pairs in" in said
-    assert ": 6 synthetic" in said
+    assert ": 6 ordered by how they were drawn" in said
     assert "100% hold a picture of" in said
     assert "of 6 winners are better by the judge" in said
     checkpoint = newest_checkpoint(runs / "demo" / "checkpoints")
@@ -116,7 +116,7 @@ def test_pairs_are_made_of_what_people_chose_on_the_page(
     words = ["pairs", str(runs / "demo"), "--runs", str(runs), "--events", str(log.path), "-o", str(tmp_path / "pairs")]
     told = ["--results", f"{first}={runs / 'demo'}", str(second)]
     assert main([*words, *told]) == 0
-    assert ": 2 human" in capsys.readouterr().out
+    assert ": 2 ordered by people" in capsys.readouterr().out
     pairs = list(Pairs(tmp_path / "pairs"))
     checkpoint = newest_checkpoint(runs / "demo" / "checkpoints")
     assert checkpoint is not None

@@ -18,7 +18,7 @@ from pleinair.evaluation.people.strength import wilson
 from pleinair.model.autoencoder import Autoencoder, AutoencoderConfig
 from pleinair.model.pixels import to_bytes
 from pleinair.model.text_encoder import FeatureProjection
-from pleinair.packing import delta_pairs
+from pleinair.packing import chosen_pairs, delta_pairs
 from pleinair.packing.chosen_pairs import chosen_pictures, drawn_again, handed_in, make_event_pairs
 from pleinair.packing.delta_pairs import DeltaConfig, make_delta_pairs, shortened
 from pleinair.packing.pair_drawing import Source
@@ -385,3 +385,27 @@ def test_pairs_of_a_corrected_mapping_of_checkpoints_are_others(tmp_path: Path) 
         make_event_pairs(tmp_path / "pairs", choices, right, policy.sampler)
     make_event_pairs(tmp_path / "corrected", choices, right, policy.sampler)
     assert Pairs(tmp_path / "corrected").share_on_policy("weights 0") == 1.0
+
+
+def test_a_killed_maker_of_chosen_pairs_goes_on_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen_pairs, "PIECE", 2)
+    policy, found = source(), list[str]()
+    shown = {(one.identity, FOX, seed): np.full((16, 16, 3), seed, np.uint8) for one in (A, B) for seed in (0, 10)}
+    choices = chosen_pictures([event(A, B, trial=trial) for trial in "tuv"])
+    plain = handed_in(shown, {"id A": "weights 0"}, policy.sampler)
+
+    def noted(side: ShownSide, picture: ShownPicture) -> Any:
+        found.append(side.subject)
+        return plain.find(side, picture)
+
+    def killed(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    calm = make_event_pairs(tmp_path / "calm", choices, plain, policy.sampler)
+    with pytest.raises(KeyboardInterrupt):
+        make_event_pairs(tmp_path / "pairs", choices, plain, policy.sampler, on_progress=killed)
+    assert make_event_pairs(tmp_path / "pairs", choices, replace(plain, find=noted), policy.sampler) == calm
+    assert found == ["A", "B"] * 2, "those of the last piece alone"

@@ -8,7 +8,6 @@ pleinair pairs --show pairs                                                     
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,16 +230,16 @@ def what_draws(place: str, runs: Path) -> tuple[str, str]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """How many, of which origin and shape, and how many the policy drew a side of."""
+    """How many, ordered by what, of which shape, and how many the policy drew a side of."""
     from pleinair.checkpoint.manifests import identity
     from pleinair.checkpoint.store import read_manifest
     from pleinair.cli.parents import find_checkpoint
-    from pleinair.packs.pairs import Pairs
+    from pleinair.packs.pairs import ORDERED, Pairs
 
     held = Pairs(options.show)
-    origins = Counter(pair.origin for pair in held)
+    told = ", ".join(f"{number} {ORDERED[answer]}" for answer, number in held.answers().items())
     weak = sum(pair.weak_winner for pair in held)
-    print(f"{len(held)} pairs in {options.show}: {', '.join(f'{n} {origin}' for origin, n in origins.items())}")
+    print(f"{len(held)} pairs in {options.show}: {told}")
     print(f"  latents {', '.join('x'.join(map(str, shape)) for shape in held.shapes)}; {weak} with a weak winner")
     if options.policy is not None:
         policy = identity(read_manifest(find_checkpoint(options.policy, options.runs)))

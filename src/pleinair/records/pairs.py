@@ -49,7 +49,8 @@ class PreferencePair:
     winner: PairSide
     loser: PairSide
     origin: Origin
-    """`human` where a person chose; `synthetic` where the order follows from how the two were made."""
+    """`human` where a person chose; `synthetic` where a judge did in their place, or the order follows from how the two were
+    made."""
     event: str
     """UUID of the preference event, or of the making."""
     weak_winner: bool = False
