@@ -146,6 +146,9 @@ def test_results_that_the_named_checkpoint_did_not_draw_are_refused(
     )
     assert "name the checkpoint that drew them" in said
     assert not (tmp_path / "pairs").exists()
+    log.append([event(left=left, right=right, trial="judged", origin="synthetic", person="a judge")])
+    assert main([*words, "--results", f"{first}={runs / 'demo'}", str(second), "--synthetic"]) == 0
+    assert ": 1 ordered by people, 1 ordered by judges in people's place" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
