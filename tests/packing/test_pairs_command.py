@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.store import newest_checkpoint, read_manifest
+from pleinair.cli.exploration import open_model
 from pleinair.cli.main import main
+from pleinair.evaluation.exploration.subjects import Drawn
 from pleinair.evaluation.people.shown import read_gallery
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
@@ -47,7 +50,7 @@ def test_pairs_of_a_runs_own_prompts_are_drawn_and_trained_on(
     assert main(drawn(runs, tmp_path / "pairs", "--say")) == 0
     said = capsys.readouterr().out
     assert "6 pairs in" in said
-    assert ": 6 synthetic" in said
+    assert ": 6 ordered by how they were drawn" in said
     assert "100% hold a picture of" in said
     assert "of 6 winners are better by the judge" in said
     checkpoint = newest_checkpoint(runs / "demo" / "checkpoints")
@@ -75,6 +78,8 @@ def test_pairs_that_a_judge_is_not_sure_of_are_refused_with_a_sentence(
     """The model has seen eight steps: its pictures show nothing yet."""
     assert main(drawn(runs, tmp_path / "pairs")) == 1
     assert "are better than their losers by the judge, and 95% must be" in capsys.readouterr().err
+    assert main(drawn(runs, tmp_path / "pairs", "--drop")) == 1
+    assert "in no way are winners better than their losers by the judge" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,10 +97,18 @@ def test_prompts_of_a_text_file_have_nothing_to_be_judged_by(
     assert "has no prompt: write one a line" in capsys.readouterr().err
 
 
+def as_drawn_by(result: Path, run: Path) -> None:
+    """A result that says a run's newest checkpoint drew it."""
+    metrics = json.loads((result / "metrics.json").read_text())
+    told = {"identity": Drawn("demo", *open_model(str(run))).identity}
+    (result / "metrics.json").write_text(json.dumps({**metrics, **told}))
+
+
 def test_pairs_are_made_of_what_people_chose_on_the_page(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, _ = write_three(tmp_path)
+    as_drawn_by(first, runs / "demo")
     left, right = (read_gallery(folder).side([0, 1]) for folder in (first, second))
     log = PreferenceLog(tmp_path / "preferences.jsonl")
     chosen = event(left=left, right=right, answer="right")
@@ -103,7 +116,7 @@ def test_pairs_are_made_of_what_people_chose_on_the_page(
     words = ["pairs", str(runs / "demo"), "--runs", str(runs), "--events", str(log.path), "-o", str(tmp_path / "pairs")]
     told = ["--results", f"{first}={runs / 'demo'}", str(second)]
     assert main([*words, *told]) == 0
-    assert ": 2 human" in capsys.readouterr().out
+    assert ": 2 ordered by people" in capsys.readouterr().out
     pairs = list(Pairs(tmp_path / "pairs"))
     checkpoint = newest_checkpoint(runs / "demo" / "checkpoints")
     assert checkpoint is not None
@@ -113,6 +126,29 @@ def test_pairs_are_made_of_what_people_chose_on_the_page(
     log.append([event(left=left, right=right, trial=chosen.trial, answer="withdrawn")])
     assert main([*words[:-1], str(tmp_path / "none"), *told]) == 1
     assert "holds no choice by a person between single pictures" in capsys.readouterr().err
+
+
+def test_results_that_the_named_checkpoint_did_not_draw_are_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = write_three(tmp_path)
+    as_drawn_by(first, runs / "demo")
+    left, right = (read_gallery(folder).side([0]) for folder in (first, second))
+    log = PreferenceLog(tmp_path / "preferences.jsonl")
+    log.append([event(left=left, right=right)])
+    words = ["pairs", str(runs / "demo"), "--runs", str(runs), "--events", str(log.path), "-o", str(tmp_path / "pairs")]
+    exchanged = ["--results", str(first), f"{second}={runs / 'demo'}"]
+    assert main([*words, *exchanged]) == 1
+    said = capsys.readouterr().err
+    own = read_gallery(first).identity
+    assert (
+        f"the pictures in {second} are of narrow-model, narrow-model, and {runs / 'demo'} draws as {own[:12]}" in said
+    )
+    assert "name the checkpoint that drew them" in said
+    assert not (tmp_path / "pairs").exists()
+    log.append([event(left=left, right=right, trial="judged", origin="synthetic", person="a judge")])
+    assert main([*words, "--results", f"{first}={runs / 'demo'}", str(second), "--synthetic"]) == 0
+    assert ": 1 ordered by people, 1 ordered by judges in people's place" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,15 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pleinair.evaluation.people.strength import wilson
 from pleinair.model.autoencoder import Autoencoder, AutoencoderConfig
 from pleinair.model.pixels import to_bytes
 from pleinair.model.text_encoder import FeatureProjection
-from pleinair.packing import delta_pairs
+from pleinair.packing import chosen_pairs, delta_pairs
 from pleinair.packing.chosen_pairs import chosen_pictures, drawn_again, handed_in, make_event_pairs
 from pleinair.packing.delta_pairs import DeltaConfig, make_delta_pairs, shortened
 from pleinair.packing.pair_drawing import Source
 from pleinair.packs.pairs import Pairs
 from pleinair.records.errors import ConfigError, PackError, RewardError
+from pleinair.records.pairs import PairsManifest, WayCheck
 from pleinair.records.preferences import PreferenceEvent, ShownPicture, ShownSide
 from pleinair.sampling import Sampler, SamplingConfig
 from tests.packs.small_packs import Letters
@@ -170,6 +172,85 @@ def test_a_reward_says_how_many_winners_are_better_and_too_few_are_refused(tmp_p
     assert sure.gap.share == 1.0
 
 
+def sure_of_even(looks: list[int]) -> Any:
+    """Winners of even things are better, every second winner of odd ones is; winners are looked at first."""
+
+    def score(prompts: Sequence[str], seen: Any) -> Any:
+        looks.append(len(prompts))
+        numbers = np.array([int(prompt.split()[1]) for prompt in prompts])
+        better = np.where(numbers % 2 == 0, 1 + numbers % 3, np.where(numbers % 4 == 1, 2, -2))
+        return better.astype(np.float32) if len(looks) % 2 else np.zeros(len(prompts), np.float32)
+
+    return score
+
+
+def test_a_way_whose_order_nothing_shows_is_left_out_also_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_pairs, "PIECE", 8)
+    looks: list[int] = []
+    prompts, config = (
+        [f"thing {number} in red" for number in range(20)],
+        replace(CONFIG, ways=("steps", "guidance"), num_judged=16, when_unsure="drop"),
+    )
+
+    def killed(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    def make(name: str, **changes: Any) -> PairsManifest:
+        reward = ("even", sure_of_even(looks))
+        return make_delta_pairs(tmp_path / name, prompts, source(), config, reward=reward, **changes)
+
+    calm = make("calm")
+    with pytest.raises(KeyboardInterrupt):
+        make("pairs", on_progress=killed)
+    looks.clear()
+    assert make("pairs") == calm
+    assert looks == [], "what was said of the first pairs is kept"
+    gap = calm.gap
+    assert gap is not None
+    assert (gap.dropped, gap.num_judged, gap.num_right, gap.mean_gap) == (("guidance",), 8, 8, 2.0)
+    assert {way: (check.num_judged, check.num_right) for way, check in gap.by_way.items()} == {
+        "steps": (8, 8), "guidance": (8, 4),
+    }  # fmt: skip
+    half = 1.96 * np.std([1, 3, 2, 1, 3, 2, 1, 3], ddof=1) / 8**0.5
+    assert gap.by_way["steps"].interval == pytest.approx((2 - half, 2 + half))
+    assert str(gap).endswith("left out, as nothing shows their order: guidance")
+    pairs = list(Pairs(tmp_path / "pairs"))
+    assert [pair.prompt for pair in pairs] == prompts
+    assert {pair.loser.settings["num_steps"] for pair in pairs} == {1}
+
+
+def test_no_way_whose_order_is_shown_and_nothing_that_looks_make_no_pairs(tmp_path: Path) -> None:
+    config = replace(CONFIG, ways=("steps",), num_judged=9, when_unsure="drop")
+    signs = {prompt: -1 if number < 4 else 1 for number, prompt in enumerate(PROMPTS)}
+    looks: list[int] = []
+
+    def undecided(prompts: Sequence[str], seen: Any) -> Any:
+        looks.append(len(prompts))
+        return np.array([signs[prompt] * (len(looks) % 2) for prompt in prompts], np.float32)
+
+    said = r"in no way are winners better than their losers by coin with 95% confidence \(steps 5 of 9, by 0\.111 \("
+    with pytest.raises(PackError, match=said):
+        make_delta_pairs(tmp_path / "pairs", PROMPTS, source(), config, reward=("coin", undecided))
+    for unsure in ("drop", "refuse"):
+        with pytest.raises(ConfigError, match=f"when_unsure is {unsure} and nothing looks at the order of the pairs"):
+            make_delta_pairs(tmp_path / "pairs", PROMPTS, source(), replace(config, when_unsure=unsure))
+    assert list(tmp_path.iterdir()) == [], "nothing half-made stays"
+
+
+@pytest.mark.parametrize(
+    ("num_judged", "num_right", "low", "is_shown"),
+    [(4, 4, 0.1, True), (3, 3, 0.1, False), (42, 28, 0.1, True), (42, 27, 0.1, False), (42, 42, -0.1, False)],
+)
+def test_an_order_is_shown_by_more_right_pairs_than_a_coin_gives_and_a_gap_above_zero(
+    num_judged: int, num_right: int, low: float, is_shown: bool
+) -> None:
+    check = WayCheck(num_judged=num_judged, num_right=num_right, mean_gap=0.5, interval=(low, 0.9))
+    assert check.is_shown == is_shown
+    assert (wilson(num_right / num_judged, num_judged)[0] > 0.5) >= is_shown, "Wilson's interval is inverted"
+
+
 @pytest.mark.parametrize("values", [np.array([0.0, np.nan] * 3), np.zeros(5), np.zeros((6, 1))])
 def test_a_reward_that_gives_no_number_for_each_picture_is_refused(tmp_path: Path, values: Any) -> None:
     with pytest.raises(RewardError, match="the reward broken gave .* it must give one number for each"):
@@ -256,9 +337,9 @@ def test_pictures_of_equal_prompt_are_paired_and_the_chosen_sides_win() -> None:
 
 def test_pictures_of_events_are_drawn_again_with_the_weights_that_drew_them(tmp_path: Path) -> None:
     policy, other = source(0), source(1)
-    find = drawn_again({"id A": (policy, SAMPLING), "id B": (other, SAMPLING)})
+    finder = drawn_again({"id A": (policy, SAMPLING), "id B": (other, SAMPLING)})
     choices = chosen_pictures([event(A, B), event(A, B, answer="right")])
-    make_event_pairs(tmp_path / "pairs", choices, find, policy.sampler)
+    make_event_pairs(tmp_path / "pairs", choices, finder, policy.sampler)
     pairs = Pairs(tmp_path / "pairs")
     told = [(pair.winner.checkpoint, pair.loser.checkpoint, pair.origin) for pair in pairs]
     assert told == [("weights 0", "weights 1", "human")] * 2 + [("weights 1", "weights 0", "human")] * 2
@@ -266,7 +347,7 @@ def test_pictures_of_events_are_drawn_again_with_the_weights_that_drew_them(tmp_
     expected = other.sampler.sample(["a fox", "a fox"], [0, 10], SAMPLING)
     assert np.abs(pictures(pairs, "loser", policy)[:2] - expected).max() <= 2
     with pytest.raises(ConfigError, match=r"pictures of C .* were judged and nothing says what draws them"):
-        find(side("C", FOX), ShownPicture(unit=FOX, seed=0))
+        finder.find(side("C", FOX), ShownPicture(unit=FOX, seed=0))
 
 
 def test_pictures_that_are_handed_in_go_through_the_autoencoder(tmp_path: Path) -> None:
@@ -276,8 +357,8 @@ def test_pictures_that_are_handed_in_go_through_the_autoencoder(tmp_path: Path) 
         for one, shade in ((A, 20), (B, 230))
         for picture in one.pictures
     }
-    find = handed_in(shown, {"id A": "weights 0"}, policy.sampler)
-    make_event_pairs(tmp_path / "pairs", chosen_pictures([event(A, B)]), find, policy.sampler)
+    finder = handed_in(shown, {"id A": "weights 0"}, policy.sampler)
+    make_event_pairs(tmp_path / "pairs", chosen_pictures([event(A, B)]), finder, policy.sampler)
     pairs = Pairs(tmp_path / "pairs")
     assert [(pair.winner.checkpoint, pair.loser.checkpoint) for pair in pairs] == [("weights 0", "")] * 2
     with torch.inference_mode():
@@ -285,6 +366,46 @@ def test_pictures_that_are_handed_in_go_through_the_autoencoder(tmp_path: Path) 
     assert torch.allclose(latents_of(pairs, "winner")[0].float(), encoded[0], atol=1e-2)
     assert pairs.share_on_policy("weights 0") == 1.0
     with pytest.raises(ConfigError, match="seed 3, of A is not there: hand it in"):
-        find(A, ShownPicture(unit=FOX, seed=3))
+        finder.find(A, ShownPicture(unit=FOX, seed=3))
     with pytest.raises(PackError, match="there are no pairs to write"):
-        make_event_pairs(tmp_path / "none", [], find, policy.sampler)
+        make_event_pairs(tmp_path / "none", [], finder, policy.sampler)
+
+
+def test_pairs_of_a_corrected_mapping_of_checkpoints_are_others(tmp_path: Path) -> None:
+    policy, choices = source(), chosen_pictures([event(A, B)])
+    shown = {
+        (one.identity, picture.unit, picture.seed): np.zeros((16, 16, 3), np.uint8)
+        for one in (A, B)
+        for picture in one.pictures
+    }
+    wrong, right = (handed_in(shown, {"id A": weights}, policy.sampler) for weights in ("weights 1", "weights 0"))
+    first = make_event_pairs(tmp_path / "pairs", choices, wrong, policy.sampler)
+    assert make_event_pairs(tmp_path / "pairs", choices, wrong, policy.sampler) == first
+    with pytest.raises(PackError, match="holds other pairs"):
+        make_event_pairs(tmp_path / "pairs", choices, right, policy.sampler)
+    make_event_pairs(tmp_path / "corrected", choices, right, policy.sampler)
+    assert Pairs(tmp_path / "corrected").share_on_policy("weights 0") == 1.0
+
+
+def test_a_killed_maker_of_chosen_pairs_goes_on_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen_pairs, "PIECE", 2)
+    policy, found = source(), list[str]()
+    shown = {(one.identity, FOX, seed): np.full((16, 16, 3), seed, np.uint8) for one in (A, B) for seed in (0, 10)}
+    choices = chosen_pictures([event(A, B, trial=trial) for trial in "tuv"])
+    plain = handed_in(shown, {"id A": "weights 0"}, policy.sampler)
+
+    def noted(side: ShownSide, picture: ShownPicture) -> Any:
+        found.append(side.subject)
+        return plain.find(side, picture)
+
+    def killed(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    calm = make_event_pairs(tmp_path / "calm", choices, plain, policy.sampler)
+    with pytest.raises(KeyboardInterrupt):
+        make_event_pairs(tmp_path / "pairs", choices, plain, policy.sampler, on_progress=killed)
+    assert make_event_pairs(tmp_path / "pairs", choices, replace(plain, find=noted), policy.sampler) == calm
+    assert found == ["A", "B"] * 2, "those of the last piece alone"

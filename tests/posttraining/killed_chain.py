@@ -3,8 +3,9 @@
     midtrain:1      step 1 of midtraining is done, and a checkpoint of step 1 may hold it
     outline:0       one specialist is done, the other has begun
     pairs:1         pairs are written in part: the second piece is about to get its name
-    stpo:1  rl:2  tdm:0      in those links' steps
+    stpo:1  calibrate:1  rl:2  tdm:0      in those links' steps
 
+Between `stpo` and `calibrate` a life ends by itself, in which choices are made among pictures of what `stpo` gave.
 SIGKILL is real each time. Prints how many steps all lives together made.
 """
 
@@ -23,18 +24,20 @@ from pleinair.packs.pair_writer import PairsWriter
 from pleinair.posttraining.chain import run_chain
 from pleinair.training.engine import Hook
 from tests.posttraining.small_chains import materials, small_chain, write_base, write_packs
+from tests.posttraining.small_events import choose_in_place_of_people
 from tests.training.killed_rollouts import die, forked
 
-LIVES = ("midtrain:1", "sft outline:0", "pairs:1", "stpo:1", "rl:2", "tdm:0", "")
+CHOOSE = "choose"
+LIVES = ("midtrain:1", "sft outline:0", "pairs:1", "stpo:1", CHOOSE, "calibrate:1", "rl:2", "tdm:0", "")
 
 
 def main() -> None:
     directory = Path(sys.argv[1])
     assert forked(lambda: [write_base(directory / "base"), write_packs(directory)]) == 0
-    for name, lives in (("calm", ("",)), ("killed", LIVES)):
+    for name, lives in (("calm", (CHOOSE, "")), ("killed", LIVES)):
         for moment in lives:
             code = forked(lambda name=name, moment=moment: live(directory, name, moment))  # type: ignore[misc]
-            assert code == (-signal.SIGKILL if moment else 0), f"{name} {moment}: ended with {code}"
+            assert code == (0 if moment in (CHOOSE, "") else -signal.SIGKILL), f"{name} {moment}: ended with {code}"
     print(json.dumps({name: len((directory / f"{name}.steps").read_text().split()) for name in ("calm", "killed")}))
 
 
@@ -43,13 +46,18 @@ def live(directory: Path, name: str, moment: str) -> None:
     what, _, number = moment.partition(":")
     if what == "pairs":
         kill_at_piece(int(number))
-    note = directory / f"{name}.steps"
+    note, events = directory / f"{name}.steps", directory / f"{name}.chosen"
+    base = next((directory / "base").glob("step-*"))
 
     def hooks(link: str) -> Sequence[Hook]:
         return [Killer(note, link, int(number) if link == what else None)]
 
     made = materials(directory, hooks=hooks)
-    run_chain(small_chain(), next((directory / "base").glob("step-*")), directory / name, made)
+    if moment == CHOOSE:
+        stpo = run_chain(small_chain(), base, directory / name, made, "stpo")
+        choose_in_place_of_people(events, stpo, base, made)
+    else:
+        run_chain(small_chain(events=str(events) if events.exists() else ""), base, directory / name, made)
 
 
 def kill_at_piece(number: int) -> None:

@@ -24,6 +24,7 @@ from pleinair.posttraining.links import (
     Chain,
     DistilLink,
     FlowLink,
+    GatesConfig,
     PreferenceLink,
     RewardLink,
     SideBySideConfig,
@@ -47,6 +48,7 @@ from tests.training.small_rollouts import tiny_sampler
 
 SIDE = 8
 RULE = OptimiserConfig(learning_rate=1e-3, warmup_steps=1, decay_share=0.0)
+GATES = GatesConfig(every=2, num_rows=3, num_pictures=2, num_steps=2)
 
 
 def small_chain(**changes: Any) -> Chain:
@@ -71,8 +73,9 @@ def small_chain(**changes: Any) -> Chain:
                 fewer_steps=1,
                 when_unsure="say",
             ),
-            samples_every=3,
+            gates=GATES,
         ),
+        calibrate=PreferenceLink(num_steps=3, batch_size=4, optimiser=RULE, gates=GATES),
         rl=RewardLink(
             num_iterations=2,
             batch_size=4,

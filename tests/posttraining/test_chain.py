@@ -59,7 +59,9 @@ def test_a_chain_that_is_done_does_nothing_again_and_tells_what_each_link_gained
     measured = {path: path.stat().st_mtime_ns for path in sorted(root.glob("*/measured.json"))}
     assert [path.parent.name for path in measured] == ["0-base", "1-midtrain", "3-stpo"]
     (judged,) = [sentence for sentence in said if "winners" in sentence]
-    assert re.fullmatch(r"stpo: \d of 8 winners are better by the judge, by -?\d\.\d+ on average", judged)
+    assert re.match(
+        r"stpo: \d of 8 winners are better by the judge, by -?\d\.\d+ on average; steps \d of 3, by ", judged
+    )
     said.clear()
     assert run_compared(chain, base, root, made, until="stpo") == (last, page)
     assert said == ["midtrain: done before", "stpo: done before"]

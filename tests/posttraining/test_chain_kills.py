@@ -13,8 +13,8 @@ from pleinair.checkpoint.store import read_tensors
 from pleinair.posttraining.chain import read_done
 
 ROOT = Path(__file__).parents[2]
-NUM_STEPS = 3 + 2 * 2 + 3 + 4 + 2
-NUM_KILLED = 5
+NUM_STEPS = 3 + 2 * 2 + 3 + 3 + 4 + 2
+NUM_KILLED = 6
 """Steps that were made when the chain was killed, and are made again."""
 
 
@@ -29,7 +29,7 @@ def test_a_chain_killed_in_every_link_ends_with_the_weights_of_an_undisturbed_on
     assert json.loads(done.stdout.splitlines()[-1]) == {"calm": NUM_STEPS, "killed": NUM_STEPS + NUM_KILLED}, (
         "only the steps that were under way are made again"
     )
-    for folder in ("1-midtrain", "2-sft", "3-stpo", "4-rl", "5-tdm"):
+    for folder in ("1-midtrain", "2-sft", "3-stpo", "3b-calibrate", "4-rl", "5-tdm"):
         calm, killed = (read_done(tmp_path / name / folder) for name in ("calm", "killed"))
         assert calm is not None
         assert killed is not None

@@ -20,9 +20,21 @@ def test_a_plan_names_links_steps_and_minutes_and_makes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_plan_with_choices_of_people_has_the_link_that_trains_on_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["posttrain", "drawings-posttrain", "--plan", "--until", "rl", "--events", "chosen"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["1-midtrain", "2-sft", "3-stpo", "3b-calibrate", "4-rl"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (
+            ["--until", "calibrate"],
+            "has no link 'calibrate': give one of midtrain, sft, stpo, rl, tdm; calibrate comes with",
+        ),
+        (["--set", "stpo.pairs=None"], "stpo.pairs is None: say how they are drawn"),
+        (["--set", "stpo.gates.num_rows=0"], "gates.num_rows is 0: give at least 1"),
         (["--until", "ppo"], "has no link 'ppo'"),
         ([], "make it with `pleinair rewards fit drawings-64 --to"),
         (["--set", "rl.weights={'beauty': 1.0}"], "rl.weights names 'beauty'"),

@@ -8,7 +8,6 @@ pleinair pairs --show pairs                                                     
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,9 @@ def register(verbs: Any) -> None:
     drawn.add_argument("--fewer-steps", type=int, default=4, help="of losers by steps (default: %(default)s)")
     drawn.add_argument("--resolution", type=int, default=64, help="side in pixels (default: %(default)s)")
     drawn.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
-    drawn.add_argument("--say", action="store_true", help="make pairs also where a judge is not sure of their order")
+    unsure = drawn.add_mutually_exclusive_group()
+    unsure.add_argument("--drop", action="store_true", help="leave out ways whose order a judge is not sure of")
+    unsure.add_argument("--say", action="store_true", help="make pairs also where a judge is not sure of their order")
     chosen = parser.add_argument_group("with --events")
     chosen.add_argument(
         "--results",
@@ -91,7 +92,7 @@ def of_prompts(options: argparse.Namespace) -> None:
         options.output,
         asked,
         open_source(options.policy, options.runs),
-        delta_config(options),
+        delta_config(options, is_judged=reward is not None),
         earlier=open_source(options.earlier, options.runs) if options.earlier else None,
         reward=reward,
         on_progress=line.update,
@@ -99,8 +100,8 @@ def of_prompts(options: argparse.Namespace) -> None:
     line.close()
 
 
-def delta_config(options: argparse.Namespace) -> DeltaConfig:
-    """The options as settings. Raises ConfigError for one out of range."""
+def delta_config(options: argparse.Namespace, is_judged: bool = True) -> DeltaConfig:
+    """The options as settings; pairs that nothing judges are refused by nothing. Raises ConfigError for one out of range."""
     from pleinair.packing.delta_pairs import DeltaConfig
     from pleinair.sampling import SamplingConfig
 
@@ -110,7 +111,7 @@ def delta_config(options: argparse.Namespace) -> DeltaConfig:
             sampling=sampling,
             ways=tuple(options.ways),
             fewer_steps=options.fewer_steps,
-            when_unsure="say" if options.say else "refuse",
+            when_unsure="say" if options.say or not is_judged else "drop" if options.drop else "refuse",
             seed=options.seed,
         )
     except ValueError as refused:
@@ -184,16 +185,16 @@ def of_events(options: argparse.Namespace) -> None:
             "or take the judges' with --synthetic"
         )
     line = ProgressLine("pairs")
-    find = handed_in(pictures, checkpoints, source.sampler)
-    make_event_pairs(options.output, choices, find, source.sampler, on_progress=line.update)
+    finder = handed_in(pictures, checkpoints, source.sampler)
+    make_event_pairs(options.output, choices, finder, source.sampler, on_progress=line.update)
     line.close()
 
 
 def read_results(options: argparse.Namespace) -> tuple[dict[tuple[str, str, int], Any], dict[str, str]]:
-    """Pictures by side, unit and seed; and which weights drew a side, where it is told."""
-    from pleinair.checkpoint.manifests import identity
-    from pleinair.checkpoint.store import read_manifest
-    from pleinair.cli.parents import find_checkpoint
+    """Pictures by side, unit and seed; and which weights drew a side, where it is told.
+
+    Raises ConfigError where the pictures are not what the named checkpoint draws.
+    """
     from pleinair.evaluation.people.shown import read_gallery
 
     pictures: dict[tuple[str, str, int], Any] = {}
@@ -202,23 +203,43 @@ def read_results(options: argparse.Namespace) -> tuple[dict[tuple[str, str, int]
         folder, separator, place = told.partition("=")
         gallery = read_gallery(Path(folder))
         if separator:
-            checkpoints[gallery.identity] = identity(read_manifest(find_checkpoint(place, options.runs)))
+            weights, draws = what_draws(place, options.runs)
+            if draws != gallery.identity:
+                raise ConfigError(
+                    f"the pictures in {folder} are of {gallery.subject}, {gallery.identity[:12]}, and {place} draws as "
+                    f"{draws[:12]}: name the checkpoint that drew them (a run stands for its newest), or leave ={place} out"
+                )
+            checkpoints[gallery.identity] = weights
         for one, picture in zip(gallery.asked, gallery.pictures, strict=True):
             pictures[gallery.identity, one.request.unit, one.seed] = picture
     return pictures, checkpoints
 
 
+def what_draws(place: str, runs: Path) -> tuple[str, str]:
+    """Identity of the weights at a place, and what results of `evaluate --suite exploration` bear that they drew."""
+    from pleinair.checkpoint.manifests import identity
+    from pleinair.checkpoint.store import read_manifest
+    from pleinair.cli.exploration import open_model
+    from pleinair.cli.parents import find_checkpoint
+    from pleinair.cli.places import shipped
+    from pleinair.evaluation.exploration.subjects import Drawn
+
+    weights = identity(read_manifest(find_checkpoint(place, runs)))
+    sampler, config = open_model(place if Path(place).exists() else str(shipped(place)))
+    return weights, Drawn(place, sampler, config).identity
+
+
 def show(options: argparse.Namespace) -> None:
-    """How many, of which origin and shape, and how many the policy drew a side of."""
+    """How many, ordered by what, of which shape, and how many the policy drew a side of."""
     from pleinair.checkpoint.manifests import identity
     from pleinair.checkpoint.store import read_manifest
     from pleinair.cli.parents import find_checkpoint
-    from pleinair.packs.pairs import Pairs
+    from pleinair.packs.pairs import ORDERED, Pairs
 
     held = Pairs(options.show)
-    origins = Counter(pair.origin for pair in held)
+    told = ", ".join(f"{number} {ORDERED[answer]}" for answer, number in held.answers().items())
     weak = sum(pair.weak_winner for pair in held)
-    print(f"{len(held)} pairs in {options.show}: {', '.join(f'{n} {origin}' for origin, n in origins.items())}")
+    print(f"{len(held)} pairs in {options.show}: {told}")
     print(f"  latents {', '.join('x'.join(map(str, shape)) for shape in held.shapes)}; {weak} with a weak winner")
     if options.policy is not None:
         policy = identity(read_manifest(find_checkpoint(options.policy, options.runs)))

@@ -2,6 +2,7 @@
 
 pleinair posttrain drawings-posttrain --plan          links, steps, expected minutes
 pleinair posttrain drawings-posttrain --until stpo    stop after a link; the same command without it goes on
+pleinair posttrain drawings-posttrain --events PAIRS  calibrate on what people chose among pictures of that link
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ def register(verbs: Any) -> None:
     parser.add_argument("recipe", help="drawings-posttrain, posttrain-small")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. stpo.num_steps=60")
     parser.add_argument("--base", metavar="CHECKPOINT", help="start from it, in place of the recipe's base")
-    parser.add_argument("--until", metavar="LINK", help="stop after midtrain, sft, stpo, rl or tdm")
+    parser.add_argument("--until", metavar="LINK", help="stop after midtrain, sft, stpo, calibrate, rl or tdm")
+    parser.add_argument(
+        "--events",
+        metavar="PAIRS",
+        help="pairs of what people chose, as `pairs --events` wrote them: the link calibrate",
+    )
     parser.add_argument("--plan", action="store_true", help="print links, steps and expected minutes, and do nothing")
     add_reward_options(parser)
     parser.add_argument(
@@ -53,7 +59,7 @@ def posttrain(options: argparse.Namespace) -> int:
     from pleinair.config import override
     from pleinair.recipes.posttrain import find_posttrain
 
-    told = [] if options.base is None else [f"base={options.base!r}"]
+    told = [f"{name}={place!r}" for name in ("base", "events") if (place := getattr(options, name)) is not None]
     chain = override(find_posttrain(options.recipe), [*options.set, *told])
     chain.links(options.until)  # an unknown link is refused here
     print(plan(chain, options.until))

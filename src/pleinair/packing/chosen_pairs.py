@@ -1,6 +1,6 @@
 """Pairs of what people chose on the page of `pleinair sides`: preference events and the pictures that they are about.
 
-events --chosen_pictures--> Choice (winner, loser) --drawn_again | handed_in--> latents --make_event_pairs--> PAIRS/
+events --chosen_pictures--> Choice (winner, loser) --Finder: drawn_again | handed_in--> latents --make_event_pairs--> PAIRS/
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,15 @@ class Found:
     side: PairSide
 
 
+@dataclass(frozen=True)
+class Finder:
+    """How shown pictures become latents."""
+
+    find: Callable[[ShownSide, ShownPicture], Found]
+    checkpoints: Mapping[str, str]
+    """Identity of the weights that drew a side, by the side's: the pairs say it, so it is part of their plan."""
+
+
 def chosen_pictures(
     events: Iterable[PreferenceEvent],
     *,
@@ -77,10 +87,10 @@ def chosen_pictures(
     return choices
 
 
-def drawn_again(sources: Mapping[str, tuple[Source, SamplingConfig]]) -> Callable[[ShownSide, ShownPicture], Found]:
+def drawn_again(sources: Mapping[str, tuple[Source, SamplingConfig]]) -> Finder:
     """Draws shown pictures with the weights and settings that `sources` has for the identities of sides.
 
-    Raises ConfigError for a side that it does not know.
+    Finding raises ConfigError for a side that it does not know.
     """
 
     def find(side: ShownSide, picture: ShownPicture) -> Found:
@@ -94,15 +104,16 @@ def drawn_again(sources: Mapping[str, tuple[Source, SamplingConfig]]) -> Callabl
         drawing = Drawing(source, config, prompt, picture.seed)
         return Found(draw_latents([drawing])[0].clone(), drawing.side(prompt))
 
-    return find
+    return Finder(find, {side: source.identity for side, (source, _) in sources.items()})
 
 
 def handed_in(
     pictures: Mapping[tuple[str, str, int], Pictures], checkpoints: Mapping[str, str], sampler: Sampler
-) -> Callable[[ShownSide, ShownPicture], Found]:
+) -> Finder:
     """Takes shown pictures by (identity of the side, unit, seed), (H, W, 3) each, through the autoencoder.
 
-    `checkpoints` says which weights drew a side; one that is not in it was drawn by none of ours.
+    `checkpoints` says which weights drew a side; one that is not in it was drawn by none of ours. Whoever hands them in has
+    made sure of it. Finding raises ConfigError for a picture that is not there.
     """
 
     @torch.inference_mode()
@@ -116,13 +127,13 @@ def handed_in(
         checkpoint = checkpoints.get(side.identity, "")
         return Found(latents_CHW.clone(), PairSide(checkpoint=checkpoint, seed=picture.seed))
 
-    return find
+    return Finder(find, checkpoints)
 
 
 def make_event_pairs(
     directory: Path,
     choices: Sequence[Choice],
-    find: Callable[[ShownSide, ShownPicture], Found],
+    finder: Finder,
     sampler: Sampler,
     *,
     on_progress: Progress = lambda done, total: None,
@@ -131,23 +142,30 @@ def make_event_pairs(
 
     Raises PackError when no choice is there.
     """
-    told = [[c.event.event, c.prompt, asdict(c.winner[1]), asdict(c.loser[1])] for c in choices]
+    told = [
+        [choice.event.event, choice.prompt, _seen(choice.winner, finder), _seen(choice.loser, finder)]
+        for choice in choices
+    ]
     space = [sampler.codec.describe().identity, sampler.text_encoder.digest]
-    writer = PairsWriter(directory, empty_manifest(sampler, [told, space]))
+    writer = PairsWriter(directory, empty_manifest(sampler, "chosen", [told, space]))
     if writer.finished:
         return read_pairs_manifest(directory)
     for first in range(writer.num_pairs, len(choices), PIECE):
         chosen = choices[first : first + PIECE]
         texts = text_features([choice.prompt for choice in chosen], sampler)
-        writer.add([_of_choice(choice, first + n, find, texts[n]) for n, choice in enumerate(chosen)])
+        writer.add([_of_choice(choice, first + n, finder, texts[n]) for n, choice in enumerate(chosen)])
         on_progress(first + len(chosen), len(choices))
     return writer.finish({PROJECTION: projection_file(sampler)})
 
 
-def _of_choice(
-    choice: Choice, number: int, find: Callable[[ShownSide, ShownPicture], Found], text_TLD: Tensor
-) -> tuple[PreferencePair, PairTensors]:
-    winner, loser = find(*choice.winner), find(*choice.loser)
+def _seen(shown: tuple[ShownSide, ShownPicture], finder: Finder) -> list[Any]:
+    """What decides one side of a pair."""
+    side, picture = shown
+    return [side.identity, asdict(picture), finder.checkpoints.get(side.identity, "")]
+
+
+def _of_choice(choice: Choice, number: int, finder: Finder, text_TLD: Tensor) -> tuple[PreferencePair, PairTensors]:
+    winner, loser = finder.find(*choice.winner), finder.find(*choice.loser)
     pair = PreferencePair(
         key=f"{choice.event.event[:8]} {number} {choice.event.attribute}: {choice.prompt}",
         prompt=choice.prompt,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -58,9 +58,10 @@ def projection_file(sampler: Sampler) -> bytes:
     return written
 
 
-def empty_manifest(sampler: Sampler, plan: Any) -> PairsManifest:
+def empty_manifest(sampler: Sampler, made: Literal["drawn", "chosen"], plan: Any) -> PairsManifest:
     """A manifest of pairs in a sampler's latents and text features."""
     return PairsManifest(
+        made=made,
         plan=config_digest([PAIRS_VERSION, plan]),
         latent_space=sampler.codec.describe().identity,
         text_encoder=sampler.text_encoder.name,

@@ -7,6 +7,7 @@ PairBatch + LatentBatch of a pack --Anchored--> AnchoredPairBatch: what must not
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +36,12 @@ from pleinair.records.pairs import (
 )
 
 MANIFEST = "pairs.json"
+ORDERED = {
+    "human": "ordered by people",
+    "synthetic": "ordered by judges in people's place",
+    "delta": "ordered by how they were drawn",
+}
+"""What a pair's order comes from, in words."""
 ORDER, SHAPES, SHUFFLE = range(100, 103)
 """What a hash is used for; each use has a randomness of its own."""
 
@@ -143,6 +150,10 @@ class Pairs:
                     for side in ("winner", "loser")
                 )
                 yield PreferencePair(winner=winner, loser=loser, **row)
+
+    def answers(self) -> dict[str, int]:
+        """How many pairs were ordered by what: names of `ORDERED`."""
+        return dict(Counter("delta" if self.manifest.made == "drawn" else pair.origin for pair in self))
 
     def share_on_policy(self, policy: str) -> float:
         """Share of the pairs with at least one picture that the weights of this identity drew."""

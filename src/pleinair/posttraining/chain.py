@@ -4,6 +4,7 @@
                1-midtrain/ checkpoints/ steps.jsonl  link.json   <- written when the link is done
                2-sft/solid/ line/ merged/            link.json
                3-stpo/ pairs/ checkpoints/ ...       link.json
+               3b-calibrate/ checkpoints/ ...        link.json
                4-rl/   rollouts/ checkpoints/ ...    link.json
                5-tdm/  checkpoints/ ...              link.json
 
@@ -22,7 +23,8 @@ from pathlib import Path
 
 from pleinair.checkpoint.store import verify_checkpoint
 from pleinair.config import config_digest, from_document, to_document, write_config
-from pleinair.posttraining.links import Chain, Link, LinkName, RewardLink, folder_of
+from pleinair.packs.pairs import read_pairs_manifest
+from pleinair.posttraining.links import Chain, Link, LinkName, PreferenceLink, RewardLink, folder_of
 from pleinair.posttraining.materials import Materials, check, identity_at, reward_identities
 from pleinair.posttraining.training import Place, train_link
 from pleinair.records.errors import CheckpointError, ConfigError
@@ -106,9 +108,11 @@ def do_link(place: Place, link: Link) -> tuple[Path, Done]:
 
 
 def settings_digest(place: Place, link: Link) -> str:
-    """Of all that a link's weights depend on, rewards among it, but its parent and its data, which the engine looks at."""
-    rewards = reward_identities(place.made) if isinstance(link, RewardLink) else {}
-    return config_digest([to_document(link), to_document(place.chain.engine), place.chain.resolution, rewards])
+    """Of all that a link's weights depend on, rewards and events among it, but its parent and packs, which the engine looks at."""
+    beside: dict[str, str] = reward_identities(place.made) if isinstance(link, RewardLink) else {}
+    if isinstance(link, PreferenceLink) and link.pairs is None:
+        beside = {"events": read_pairs_manifest(Path(place.chain.events)).plan}
+    return config_digest([to_document(link), to_document(place.chain.engine), place.chain.resolution, beside])
 
 
 def read_done(folder: Path) -> Done | None:

@@ -29,7 +29,8 @@ def calls(link: Link) -> int:
         return len(link.packs) * link.num_steps * link.batch_size * TRAINED
     if isinstance(link, PreferenceLink):
         pair_and_anchor = 3 * (TRAINED + 1)  # the reference sees all three
-        return link.num_pairs * calls_of_pair(link.pairs) + link.num_steps * link.batch_size * pair_and_anchor
+        drawn = 0 if link.pairs is None else link.num_pairs * calls_of_pair(link.pairs)
+        return drawn + link.num_steps * link.batch_size * pair_and_anchor
     if isinstance(link, RewardLink):
         return _calls_of_rewards(link)
     assert isinstance(link, DistilLink)

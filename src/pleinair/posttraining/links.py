@@ -1,6 +1,6 @@
-"""What a chain of post-training is made of: five kinds of settings in their one order, each of which may be left out.
+"""What a chain of post-training is made of: settings of links in their one order, each of which may be left out.
 
-base -> 1-midtrain -> 2-sft -> 3-stpo -> 4-rl -> 5-tdm
+base -> 1-midtrain -> 2-sft -> 3-stpo -> 3b-calibrate (where there are events of people) -> 4-rl -> 5-tdm
 """
 
 from __future__ import annotations
@@ -24,9 +24,16 @@ from pleinair.training.stages.nft import NftConfig
 from pleinair.training.stages.preference import PreferenceConfig
 from pleinair.training.stages.tdm import TdmConfig
 
-LinkName = Literal["midtrain", "sft", "stpo", "rl", "tdm"]
-LINKS: tuple[LinkName, ...] = ("midtrain", "sft", "stpo", "rl", "tdm")
-"""In the order of the chain; a link's folder is its place and its name."""
+LinkName = Literal["midtrain", "sft", "stpo", "calibrate", "rl", "tdm"]
+LINKS: dict[LinkName, str] = {
+    "midtrain": "1-midtrain",
+    "sft": "2-sft",
+    "stpo": "3-stpo",
+    "calibrate": "3b-calibrate",
+    "rl": "4-rl",
+    "tdm": "5-tdm",
+}
+"""In the order of the chain, each with its folder; `calibrate` is the second part of `stpo`."""
 ALL = "all"
 """The pack of all domains."""
 
@@ -53,8 +60,29 @@ class FlowLink:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatesConfig:
+    """What is measured while preferences are trained and is too dear for every step: held-out loss, and pictures."""
+
+    every: int = 10
+    """Steps between measurements; the last step is always measured. 0 for none."""
+    num_rows: int = 16
+    """Held-out rows whose flow loss and drift are measured by timestep."""
+    num_pictures: int = 12
+    """Pictures whose high frequencies and gold reward are measured, of one prompt each."""
+    num_steps: int = 8
+    """Euler steps of each."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"gates.every is {self.every}: give a number of steps, or 0 for none")
+        for name in ("num_rows", "num_pictures", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"gates.{name} is {getattr(self, name)}: give at least 1, or set gates.every=0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreferenceLink:
-    """Preference optimisation on pairs that the model itself draws."""
+    """Preference optimisation on pairs that the model itself draws, or on what people chose among its pictures."""
 
     num_steps: int
     """Optimiser steps at most."""
@@ -65,15 +93,17 @@ class PreferenceLink:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """The loss."""
     num_pairs: int = 512
-    """Pairs that are drawn."""
-    pairs: DeltaConfig
-    """How they are drawn."""
+    """Pairs that are drawn; of events all are taken."""
+    pairs: DeltaConfig | None = None
+    """How they are drawn; None for pairs of the chain's `events`."""
     divergence: DivergenceConfig | None = field(default_factory=DivergenceConfig)
     """Where the link ends itself."""
     clip_norm: float = 1e9
     """Largest gradient norm: a clipped gradient undoes the difference between a won pair and an open one."""
-    samples_every: int = 0
-    """Steps between drawings whose high frequencies and gold reward are logged; 0 for none."""
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    """What is watched beside what every step logs."""
+    least_on_policy: float = 0.5
+    """More than this share of the pairs must hold a picture that the parent drew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +211,9 @@ class Chain:
     sft: FlowLink | None = None
     """A few epochs of chosen pictures, or specialists and their merge."""
     stpo: PreferenceLink | None = None
-    """Preference optimisation."""
+    """Preference optimisation on pairs of known order."""
+    calibrate: PreferenceLink | None = None
+    """Preference optimisation on what people chose; left out while there are no `events`."""
     rl: RewardLink | None = None
     """Rewards."""
     tdm: DistilLink | None = None
@@ -192,6 +224,8 @@ class Chain:
     """What is looked for while training."""
     side_by_side: SideBySideConfig = field(default_factory=SideBySideConfig)
     """What is drawn after each link."""
+    events: str = ""
+    """Pairs of what people chose, a folder that `pleinair pairs --events` wrote; empty where nobody has."""
     data: str = "drawings-64"
     """Recipe whose things and styles are packed."""
     call_seconds: float = 0.0
@@ -200,7 +234,13 @@ class Chain:
     def __post_init__(self) -> None:
         if not self.links():
             raise ConfigError(f"the chain {self.name} has no link: give one of {', '.join(LINKS)}")
-        drawn = {} if self.stpo is None else {"stpo.pairs.sampling": self.stpo.pairs.sampling.resolution}
+        drawn = {}
+        if self.stpo is not None:
+            if self.stpo.pairs is None:
+                raise ConfigError("stpo.pairs is None: say how they are drawn; pairs of events are for calibrate")
+            drawn["stpo.pairs.sampling"] = self.stpo.pairs.sampling.resolution
+        if self.calibrate is not None and self.calibrate.pairs is not None:
+            raise ConfigError("calibrate.pairs is set, and its pairs are of events: set it to None")
         if self.rl is not None:
             drawn["rl.rollout.drawing"] = self.rl.rollout.drawing.resolution
         for where, resolution in drawn.items():
@@ -214,13 +254,14 @@ class Chain:
         own: dict[LinkName, Link] = {}
         for name in LINKS:
             link: Link | None = getattr(self, name)
-            if link is not None:
+            if link is not None and (self.events or name != "calibrate"):
                 own[name] = link
         if until is None:
             return own
         names = list(own)
         if until not in names:
-            raise ConfigError(f"the chain {self.name} has no link {until!r:.40}: give one of {', '.join(names)}")
+            more = "" if self.events or self.calibrate is None else "; calibrate comes with --events"
+            raise ConfigError(f"the chain {self.name} has no link {until!r:.40}: give one of {', '.join(names)}{more}")
         return {name: own[name] for name in names[: names.index(until) + 1]}
 
     def packs(self, until: str | None = None) -> dict[str, tuple[str, ...]]:
@@ -234,4 +275,4 @@ class Chain:
 
 def folder_of(name: LinkName) -> str:
     """The folder of a link below its chain's."""
-    return f"{LINKS.index(name) + 1}-{name}"
+    return LINKS[name]

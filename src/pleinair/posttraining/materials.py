@@ -18,8 +18,10 @@ from pleinair.model.judge import Judge
 from pleinair.model.text_encoder import TextEncoder
 from pleinair.packing.delta_pairs import Score
 from pleinair.packs.pack import Pack
-from pleinair.posttraining.links import Chain, RewardLink
+from pleinair.packs.pairs import Pairs
+from pleinair.posttraining.links import Chain, PreferenceLink, RewardLink
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.records.pairs import GapCheck
 from pleinair.records.rewards import Reward
 from pleinair.rewards.gold import Gold
 from pleinair.rewards.identity import identity_of, unanswerable_by
@@ -102,6 +104,11 @@ class Origin:
     """Identities of rewards by name; those that are only watched begin with `gold.`."""
     commit: str
     """Of the code."""
+    answers: dict[str, int] = field(default_factory=dict)
+    """Of pairs it was trained on, how many were ordered by what: `human`, `synthetic` (judges in people's place), or `delta`
+    (how they were drawn)."""
+    gap: GapCheck | None = None
+    """What the judge said of the order of pairs that were drawn, by way of drawing."""
 
     def documents(self) -> dict[str, Any]:
         """As a run stores it."""
@@ -145,6 +152,8 @@ def check(chain: Chain, base: Path, made: Materials, until: str | None = None) -
             raise ConfigError(
                 f"the pack {pack.directory} holds text features of another projection than {base} reads: pack with that parent"
             )
+    _check_order(links.get("stpo"), made)
+    _check_chosen(links.get("calibrate"), Path(chain.events), base, made)
     _check_rewards(links.get("rl"), made)
 
 
@@ -159,6 +168,40 @@ def _require_latents(base: Path, made: Materials) -> None:
     if channels is not None and channels != made.codec.latent_channels:
         raise CheckpointError(
             f"{base} has {channels} latent channels and the autoencoder {made.codec.latent_channels}: give another base"
+        )
+
+
+def _check_order(link: object, made: Materials) -> None:
+    """Pairs that are to be drawn must have somebody who looks at their order, where that must be shown."""
+    if not isinstance(link, PreferenceLink) or link.pairs is None or link.pairs.when_unsure == "say":
+        return
+    if made.order_check()[1] is None:
+        raise ConfigError(
+            f"stpo.pairs.when_unsure is {link.pairs.when_unsure} and the judge knows nothing of what the prompts ask for: give "
+            "prompts that it has names for, or set it to say"
+        )
+
+
+def _check_chosen(link: object, events: Path, base: Path, made: Materials) -> None:
+    """Pairs of events must be chosen ones, enough for a batch, in latents and text features that the base reads."""
+    if not isinstance(link, PreferenceLink):
+        return
+    pairs = Pairs(events)
+    if pairs.manifest.made != "chosen":
+        raise ConfigError(
+            f"{events} holds pairs that nobody chose: make some of events with `pleinair pairs CHECKPOINT --events FILE`"
+        )
+    if len(pairs) < link.batch_size:
+        raise ConfigError(
+            f"{events} holds {len(pairs)} pairs and calibrate.batch_size is {link.batch_size}: lower it, or let people answer "
+            "more"
+        )
+    require_same_latents(pairs.manifest.latent_space, made.codec, pairs.directory)
+    projection = projection_of(base)
+    if projection is not None and part_digest(projection) != part_digest(read_projection(pairs.directory)):
+        raise ConfigError(
+            f"{events} holds text features of another projection than {base} reads: make the pairs with a checkpoint of this "
+            "chain"
         )
 
 

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pleinair.checkpoint.merge import ORIGIN_DOCUMENT
 from pleinair.checkpoint.store import read_document, read_manifest
+from pleinair.config import from_document
+from pleinair.packs.pairs import ORDERED
 from pleinair.pages import GridCell, GridRow, Html, Section, element, grid, page, table, write_page
 from pleinair.pages.picture import Pixels
 from pleinair.posttraining.chain import Done
 from pleinair.posttraining.links import Chain
 from pleinair.posttraining.side_by_side import Measured
+from pleinair.records.pairs import GapCheck
 
 NAMES = {
     "concept_named": "thing named",
@@ -116,14 +120,22 @@ def lineage(stories: Sequence[Story]) -> Html:
     cells = []
     for story in stories:
         if ORIGIN_DOCUMENT not in read_manifest(story.checkpoint).files:
-            cells.append([story.name, "", "", "", ""])
+            cells.append([story.name, "", "", "", "", ""])
             continue
         origin = read_document(story.checkpoint, ORIGIN_DOCUMENT)
         data, rewards = (
             ", ".join(f"{name} {digest[:12]}" for name, digest in origin[key].items()) for key in ("data", "rewards")
         )
-        cells.append([story.name, ", ".join(one[:12] for one in origin["parents"]), data, rewards, origin["commit"]])
-    return table(["link", "parents", "data", "rewards", "code"], cells)
+        parents = ", ".join(one[:12] for one in origin["parents"])
+        cells.append([story.name, parents, data, ordered(origin), rewards, origin["commit"]])
+    return table(["link", "parents", "data", "pairs", "rewards", "code"], cells)
+
+
+def ordered(origin: Mapping[str, Any]) -> str:
+    """What ordered the pairs that a link was trained on, and what the judge says of their order."""
+    told = [f"{number} {ORDERED[answer]}" for answer, number in origin.get("answers", {}).items()]
+    gap = origin.get("gap")
+    return "; ".join([*told, *([] if gap is None else [str(from_document(GapCheck, gap))])])
 
 
 def _shown(values: Mapping[str, float], key: str) -> str:

@@ -22,7 +22,7 @@ from pleinair.packing.delta_pairs import make_delta_pairs
 from pleinair.packing.pair_drawing import Source
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
-from pleinair.packs.pairs import Anchored, PairLoader, PairLoaderConfig, Pairs
+from pleinair.packs.pairs import ORDERED, Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
 from pleinair.posttraining.distilling import few_step_stage, student_of
 from pleinair.posttraining.links import ALL, Chain, DistilLink, FlowLink, Link, PreferenceLink, RewardLink
@@ -41,7 +41,7 @@ from pleinair.sampling import Sampler
 from pleinair.training.engine import EngineConfig, Hook, Parent, Phase, Stage, train
 from pleinair.training.hooks.rewards import Earnings
 from pleinair.training.hooks.samples import Samples
-from pleinair.training.hooks.watching import watching
+from pleinair.training.hooks.watching import WatchConfig, watching
 from pleinair.training.mesh import Mesh
 from pleinair.training.optimisers import OptimiserConfig
 from pleinair.training.prompts import PromptLoader, encode_prompts
@@ -54,8 +54,6 @@ from pleinair.training.stages.pretrain import Pretrain
 
 MERGED = "merged"
 VALIDATION_BATCH = 64
-NUM_SAMPLED = 16
-"""Prompts that are drawn while preferences are trained, to watch them."""
 
 
 @dataclass(frozen=True)
@@ -134,46 +132,67 @@ def merge_specialists(place: Place, specialists: Sequence[Path], link: FlowLink)
 
 
 def prefer(place: Place, link: PreferenceLink) -> Path:
-    """Draw pairs with the parent, train on them beside rows of the pack, and end where the budget is spent."""
+    """Train on pairs beside rows of the pack, and end where the budget is spent."""
     made, seed, stage = place.made, place.chain.engine.seed, student_of(place.parent)
     sampler = Sampler(stage.model, made.codec, made.text_encoder, stage.projection)
     policy = identity_at(place.parent)
-    digest = _make_pairs(place, link, Source(sampler, policy))
-    pack = made.packs[ALL]
+    pairs, pack = _ready_pairs(place, link, Source(sampler, policy)), made.packs[ALL]
+    config = PairLoaderConfig(batch_size=link.batch_size, seed=seed, least_on_policy=link.least_on_policy)
     loader = Anchored(
-        PairLoader(Pairs(place.folder / "pairs"), PairLoaderConfig(batch_size=link.batch_size, seed=seed), policy),
+        PairLoader(pairs, config, policy),
         LatentLoader(Pack(pack), place.chain.resolution, LoaderConfig(batch_size=link.batch_size, seed=seed)),
     )
     reference = FrozenCopy(stage.model)
     preference = Preference(stage, reference, link.preference, reference_identity=policy)
-    origin = place.origin({"pairs": digest, ALL: pack_digest(pack)})
-    hooks: list[Hook] = []
-    if link.samples_every:
-        config = replace(place.chain.side_by_side.sampling, resolution=place.chain.resolution)
-        prompts = [prompt for prompt, _, _ in made.answerable(made.asked)[:NUM_SAMPLED]]
-        draw = lambda: sampler.sample(prompts, range(len(prompts)), config)  # noqa: E731
-        hooks.append(Samples(draw, link.samples_every, lambda pictures: gold_means(made.gold, prompts, pictures)))
+    origin = place.origin({"pairs": pairs.manifest.plan, ALL: pack_digest(pack)})
     before = Pretrain(reference.model, stage.projection, stage.config)
     return _train(
-        replace(place, chain=replace(place.chain, watch=replace(place.chain.watch, divergence=link.divergence))),
+        replace(place, chain=replace(place.chain, watch=_gated(place.chain.watch, link))),
         preference,
         Phase("pairs", link.num_steps, link.batch_size, loader),
         place.engine(link.optimiser, clip_norm=link.clip_norm),
         link,
-        origin,
-        hooks,
+        replace(origin, answers=pairs.answers(), gap=pairs.manifest.gap),
+        _drawn_gates(place, link, sampler),
         before,
+        num_held_out=link.gates.num_rows if link.gates.every else VALIDATION_BATCH,
     )
 
 
-def _make_pairs(place: Place, link: PreferenceLink, source: Source) -> str:
-    """Pairs beside the run, made once, and what the judge says of their order; their plan's digest."""
-    named, check = place.made.order_check()
+def _gated(watch: WatchConfig, link: PreferenceLink) -> WatchConfig:
+    """The chain's, with the link's budget, and held-out rows as often as its gates ask: one batch, at all timesteps."""
+    validation = watch.validation
+    if link.gates.every:
+        validation = replace(validation, every=link.gates.every, num_batches=1)
+    return replace(watch, divergence=link.divergence, validation=validation)
+
+
+def _drawn_gates(place: Place, link: PreferenceLink, sampler: Sampler) -> list[Hook]:
+    """What looks at pictures, few and of few steps: always the same prompts and noise, so that they compare."""
+    made, gates = place.made, link.gates
+    if not gates.every:
+        return []
+    usual = place.chain.side_by_side.sampling
+    config = replace(usual, resolution=place.chain.resolution, num_steps=gates.num_steps)
+    prompts = [prompt for prompt, _, _ in made.answerable(made.asked)[: gates.num_pictures]]
+    draw = lambda: sampler.sample(prompts, range(len(prompts)), config)  # noqa: E731
+    return [Samples(draw, gates.every, lambda pictures: gold_means(made.gold, prompts, pictures))]
+
+
+def _ready_pairs(place: Place, link: PreferenceLink, source: Source) -> Pairs:
+    """Those of events as they are, or drawn beside the run, once, with what the judge says of their order."""
+    made = place.made
+    if link.pairs is None:
+        pairs = Pairs(Path(place.chain.events))
+        told = " and ".join(f"{number} {ORDERED[answer]}" for answer, number in pairs.answers().items())
+        made.say(f"{place.name}: pairs {told}")
+        return pairs
+    named, check = made.order_check()
     order = np.random.default_rng(place.chain.engine.seed).permutation(len(named))
     prompts = [named[order[number % len(named)]][0] for number in range(link.num_pairs)]
     manifest = make_delta_pairs(place.folder / "pairs", prompts, source, link.pairs, reward=check)
-    place.made.say(f"{place.name}: {manifest.gap or 'nothing looks at the order of the pairs'}")
-    return manifest.plan
+    made.say(f"{place.name}: {manifest.gap or 'nothing looks at the order of the pairs'}")
+    return Pairs(place.folder / "pairs")
 
 
 def reinforce(place: Place, link: RewardLink) -> Path:
@@ -232,15 +251,17 @@ def _train(
     hooks: Sequence[Hook] = (),
     reference: Pretrain | None = None,
     validated: bool = True,
+    num_held_out: int = VALIDATION_BATCH,
 ) -> Path:
     """The engine, with what watches every link."""
     watch = place.chain.watch
-    held_out = _held_out(place) if validated and watch.validation.every else None
+    held_out = _held_out(place, num_held_out) if validated and watch.validation.every else None
     if held_out is not None:
         most = min(watch.validation.num_batches, len(held_out))
         watch = replace(watch, validation=replace(watch.validation, num_batches=most))
     told = to_document(origin)
-    told.pop("commit")  # other code goes on with a run; other data or rewards do not
+    for beside in ("commit", "answers", "gap"):  # other code goes on with a run; other data or rewards do not
+        told.pop(beside)
     settings = to_document(link)
     settings.pop("statistics", None)  # when a reward is refused changes nothing that was learnt
     return train(
@@ -256,8 +277,8 @@ def _train(
     )
 
 
-def _held_out(place: Place) -> LatentLoader:
-    """Rows that are never trained on, the same for all links."""
+def _held_out(place: Place, size: int) -> LatentLoader:
+    """Rows that are never trained on, the same for all links, so many a batch."""
     pack = Pack(place.made.held_out)
-    size = min(VALIDATION_BATCH, pack.manifest.num_rows)
+    size = min(size, pack.manifest.num_rows)
     return LatentLoader(pack, place.chain.resolution, LoaderConfig(batch_size=size, drop_caption=0.0))

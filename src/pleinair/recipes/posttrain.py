@@ -39,6 +39,7 @@ def drawings_posttrain() -> Chain:
         midtrain=FlowLink(num_steps=200, optimiser=_muon(1e-3, decay_share=0.3), loader=LONG_CAPTIONS),
         sft=FlowLink(num_steps=60, optimiser=_muon(3e-4, decay_share=0.5), loader=LONG_CAPTIONS, domains=dict(DOMAINS)),
         stpo=_preferences(64, num_pairs=256, num_steps=120),
+        calibrate=_choices(num_steps=40),
         rl=_rewards(64, num_iterations=30),
         tdm=_few_steps(300),
         watch=WatchConfig(validation=ValidationConfig(every=50)),
@@ -63,6 +64,7 @@ def posttrain_small() -> Chain:
             domains={"solid": DOMAINS["solid"]},
         ),
         stpo=_preferences(32, num_pairs=128, num_steps=80),
+        calibrate=_choices(num_steps=30),
         rl=_rewards(32, num_iterations=20),
         tdm=_few_steps(150),
         side_by_side=SideBySideConfig(num_prompts=32, sampling=SamplingConfig(num_steps=16)),
@@ -83,14 +85,22 @@ def find_posttrain(name: str) -> Chain:
 
 
 def _preferences(resolution: int, num_pairs: int, num_steps: int) -> PreferenceLink:
-    pairs = DeltaConfig(sampling=SamplingConfig(num_steps=28, resolution=resolution), when_unsure="say")
-    return PreferenceLink(
-        num_steps=num_steps,
-        num_pairs=num_pairs,
-        pairs=pairs,
-        optimiser=OptimiserConfig(learning_rate=3e-5, warmup_steps=10, decay_share=0.0, weight_decay=0.0),
-        samples_every=40,
-    )
+    """Ways of drawing whose order the judge does not find are left out.
+
+    Of the shipped model's pairs it found 27 of 32 winners better than losers of two steps, and 6 of 16 than losers of four.
+    """
+    sampling = SamplingConfig(num_steps=28, resolution=resolution)
+    pairs = DeltaConfig(sampling=sampling, fewer_steps=2, when_unsure="drop")
+    return PreferenceLink(num_steps=num_steps, num_pairs=num_pairs, pairs=pairs, optimiser=_gently())
+
+
+def _choices(num_steps: int) -> PreferenceLink:
+    """A short link, as choices of people are few: no rate is raised for them."""
+    return PreferenceLink(num_steps=num_steps, optimiser=_gently())
+
+
+def _gently() -> OptimiserConfig:
+    return OptimiserConfig(learning_rate=3e-5, warmup_steps=10, decay_share=0.0, weight_decay=0.0)
 
 
 def _rewards(resolution: int, num_iterations: int) -> RewardLink:

@@ -49,7 +49,8 @@ class PreferencePair:
     winner: PairSide
     loser: PairSide
     origin: Origin
-    """`human` where a person chose; `synthetic` where the order follows from how the two were made."""
+    """`human` where a person chose; `synthetic` where a judge did in their place, or the order follows from how the two were
+    made."""
     event: str
     """UUID of the preference event, or of the making."""
     weak_winner: bool = False
@@ -84,17 +85,49 @@ class PieceEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GapCheck:
-    """What a reward said of a sample of synthetic pairs: whether the winners are better."""
+class WayCheck:
+    """What a reward said of pairs whose losers were made worse in one way."""
 
-    judged_by: str
-    """Name of the reward."""
     num_judged: int
     """Pairs looked at."""
     num_right: int
     """Pairs whose winner got the higher value."""
     mean_gap: float
     """Winner less loser, mean, in the reward's unit."""
+    interval: tuple[float, float] | None
+    """95% of the mean gap, by its standard error; None of a single pair."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether winners are better with 95% confidence: more of them than a coin gives, and the mean gap above 0.
+
+        The first is the score test of a share, which Wilson's interval inverts: three pairs never pass, four must all be right.
+        """
+        above_chance = self.num_right / self.num_judged - 0.5 > 1.96 / (2 * math.sqrt(self.num_judged))
+        return above_chance and self.interval is not None and self.interval[0] > 0
+
+    def __str__(self) -> str:
+        """As words."""
+        within = "" if self.interval is None else f" ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
+        return f"{self.num_right} of {self.num_judged}, by {self.mean_gap:.3f}{within}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapCheck:
+    """What a reward said of a sample of synthetic pairs: whether the winners are better."""
+
+    judged_by: str
+    """Name of the reward."""
+    num_judged: int
+    """Pairs looked at, of the ways that were kept."""
+    num_right: int
+    """Pairs whose winner got the higher value."""
+    mean_gap: float
+    """Winner less loser, mean, in the reward's unit."""
+    by_way: dict[str, WayCheck] = field(default_factory=dict)
+    """The same of each way of making losers worse, dropped ones among them."""
+    dropped: tuple[str, ...] = ()
+    """Ways that no pair is made by, as nothing shows their order."""
 
     @property
     def share(self) -> float:
@@ -103,7 +136,13 @@ class GapCheck:
 
     def __str__(self) -> str:
         """As a sentence."""
-        return f"{self.num_right} of {self.num_judged} winners are better by {self.judged_by}, by {self.mean_gap:.3f} on average"
+        told = [
+            f"{self.num_right} of {self.num_judged} winners are better by {self.judged_by}, by {self.mean_gap:.3f} on average",
+            *(f"{way} {check}" for way, check in self.by_way.items()),
+        ]
+        if self.dropped:
+            told.append(f"left out, as nothing shows their order: {', '.join(self.dropped)}")
+        return "; ".join(told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +163,8 @@ class PairsManifest:
     """Its hidden states used."""
     text_dim: int = 0
     """Features per layer after projection."""
+    made: Literal["", "drawn", "chosen"] = ""
+    """Whether the order follows from how pictures were drawn, or somebody chose; empty in pairs of earlier versions."""
     gap: GapCheck | None = None
     """None for pairs that people chose, and for those that nothing looked at."""
     pieces: tuple[PieceEntry, ...] = ()
