@@ -15,9 +15,14 @@ from pleinair.posttraining.distilling import student_of
 from pleinair.posttraining.materials import identity_at
 from pleinair.posttraining.side_by_side import read_measured
 from pleinair.records.errors import CheckpointError, ConfigError
+from pleinair.training.records import read_records
 from pleinair.training.stages.pretrain import PretrainConfig
-from tests.posttraining.small_chains import materials, small_chain, write_base
+from tests.posttraining.small_chains import materials, on_policy, small_chain, write_base
 from tests.rewards.small_rewards import Brightness
+
+
+def specialists_in(root: Path) -> list[Path]:
+    return [root / "2-sft" / name / "checkpoints" / "step-00000002" for name in ("filled", "outline")]
 
 
 def test_links_go_on_from_one_another_and_say_where_they_came_from(tmp_path: Path) -> None:
@@ -31,9 +36,7 @@ def test_links_go_on_from_one_another_and_say_where_they_came_from(tmp_path: Pat
     assert seen[-1][1] == last
     places = dict(seen)
     origins = {name: read_document(path, "origin.json") for name, path in seen}
-    specialists = [
-        tmp_path / "run" / "2-sft" / name / "checkpoints" / "step-00000002" for name in ("filled", "outline")
-    ]
+    specialists = specialists_in(tmp_path / "run")
     parents = {
         "midtrain": [base], "sft": [places["midtrain"], *specialists], "stpo": [places["sft"]],
         "rl": [places["stpo"]], "tdm": [places["rl"]],
@@ -48,6 +51,35 @@ def test_links_go_on_from_one_another_and_say_where_they_came_from(tmp_path: Pat
     assert {origin["commit"] for origin in origins.values()} == {"c0ffee"}
     assert read_document(last, "sampling.json")["num_steps"] == 2
     assert student_of(last).config == timesteps, "through every link and the merge"
+
+
+def test_a_student_of_all_specialists_names_them_as_parents_and_leaves_their_merge_as_it_is(tmp_path: Path) -> None:
+    base, made = write_base(tmp_path / "base"), materials(tmp_path)
+    chain = small_chain(midtrain=None, stpo=None, rl=None, tdm=None)
+    assert chain.sft is not None
+    merged = run_chain(chain, base, tmp_path / "run", made)
+    taught = replace(chain, sft=on_policy(chain.sft))
+    student = run_chain(taught, base, tmp_path / "run", made)
+    assert student == tmp_path / "run" / "2-sft" / "student" / "checkpoints" / "step-00000003"
+    origins = [read_document(path, "origin.json") for path in (merged, student)]
+    assert origins[0]["parents"] == origins[1]["parents"], "the specialists are those of the merge, not trained again"
+    assert [identity_at(base), *(identity_at(path) for path in specialists_in(tmp_path / "run"))] == origins[1][
+        "parents"
+    ]
+    assert origins[1]["data"].keys() == {"filled", "outline"}
+    records = read_records(tmp_path / "run" / "2-sft" / "student" / "steps.jsonl")
+    assert [record.step for record in records] == [0, 1, 2]
+    assert all(record.metrics["opd/teachers"] > 0 for record in records), (
+        "specialists differ from the base they all left"
+    )
+    assert records[0].metrics["opd/anchor"] == pytest.approx(0, abs=1e-9), "the student begins as its anchor"
+
+
+def test_a_student_without_two_teachers_is_refused() -> None:
+    sft = small_chain().sft
+    assert sft is not None
+    with pytest.raises(ConfigError, match="there are 1 domains: name two or more"):
+        on_policy(replace(sft, domains={"filled": ("filled",)}))
 
 
 def test_a_chain_that_is_done_does_nothing_again_and_tells_what_each_link_gained(tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ def calls(link: Link) -> int:
     return link.num_steps * link.batch_size * (sampled + 2 * TRAINED + teacher)
 
 
+def calls_of_student(link: FlowLink) -> int:
+    """Of a student of the link's specialists: its trajectories, and at every state it, one teacher and the anchor."""
+    told = link.student.distillation
+    compared = TRAINED + 1 + (told.anchor_weight > 0)
+    return link.student.num_steps * link.batch_size * (told.num_steps + told.num_visits * compared)
+
+
 def _calls_of_rewards(link: RewardLink) -> int:
     drawing = link.rollout.drawing
     drawn = link.num_iterations * link.rollout.num_pictures * drawing.num_steps

@@ -20,6 +20,7 @@ from pleinair.training.rollouts.loader import RolloutConfig
 from pleinair.training.rollouts.pool import PoolConfig
 from pleinair.training.stages.grpo import GrpoConfig
 from pleinair.training.stages.nft import NftConfig
+from pleinair.training.stages.on_policy_distillation import OnPolicyConfig
 from pleinair.training.stages.preference import PreferenceConfig
 from pleinair.training.stages.tdm import TdmConfig
 
@@ -31,19 +32,45 @@ ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """One student of all specialists, on its own trajectories, with what they all descend from as its anchor."""
+
+    num_steps: int = 240
+    """Optimiser steps; the domains' captions take turns."""
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(rule="muon", learning_rate=3e-4, warmup_steps=10, decay_share=0.5)
+    )
+    """Rule and rate."""
+    distillation: OnPolicyConfig = field(default_factory=lambda: OnPolicyConfig(anchor_weight=0.02))
+    """How it samples, where it is compared, and how much the anchor counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlowLink:
     """Pretraining's loss on other data: midtraining, or supervised fine-tuning."""
 
     num_steps: int
     """Optimiser steps, of each specialist where there are several."""
     batch_size: int = 64
-    """Pictures a step."""
+    """Pictures a step; prompts a step of a student."""
     optimiser: OptimiserConfig
     """Rule and rate."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Caption choice; batch size and seed are set by the chain."""
     domains: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Author sets of each specialist, by name: several are merged in equal parts. Empty for one model of all pictures."""
+    """Author sets of each specialist, by name: several become one model by `combine`. Empty for one model of all pictures."""
+    combine: Literal["merge", "on_policy"] = "merge"
+    """`merge`: the parent and an equal part of what each specialist learned; `on_policy`: a student that all of them teach."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """With `on_policy`, how the student learns."""
+
+    def __post_init__(self) -> None:
+        if taken := {"merged", "student"} & self.domains.keys():
+            raise ConfigError(f"a domain is named {min(taken)!r}, as the folder of the whole: give it another name")
+        if self.combine == "on_policy" and len(self.domains) < 2:
+            raise ConfigError(
+                f"combine is 'on_policy' and there are {len(self.domains)} domains: name two or more, a teacher for each"
+            )
 
     @property
     def packs(self) -> tuple[str, ...]:
