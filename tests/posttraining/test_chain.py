@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pleinair.checkpoint.store import read_document
@@ -98,10 +99,21 @@ def test_a_chain_that_is_done_does_nothing_again_and_tells_what_each_link_gained
     assert {path: path.stat().st_mtime_ns for path in measured} == measured
     rows = read_measured(root / "3-stpo")
     assert [(row.name, row.guidance) for row in rows] == [("stpo", 3.0), ("stpo, no guidance", 0.0)]
-    assert {"diversity", "frechet", "saturation", "brightness", "gold.redness", "entities_covered"} <= set(
-        rows[0].values
-    )
-    assert "stpo gained" in page.read_text()
+    assert {
+        "diversity",
+        "diversity_ungated",
+        "frechet",
+        "saturation",
+        "brightness",
+        "gold.redness",
+        "entities_covered",
+    } <= set(rows[0].values)
+    assert rows[0].units["diversity"].keys() == {one[0] for one in made.asked[:4]}, "what each prompt gave is kept"
+    assert rows[0].values["diversity"] == pytest.approx(np.mean(list(rows[0].units["diversity"].values())))
+    text = page.read_text()
+    assert "stpo against midtrain: " in text
+    assert "midtrain against base: " in text
+    assert "stpo against base: " in text
 
 
 def test_another_rate_of_a_finished_link_is_refused_by_its_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pleinair.evaluation.exploration.subjects import SIDE
 from pleinair.packing.delta_pairs import DeltaConfig
 from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import ConfigError
@@ -179,6 +180,9 @@ class SideBySideConfig:
     """Directions of the judge's features that the Frechet distance is taken in."""
     num_shown: int = 12
     """Prompts whose pictures the page shows."""
+    explore: Literal["none", "ends", "all"] = "none"
+    """Whose last checkpoints the suite `exploration` measures, in its quick size, for the ledger: nobody's, the base's and
+    the last link's, or everybody's. It knows pictures of 64 px."""
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1 or self.pictures_per_prompt < 2:
@@ -224,6 +228,11 @@ class Chain:
     def __post_init__(self) -> None:
         if not self.links():
             raise ConfigError(f"the chain {self.name} has no link: give one of {', '.join(LINKS)}")
+        if self.side_by_side.explore != "none" and self.resolution != SIDE:
+            raise ConfigError(
+                f"side_by_side.explore is {self.side_by_side.explore!r} and the chain draws {self.resolution} px: the suite's "
+                f"judges know pictures of {SIDE}, give 'none'"
+            )
         drawn = {} if self.stpo is None else {"stpo.pairs.sampling": self.stpo.pairs.sampling.resolution}
         if self.rl is not None:
             drawn["rl.rollout.drawing"] = self.rl.rollout.drawing.resolution
