@@ -2,10 +2,13 @@
 
     midtrain:1      step 1 of midtraining is done, and a checkpoint of step 1 may hold it
     outline:0       one specialist is done, the other has begun
+    merged          the merge is written and has no name yet
     pairs:1         pairs are written in part: the second piece is about to get its name
     stpo:1  rl:2  tdm:0      in those links' steps
+    measured.json   a link is done and drawn, and its numbers have no name yet
+    sft student:1   in another chain, whose specialists teach one student
 
-SIGKILL is real each time. Prints how many steps all lives together made.
+SIGKILL is real each time. Prints how many steps all lives of each chain together made.
 """
 
 from __future__ import annotations
@@ -20,22 +23,40 @@ from typing import Any
 
 from pleinair.packing import delta_pairs
 from pleinair.packs.pair_writer import PairsWriter
-from pleinair.posttraining.chain import run_chain
+from pleinair.posttraining.compared import run_compared
+from pleinair.posttraining.links import Chain
 from pleinair.training.engine import Hook
-from tests.posttraining.small_chains import materials, small_chain, write_base, write_packs
+from tests.posttraining.small_chains import materials, on_policy, small_chain, write_base, write_packs
 from tests.training.killed_rollouts import die, forked
 
-LIVES = ("midtrain:1", "sft outline:0", "pairs:1", "stpo:1", "rl:2", "tdm:0", "")
+LIVES: dict[str, tuple[str, ...]] = {
+    "calm": ("",),
+    "killed": (
+        "midtrain:1", "sft outline:0", "merged", "measured.json:2-sft", "pairs:1", "stpo:1", "rl:2", "tdm:0",
+        "measured.json:5-tdm", "",
+    ),
+    "calm-student": ("",),
+    "killed-student": ("sft outline:1", "sft student:1", ""),
+}  # fmt: skip
 
 
 def main() -> None:
     directory = Path(sys.argv[1])
     assert forked(lambda: [write_base(directory / "base"), write_packs(directory)]) == 0
-    for name, lives in (("calm", ("",)), ("killed", LIVES)):
+    for name, lives in LIVES.items():
         for moment in lives:
             code = forked(lambda name=name, moment=moment: live(directory, name, moment))  # type: ignore[misc]
             assert code == (-signal.SIGKILL if moment else 0), f"{name} {moment}: ended with {code}"
-    print(json.dumps({name: len((directory / f"{name}.steps").read_text().split()) for name in ("calm", "killed")}))
+    print(json.dumps({name: len((directory / f"{name}.steps").read_text().split()) for name in LIVES}))
+
+
+def chain_of(name: str) -> Chain:
+    """The whole one, or SFT alone with a student."""
+    whole = small_chain()
+    if not name.endswith("student"):
+        return whole
+    assert whole.sft is not None
+    return small_chain(midtrain=None, stpo=None, rl=None, tdm=None, sft=on_policy(whole.sft))
 
 
 def live(directory: Path, name: str, moment: str) -> None:
@@ -43,13 +64,28 @@ def live(directory: Path, name: str, moment: str) -> None:
     what, _, number = moment.partition(":")
     if what == "pairs":
         kill_at_piece(int(number))
+    if what in ("merged", "measured.json"):
+        kill_at_rename(what, number or "2-sft")
     note = directory / f"{name}.steps"
 
     def hooks(link: str) -> Sequence[Hook]:
         return [Killer(note, link, int(number) if link == what else None)]
 
     made = materials(directory, hooks=hooks)
-    run_chain(small_chain(), next((directory / "base").glob("step-*")), directory / name, made)
+    run_compared(chain_of(name), next((directory / "base").glob("step-*")), directory / name, made)
+
+
+def kill_at_rename(name: str, folder: str) -> None:
+    """Die where what is named so in this folder is whole, and about to appear."""
+    replace = os.replace
+
+    def replaced(source: Any, target: Any) -> None:
+        if Path(target).name == name and Path(target).parent.name == folder:
+            assert Path(source).exists()
+            die()
+        replace(source, target)
+
+    os.replace = replaced  # type: ignore[assignment]
 
 
 def kill_at_piece(number: int) -> None:
