@@ -104,7 +104,7 @@ def test_the_page_says_who_looks_and_who_is_climbed(tmp_path: Path) -> None:
     _, page = run_compared(chain, base, tmp_path / "run", made)
     rows = [re.sub("<[^>]+>", "|", row) for row in re.findall(r"<tr>.*?</tr>", page.read_text())]
     assert [row for row in rows if "gold.redness||watched||never||redness of version 1" in row]
-    assert [row for row in rows if "brightness||climbed in the link rl||brightness x 1||brightness of versio" in row]
+    assert [row for row in rows if "brightness||climbed in the link rl||brightness x 1||brightness of version 1" in row]
     assert [row for row in rows if f"never||{part_digest(made.judge)[:27]}" in row]
 
 

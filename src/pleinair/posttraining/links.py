@@ -36,7 +36,7 @@ ALL = "all"
 class StudentConfig:
     """One student of all specialists, on its own trajectories, with what they all descend from as its anchor."""
 
-    num_steps: int = 240
+    num_steps: int = 120
     """Optimiser steps; the domains' captions take turns."""
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(rule="muon", learning_rate=3e-4, warmup_steps=10, decay_share=0.5)
