@@ -15,6 +15,7 @@ from pleinair.posttraining.compared import run_compared
 from pleinair.posttraining.distilling import student_of
 from pleinair.posttraining.materials import identity_at
 from pleinair.posttraining.side_by_side import read_measured
+from pleinair.posttraining.training import Place, captions_in_turn
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.training.records import read_records
 from pleinair.training.stages.pretrain import PretrainConfig
@@ -74,6 +75,16 @@ def test_a_student_of_all_specialists_names_them_as_parents_and_leaves_their_mer
         "specialists differ from the base they all left"
     )
     assert records[0].metrics["opd/anchor"] == pytest.approx(0, abs=1e-9), "the student begins as its anchor"
+
+
+def test_each_domains_captions_are_numbered_as_its_teacher_is(tmp_path: Path) -> None:
+    chain = small_chain()
+    assert chain.sft is not None
+    place = Place(chain, "sft student", tmp_path, tmp_path, materials(tmp_path))
+    loader = captions_in_turn(place, on_policy(chain.sft))
+    for step, style in enumerate(("filled", "outline", "filled")):
+        assert set(loader.batch(step).domains_B.tolist()) == {("filled", "outline").index(style)}
+        assert all(style in key for key in loader.keys(step))
 
 
 def test_a_student_without_two_teachers_is_refused() -> None:

@@ -53,6 +53,14 @@ def test_a_frechet_distance_changes_only_where_pictures_do() -> None:
     assert compare_frechet(near, other, real).sign == 0
 
 
+def test_a_small_steady_change_of_a_frechet_distance_is_seen_because_the_same_prompts_are_drawn_again() -> None:
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(200, 3)).astype(np.float32)
+    prompts_P13 = rng.normal(size=(30, 1, 3)).astype(np.float32)
+    before = 1.0 + prompts_P13 + 0.1 * rng.normal(size=(30, 4, 3)).astype(np.float32)
+    assert compare_frechet(before, before + 0.04, real).sign == 1
+
+
 def test_pictures_that_miss_the_thing_count_for_no_diversity_but_the_one_without_a_gate() -> None:
     rng, names = np.random.default_rng(0), tuple("abcdefgh")
     embedding = rng.normal(size=(8, 16)).astype(np.float32)

@@ -148,16 +148,22 @@ def merge_specialists(place: Place, specialists: Sequence[Path], link: FlowLink)
 
 def teach_student(place: Place, teachers: Sequence[Path], link: FlowLink) -> Path:
     """Multi-teacher distillation: the parent goes on, each specialist answers for its own domain's captions."""
-    seed = place.chain.engine.seed
     stage = on_policy_stage(place.parent, teachers, link.student.distillation, anchor=place.parent)
-    settings = replace(link.loader, batch_size=link.batch_size, seed=seed)
-    loaders = [
-        CaptionLoader(LatentLoader(Pack(place.made.packs[domain]), place.chain.resolution, settings), number)
-        for number, domain in enumerate(link.packs)
-    ]
-    phase = Phase("captions", link.student.num_steps, link.batch_size, InTurn(loaders))
+    phase = Phase("captions", link.student.num_steps, link.batch_size, captions_in_turn(place, link))
     origin = _origin_of_all(place, teachers, link)
     return _train(place, stage, phase, place.engine(link.student.optimiser), link, origin, validated=False)
+
+
+def captions_in_turn(place: Place, link: FlowLink) -> InTurn:
+    """A batch of each domain's captions in turn, domains numbered as their specialists are."""
+    settings = replace(link.loader, batch_size=link.batch_size, seed=place.chain.engine.seed)
+    packs = [Pack(place.made.packs[domain]) for domain in link.packs]
+    return InTurn(
+        [
+            CaptionLoader(LatentLoader(pack, place.chain.resolution, settings), domain)
+            for domain, pack in enumerate(packs)
+        ]
+    )
 
 
 def _origin_of_all(place: Place, specialists: Sequence[Path], link: FlowLink) -> Origin:
