@@ -9,7 +9,7 @@ import pytest
 from pleinair.evaluation.exploration.measured import Comparison
 from pleinair.evaluation.metrics import frechet_distance, vendi_score
 from pleinair.model.judge import JudgeScores
-from pleinair.posttraining.page import NO_CHANGE, Story, changes
+from pleinair.posttraining.page import NO_CHANGE, Story, changes, changes_table
 from pleinair.posttraining.side_by_side import Changes, Measured, compare_frechet, compare_rows, diversity_of
 
 
@@ -105,3 +105,10 @@ def test_the_page_says_gained_and_lost_only_where_the_interval_leaves_zero() -> 
         f"tdm against rl: {NO_CHANGE} in thing named.",
         f"tdm against base: {told}",
     ]
+
+
+def test_the_table_of_changes_is_bold_where_the_interval_leaves_zero() -> None:
+    found = {"saturation": change(0.2, 0.1, 0.3), "rubric": change(0.5, -0.4, 0.6)}
+    text = changes_table([story("base", {}, {}), story("rl", found, found)])
+    assert "<b>+0.200 (+0.100 to +0.300)</b>" in text
+    assert "<span>+0.500 (-0.400 to +0.600)</span>" in text

@@ -71,7 +71,7 @@ def write_chain_page(path: Path, chain: Chain, stories: Sequence[Story], told: T
     minutes = sum(one.done.seconds for one in stories if one.done) / 60
     opening = element(
         "div",
-        element("p", f"{len(stories) - 1} links after the base, {minutes:.1f} minutes of training."),
+        element("p", f"Links after the base: {len(stories) - 1}, trained for {minutes:.1f} minutes in all."),
         element("ul", *(element("li", one) for one in changes(stories))),
     )
     sections = [
@@ -118,15 +118,17 @@ def _told(subject: str, signs: Mapping[str, int], tell: Callable[[str], str]) ->
 
 
 def changes_table(stories: Sequence[Story]) -> Html:
-    """A row for each link against the one before, and for the last against the base; bold where the interval leaves zero."""
-    rows = [(f"{after.name} against {before.name}", after.since_last) for before, after in pairwise(stories)]
+    """A row for each value, a column for each link against the one before and for the last against the base; bold where the
+    interval leaves zero."""
+    steps = [(f"{after.name} against {before.name}", after.since_last) for before, after in pairwise(stories)]
     if len(stories) > 2:
-        rows.append((f"{stories[-1].name} against {stories[0].name}", stories[-1].since_base))
-    if not rows:
+        steps.append((f"{stories[-1].name} against {stories[0].name}", stories[-1].since_base))
+    if not steps:
         return element("p", "No link is done yet.")
-    keys = _ordered({name for _, found in rows for name in found})
-    cells = [[name, *(_change(found[key]) if key in found else "" for key in keys)] for name, found in rows]
-    return table(["links", *(_named(key) for key in keys)], cells, number_columns=[_named(key) for key in keys])
+    keys = _ordered({name for _, found in steps for name in found})
+    cells = [[_named(key), *(_change(found[key]) if key in found else "" for _, found in steps)] for key in keys]
+    columns = [name for name, _ in steps]
+    return table(["value", *columns], cells, number_columns=columns)
 
 
 def _change(one: Comparison) -> Html:
