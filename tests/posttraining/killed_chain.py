@@ -6,7 +6,7 @@
     pairs:1         pairs are written in part: the second piece is about to get its name
     stpo:1  rl:2  tdm:0      in those links' steps
     measured.json   a link is done and drawn, and its numbers have no name yet
-    sft student:1   in another chain, whose specialists teach one student
+    sft student:1  rl:2      in another chain, whose specialists teach one student, which is then climbed by DiffusionNFT
 
 SIGKILL is real each time. Prints how many steps all lives of each chain together made.
 """
@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ LIVES: dict[str, tuple[str, ...]] = {
         "measured.json:5-tdm", "",
     ),
     "calm-student": ("",),
-    "killed-student": ("sft outline:1", "sft student:1", ""),
+    "killed-student": ("sft outline:1", "sft student:1", "rl:2", ""),
 }  # fmt: skip
 
 
@@ -51,12 +52,15 @@ def main() -> None:
 
 
 def chain_of(name: str) -> Chain:
-    """The whole one, or SFT alone with a student."""
+    """The whole one, or SFT with a student and NFT."""
     whole = small_chain()
     if not name.endswith("student"):
         return whole
     assert whole.sft is not None
-    return small_chain(midtrain=None, stpo=None, rl=None, tdm=None, sft=on_policy(whole.sft))
+    assert whole.rl is not None
+    drawing = replace(whole.rl.rollout.drawing, window_size=0)
+    nft = replace(whole.rl, method="nft", rollout=replace(whole.rl.rollout, drawing=drawing))
+    return small_chain(midtrain=None, stpo=None, tdm=None, sft=on_policy(whole.sft), rl=nft)
 
 
 def live(directory: Path, name: str, moment: str) -> None:
@@ -77,13 +81,13 @@ def live(directory: Path, name: str, moment: str) -> None:
 
 def kill_at_rename(name: str, folder: str) -> None:
     """Die where what is named so in this folder is whole, and about to appear."""
-    replace = os.replace
+    rename = os.replace
 
     def replaced(source: Any, target: Any) -> None:
         if Path(target).name == name and Path(target).parent.name == folder:
             assert Path(source).exists()
             die()
-        replace(source, target)
+        rename(source, target)
 
     os.replace = replaced  # type: ignore[assignment]
 
