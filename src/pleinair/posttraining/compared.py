@@ -32,17 +32,17 @@ def run_compared(
     refuse_shared(made, judges)
     if suite is None and chain.side_by_side.explore != "none":
         raise ConfigError(f"side_by_side.explore is {chain.side_by_side.explore!r} and there is no suite: give one")
-    story_teller = Looking(chain, root, SideBySide(chain.side_by_side, chain.resolution, made), suite, until)
+    looking = Looking(chain, root, SideBySide(chain.side_by_side, chain.resolution, made), suite, until)
 
     def look(name: str, checkpoint: Path, folder: Path, done: Done | None) -> None:
-        story_teller.look(name, checkpoint, folder, done)
+        looking.look(name, checkpoint, folder, done)
         told = Told(
             witnesses=witnesses_of(chain, made, judges),
-            real=story_teller.side_by_side.of_real(),
-            prompts=story_teller.side_by_side.shown_prompts(),
+            real=looking.side_by_side.of_real(),
+            prompts=looking.side_by_side.shown_prompts(),
             footer=footer,
         )
-        write_chain_page(root / PAGE, chain, story_teller.stories, told)
+        write_chain_page(root / PAGE, chain, looking.stories, told)
 
     def after_link(name: LinkName, checkpoint: Path, done: Done) -> None:
         look(name, checkpoint, root / folder_of(name), done)
