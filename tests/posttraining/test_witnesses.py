@@ -37,14 +37,14 @@ from tests.rewards.small_rewards import Brightness
 SECOND = frozenset({"heads", "brightness"})
 
 
-def suite_of(seen: list[str], folders: list[Path], *, wave: float = 0.0) -> Suite:
+def suite_of(seen: list[str], folders: list[Path], *, step: float = 0.1, wave: float = 0.0) -> Suite:
     """A suite whose results are what it is told to find: more of everything at each look."""
 
     def measure(name: str, checkpoint: Path, config: SamplingConfig, folder: Path) -> Result:
         seen.append(name)
         folders.append(folder)
         steps = np.random.default_rng(0).uniform(0, 0.5, 20)
-        units = {f"prompt {place}": value + 0.1 * len(seen) for place, value in enumerate(steps)}
+        units = {f"prompt {place}": value + step * len(seen) for place, value in enumerate(steps)}
         other = {prompt: value + wave * len(seen) for prompt, value in units.items()}
         both = {"first": measured("diversity", units, 20), "second": measured("diversity", other, 20)}
         can = {one: measured("can_both", {"a": 0.5, "b": 0.25}, 2) for one in ("first", "second")}
@@ -96,6 +96,13 @@ def test_a_change_that_the_suites_judges_see_opposite_ways_is_not_claimed(tmp_pa
     _, page = run_compared(exploring("ends"), base, tmp_path / "run", made, suite=suite_of([], [], wave=-0.3))
     told = "tdm against base: no change shown in can_both. Not claimed: diversity (the judges disagree)."
     assert told in page.read_text()
+
+
+def test_an_axis_of_the_ledger_keeps_the_suites_name_where_nothing_moved(tmp_path: Path) -> None:
+    base, made = write_base(tmp_path / "base"), materials(tmp_path)
+    suite = suite_of([], [], step=0.0)
+    _, page = run_compared(exploring("ends"), base, tmp_path / "run", made, until="midtrain", suite=suite)
+    assert "midtrain against base: no change shown in can_both, diversity." in page.read_text()
 
 
 def test_the_page_says_who_looks_and_who_is_climbed(tmp_path: Path) -> None:

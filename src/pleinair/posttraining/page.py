@@ -102,17 +102,18 @@ def changes(stories: Sequence[Story]) -> list[str]:
 
 def _sentence(name: str, before: str, found: Changes) -> str:
     ordered = {value: found[value] for value in (*BETTER, *sorted(found.keys() - BETTER.keys())) if value in found}
-    signs = {value: one.sign * better(value) for value, one in ordered.items() if better(value)}
-    return _told(f"{name} against {before}", signs, lambda value: f"{_named(value)} {_interval(ordered[value])}")
+    shown = {_named(value): one for value, one in ordered.items()}
+    signs = {_named(value): one.sign * better(value) for value, one in ordered.items() if better(value)}
+    return _told(f"{name} against {before}", signs, lambda value: f"{value} {_interval(shown[value])}")
 
 
 def _told(subject: str, signs: Mapping[str, int], tell: Callable[[str], str]) -> str:
-    """Gains, losses and what is neither; `tell` gives a value its number and interval."""
+    """Gains, losses and what is neither, by the names that the page shows; `tell` gives one its number and interval."""
     parts = []
     for word, sign in (("gained", 1), ("lost", -1)):
         if of_sign := [tell(value) for value, own in signs.items() if own == sign]:
             parts.append(f"{word} {', '.join(of_sign)}")
-    if still := [_named(value) for value, own in signs.items() if not own]:
+    if still := [value for value, own in signs.items() if not own]:
         parts.append(f"{NO_CHANGE} in {', '.join(still)}")
     return f"{subject}: {'; '.join(parts)}."
 
