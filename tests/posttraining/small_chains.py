@@ -28,6 +28,7 @@ from pleinair.posttraining.links import (
     PreferenceLink,
     RewardLink,
     SideBySideConfig,
+    StudentConfig,
 )
 from pleinair.posttraining.materials import Materials
 from pleinair.records.rewards import Pictures, RewardContext, RewardValues
@@ -40,6 +41,7 @@ from pleinair.training.hooks.watching import WatchConfig
 from pleinair.training.optimisers import HeadConfig, OptimiserConfig
 from pleinair.training.rollouts.drawing import DrawingConfig
 from pleinair.training.rollouts.loader import RolloutConfig
+from pleinair.training.stages.on_policy_distillation import OnPolicyConfig
 from pleinair.training.stages.tdm import TdmConfig
 from tests.packs.small_packs import Letters
 from tests.rewards.shapes import LEARNS_SHAPES, STYLES, THINGS, shape
@@ -106,6 +108,12 @@ def small_chain(**changes: Any) -> Chain:
         ),
     )
     return replace(settings, **changes)
+
+
+def on_policy(link: FlowLink) -> FlowLink:
+    """Its specialists teach one student, three steps."""
+    told = OnPolicyConfig(num_steps=3, num_visits=1, anchor_weight=0.1)
+    return replace(link, combine="on_policy", student=StudentConfig(num_steps=3, optimiser=RULE, distillation=told))
 
 
 def picture(thing: str, style: str, number: int, held_out: bool) -> CuratedPicture:

@@ -13,10 +13,13 @@ def test_a_plan_names_links_steps_and_minutes_and_makes_nothing(
     words = ["posttrain", "drawings-posttrain", "--plan", "--until", "stpo", "--runs", str(tmp_path / "runs")]
     assert main([*words, "--set", "midtrain.num_steps=400"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["1-midtrain", "2-sft", "3-stpo"]
-    # 400 steps of 64 pictures, three calls each; 64 prompts, 4 pictures, 28 steps guided and unguided.
-    minutes = (400 * 64 * 3 + 64 * 4 * 28 * 3) * 0.0076 / 60
-    assert lines[1].split()[1:] == ["400", "steps", "about", f"{minutes:.1f}", "minutes"]
+    assert [line.split()[0] for line in lines[1:-1]] == ["0-base", "1-midtrain", "2-sft", "3-stpo"]
+    # 64 prompts, 4 pictures, 28 steps guided and unguided; 553 pictures of the suite.
+    drawn = 64 * 4 * 28 * 3 + 28 * 2 * 553
+    assert lines[1].split()[1:] == ["about", f"{drawn * 0.0076 / 60:.1f}", "minutes"]
+    # 400 steps of 64 pictures, three calls each.
+    minutes = (400 * 64 * 3 + drawn) * 0.0076 / 60
+    assert lines[2].split()[1:] == ["400", "steps", "about", f"{minutes:.1f}", "minutes"]
     assert not (tmp_path / "runs").exists()
 
 
@@ -38,6 +41,8 @@ def test_a_plan_with_choices_of_people_has_the_link_that_trains_on_them(capsys: 
         (["--until", "ppo"], "has no link 'ppo'"),
         ([], "make it with `pleinair rewards fit drawings-64 --to"),
         (["--set", "rl.weights={'beauty': 1.0}"], "rl.weights names 'beauty'"),
+        (["--until", "stpo", "--gold", "nowhere"], "make it with `pleinair rewards fit --judge-seed 2 --to nowhere`"),
+        (["--set", "resolution=32"], "the suite's judges know pictures of 64, give 'none'"),
         (["--until", "stpo", "--base", "nowhere"], "there is no model at nowhere"),
         (["--set", "stpo.pairs.sampling.resolution=32"], "stpo.pairs.sampling.resolution is 32 and the chain's 64"),
     ],

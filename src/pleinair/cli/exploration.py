@@ -70,7 +70,6 @@ def evaluate_exploration(options: argparse.Namespace) -> int:
     """Draw, look, measure, write; prints the table. Goes on where it was stopped."""
     from pleinair.cluster.locks import only_one
     from pleinair.evaluation.exploration.asking import own_requests
-    from pleinair.evaluation.exploration.measuring import draw_in_pieces, measure_subject
 
     own = None
     size: Size = options.size or "quick"
@@ -85,25 +84,44 @@ def evaluate_exploration(options: argparse.Namespace) -> int:
     with only_one(out):
         world = ready_world(work, opened.labels)
         asked = own_requests(own, world, seed=options.seed) if own else ask_suite(world, size, options.seed)
-        witnesses, known = ready_witnesses(work, world)
-        subject, line = opened.make(world), ProgressLine(f"pictures of {opened.name}")
-        began = time.monotonic()
-        pictures = draw_in_pieces(subject, asked, out / "pictures", line.update)
-        result, sheet = measure_subject(
-            subject,
-            asked,
-            world,
-            witnesses,
-            known,
-            pictures=pictures,
-            size="own" if own else size,
-            seed=options.seed,
-            began=began,
-        )
-        result = write_all(work, out, result, sheet, witnesses, known)
+        bench = Bench(work, world, asked, *ready_witnesses(work, world), "own" if own else size, options.seed)
+        result = explore(bench, opened.make(world), out)
     print(as_text(result))
     print(f"page: {out / 'report.html'}")
     return 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that a subject is measured with."""
+
+    work: Workspace
+    world: World
+    asked: Sequence[Asked]
+    witnesses: Witnesses
+    known: Known
+    size: str
+    seed: int
+
+
+def explore(bench: Bench, subject: Subject, out: Path) -> Result:
+    """Draw in pieces that are kept in `out`, look, measure, write there."""
+    from pleinair.evaluation.exploration.measuring import draw_in_pieces, measure_subject
+
+    began, line = time.monotonic(), ProgressLine(f"pictures of {subject.name}")
+    pictures = draw_in_pieces(subject, bench.asked, out / "pictures", line.update)
+    result, sheet = measure_subject(
+        subject,
+        bench.asked,
+        bench.world,
+        bench.witnesses,
+        bench.known,
+        pictures=pictures,
+        size=bench.size,
+        seed=bench.seed,
+        began=began,
+    )
+    return write_all(bench.work, out, result, sheet, bench.witnesses, bench.known)
 
 
 def open_subject(options: argparse.Namespace) -> Opened:

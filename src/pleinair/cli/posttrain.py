@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pleinair.posttraining.links import Chain
     from pleinair.posttraining.materials import Materials
     from pleinair.records.rewards import Reward
+    from pleinair.rewards.gold import Gold
     from pleinair.training.engine import Hook
 
 
@@ -47,6 +48,19 @@ def register(verbs: Any) -> None:
     parser.add_argument("--plan", action="store_true", help="print links, steps and expected minutes, and do nothing")
     add_reward_options(parser)
     parser.add_argument(
+        "--gold",
+        type=Path,
+        metavar="FOLDER",
+        help="what `rewards fit --judge-seed 2` wrote: its judge is watched as gold, "
+        "never climbed (default: the second judge of the suite exploration)",
+    )
+    parser.add_argument(
+        "--measure",
+        choices=["none", "ends", "all"],
+        help="whose last checkpoints the suite exploration measures: none, base "
+        "and last, or all (default: the recipe's)",
+    )
+    parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of run directories (default: %(default)s)"
     )
     parser.add_argument("--processes", type=int, default=2, help="curation workers (default: %(default)s)")
@@ -60,6 +74,7 @@ def posttrain(options: argparse.Namespace) -> int:
     from pleinair.recipes.posttrain import find_posttrain
 
     told = [f"{name}={place!r}" for name in ("base", "events") if (place := getattr(options, name)) is not None]
+    told += [] if options.measure is None else [f"side_by_side.explore={options.measure!r}"]
     chain = override(find_posttrain(options.recipe), [*options.set, *told])
     chain.links(options.until)  # an unknown link is refused here
     print(plan(chain, options.until))
@@ -79,7 +94,9 @@ def plan(chain: Chain, until: str | None) -> str:
 
     minutes = expected_minutes(chain, until)
     lines = [
-        f"{chain.name}: from {chain.base}, at {chain.resolution} px; minutes are of one core, for the network alone"
+        f"{chain.name}: from {chain.base}, at {chain.resolution} px; minutes are of one core, for the network alone, what "
+        "measures each link included",
+        f"  {'0-base':12} {'':5}        about {minutes['base']:.1f} minutes",
     ]
     for name, link in chain.links(until).items():
         lines.append(f"  {folder_of(name):12} {link.num_steps:5} steps  about {minutes[name]:.1f} minutes")
@@ -89,19 +106,23 @@ def plan(chain: Chain, until: str | None) -> str:
 def run_here(chain: Chain, options: argparse.Namespace) -> int:
     """Packs, then the chain."""
     from pleinair.cli.parents import find_checkpoint
+    from pleinair.cli.posttrain_witnesses import gold_in, gold_of, open_suite, suite_of
     from pleinair.cli.report import commit, machine
     from pleinair.cluster.locks import only_one
     from pleinair.posttraining.compared import run_compared
     from pleinair.rewards.kept import kept
 
     rewards = rewards_of(chain, options)
+    own = None if options.gold is None else gold_in(options.gold)
     base, root = find_checkpoint(chain.base, options.runs), (options.runs / chain.name).resolve()
     root.mkdir(parents=True, exist_ok=True)
     with only_one(root):
         packs = ready_packs(chain, base, root, options)
-        made = materials(packs, kept(rewards, root / "rewards"))
+        opened = open_suite(chain, options)
+        made = materials(packs, kept(rewards, root / "rewards"), own or gold_of(opened))
+        suite = suite_of(chain, made, opened)
         footer = f"pleinair posttrain {chain.name}, commit {commit()}, {machine()}, seed {chain.engine.seed}"
-        last, page = run_compared(chain, base, root, made, options.until, footer)
+        last, page = run_compared(chain, base, root, made, options.until, footer, suite)
     print(f"checkpoint: {last}\npage: {page}")
     print(f"to diffusers: pleinair export {last} --to diffusers -o {chain.name}-diffusers")
     return 0
@@ -167,7 +188,7 @@ def workspace(
     )
 
 
-def materials(packs: dict[str, Path], rewards: Sequence[Reward]) -> Materials:
+def materials(packs: dict[str, Path], rewards: Sequence[Reward], gold: Gold) -> Materials:
     """The shipped autoencoder and judge, the text encoder, the prompts of the packs."""
     from pleinair.cli.encoders import open_text_encoder
     from pleinair.cli.places import cache_dir, shipped
@@ -178,23 +199,19 @@ def materials(packs: dict[str, Path], rewards: Sequence[Reward]) -> Materials:
     from pleinair.packs.pack import Pack
     from pleinair.posttraining.links import ALL
     from pleinair.posttraining.materials import Materials
-    from pleinair.rewards.gold import Gold
-    from pleinair.rewards.picture_judge import PictureJudge
-    from pleinair.rewards.rubric import RubricReward
     from pleinair.sampling.shipped import load_autoencoder
 
-    judge, held_out = load_judge(shipped("judge")), packs[ALL].with_name("pack-held-out")
-    watching = PictureJudge(judge)
+    held_out = packs[ALL].with_name("pack-held-out")
     return Materials(
         codec=load_autoencoder(shipped("autoencoder")),
         text_encoder=CachedTextEncoder(open_text_encoder(), cache_dir() / "posttrain-text"),
-        judge=judge,
+        judge=load_judge(shipped("judge")),
         packs=packs,
         held_out=held_out,
         prompts=list({one[0]: one for one in prompts_of(Pack(packs[ALL]))}.values()),
         asked=list({one[0]: one for one in prompts_of(Pack(held_out))}.values()),
         rewards=rewards,
-        gold=[Gold(RubricReward(watching.parser(), watching, name="judge"))],
+        gold=[gold],
         commit=commit(),
         hooks=progress,
         say=lambda said: print(f"  {said}", flush=True),

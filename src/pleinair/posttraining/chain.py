@@ -112,7 +112,9 @@ def settings_digest(place: Place, link: Link) -> str:
     beside: dict[str, str] = reward_identities(place.made) if isinstance(link, RewardLink) else {}
     if isinstance(link, PreferenceLink) and link.pairs is None:
         beside = {"events": read_pairs_manifest(Path(place.chain.events)).plan}
-    return config_digest([to_document(link), to_document(place.chain.engine), place.chain.resolution, beside])
+    told = to_document(link)
+    told.pop("statistics", None)  # when a reward is refused changes nothing that was learnt
+    return config_digest([told, to_document(place.chain.engine), place.chain.resolution, beside])
 
 
 def read_done(folder: Path) -> Done | None:

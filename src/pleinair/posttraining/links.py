@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pleinair.evaluation.exploration.subjects import SIDE
 from pleinair.packing.delta_pairs import DeltaConfig
 from pleinair.packs.plan import LoaderConfig
 from pleinair.records.errors import ConfigError
@@ -21,6 +22,7 @@ from pleinair.training.rollouts.loader import RolloutConfig
 from pleinair.training.rollouts.pool import PoolConfig
 from pleinair.training.stages.grpo import GrpoConfig
 from pleinair.training.stages.nft import NftConfig
+from pleinair.training.stages.on_policy_distillation import OnPolicyConfig
 from pleinair.training.stages.preference import PreferenceConfig
 from pleinair.training.stages.tdm import TdmConfig
 
@@ -39,19 +41,45 @@ ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """One student of all specialists, on its own trajectories, with what they all descend from as its anchor."""
+
+    num_steps: int = 120
+    """Optimiser steps; the domains' captions take turns."""
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(rule="muon", learning_rate=3e-4, warmup_steps=10, decay_share=0.5)
+    )
+    """Rule and rate."""
+    distillation: OnPolicyConfig = field(default_factory=lambda: OnPolicyConfig(anchor_weight=0.02))
+    """How it samples, where it is compared, and how much the anchor counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlowLink:
     """Pretraining's loss on other data: midtraining, or supervised fine-tuning."""
 
     num_steps: int
     """Optimiser steps, of each specialist where there are several."""
     batch_size: int = 64
-    """Pictures a step."""
+    """Pictures a step; prompts a step of a student."""
     optimiser: OptimiserConfig
     """Rule and rate."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Caption choice; batch size and seed are set by the chain."""
     domains: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Author sets of each specialist, by name: several are merged in equal parts. Empty for one model of all pictures."""
+    """Author sets of each specialist, by name: several become one model by `combine`. Empty for one model of all pictures."""
+    combine: Literal["merge", "on_policy"] = "merge"
+    """`merge`: the parent and an equal part of what each specialist learned; `on_policy`: a student that all of them teach."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """With `on_policy`, how the student learns."""
+
+    def __post_init__(self) -> None:
+        if taken := {"merged", "student"} & self.domains.keys():
+            raise ConfigError(f"a domain is named {min(taken)!r}, as the folder of the whole: give it another name")
+        if self.combine == "on_policy" and len(self.domains) < 2:
+            raise ConfigError(
+                f"combine is 'on_policy' and there are {len(self.domains)} domains: name two or more, a teacher for each"
+            )
 
     @property
     def packs(self) -> tuple[str, ...]:
@@ -185,6 +213,9 @@ class SideBySideConfig:
     """Directions of the judge's features that the Frechet distance is taken in."""
     num_shown: int = 12
     """Prompts whose pictures the page shows."""
+    explore: Literal["none", "ends", "all"] = "none"
+    """Whose last checkpoints the suite `exploration` measures, in its quick size, for the ledger: nobody's, the base's and
+    the last link's, or everybody's. It knows pictures of 64 px."""
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1 or self.pictures_per_prompt < 2:
@@ -234,6 +265,11 @@ class Chain:
     def __post_init__(self) -> None:
         if not self.links():
             raise ConfigError(f"the chain {self.name} has no link: give one of {', '.join(LINKS)}")
+        if self.side_by_side.explore != "none" and self.resolution != SIDE:
+            raise ConfigError(
+                f"side_by_side.explore is {self.side_by_side.explore!r} and the chain draws {self.resolution} px: the suite's "
+                f"judges know pictures of {SIDE}, give 'none'"
+            )
         drawn = {}
         if self.stpo is not None:
             if self.stpo.pairs is None:

@@ -24,8 +24,17 @@ from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.pairs import ORDERED, Anchored, PairLoader, PairLoaderConfig, Pairs
 from pleinair.packs.plan import LoaderConfig
-from pleinair.posttraining.distilling import few_step_stage, student_of
-from pleinair.posttraining.links import ALL, Chain, DistilLink, FlowLink, Link, PreferenceLink, RewardLink
+from pleinair.posttraining.distilling import few_step_stage, on_policy_stage, student_of
+from pleinair.posttraining.links import (
+    ALL,
+    Chain,
+    DistilLink,
+    FlowLink,
+    Link,
+    PreferenceLink,
+    RewardLink,
+    StudentConfig,
+)
 from pleinair.posttraining.materials import (
     Materials,
     Origin,
@@ -44,7 +53,7 @@ from pleinair.training.hooks.samples import Samples
 from pleinair.training.hooks.watching import WatchConfig, watching
 from pleinair.training.mesh import Mesh
 from pleinair.training.optimisers import OptimiserConfig
-from pleinair.training.prompts import PromptLoader, encode_prompts
+from pleinair.training.prompts import CaptionLoader, InTurn, PromptLoader, encode_prompts
 from pleinair.training.rollouts.loader import Rollouts
 from pleinair.training.rollouts.pool import PromptPool
 from pleinair.training.stages.grpo import Grpo
@@ -52,7 +61,7 @@ from pleinair.training.stages.nft import Nft, OldPolicy
 from pleinair.training.stages.preference import FrozenCopy, Preference
 from pleinair.training.stages.pretrain import Pretrain
 
-MERGED = "merged"
+MERGED, STUDENT = "merged", "student"
 VALIDATION_BATCH = 64
 
 
@@ -94,14 +103,19 @@ def train_link(place: Place, link: Link) -> Path:
 
 
 def continue_training(place: Place, link: FlowLink) -> Path:
-    """Midtraining or SFT: one model, or a specialist for each domain and their merge."""
+    """Midtraining or SFT: one model, or a specialist for each domain and what becomes of them together."""
     if len(link.packs) == 1:
         return _continue_on(place, link, link.packs[0])
-    specialists = [
-        _continue_on(replace(place, name=f"{place.name} {domain}", folder=place.folder / domain), link, domain)
-        for domain in link.packs
-    ]
+    alone = replace(link, combine="merge", student=StudentConfig())  # which specialists do not depend on
+    specialists = [_continue_on(_within(place, domain), alone, domain) for domain in link.packs]
+    if link.combine == "on_policy":
+        return teach_student(_within(place, STUDENT), specialists, link)
     return merge_specialists(place, specialists, link)
+
+
+def _within(place: Place, name: str) -> Place:
+    """A run of its own in a link's folder."""
+    return replace(place, name=f"{place.name} {name}", folder=place.folder / name)
 
 
 def _continue_on(place: Place, link: FlowLink, pack_name: str) -> Path:
@@ -125,10 +139,35 @@ def merge_specialists(place: Place, specialists: Sequence[Path], link: FlowLink)
         except CheckpointError as damaged:
             place.made.say(f"{damaged}; it is merged again")
         shutil.rmtree(out)
-    data = {name: pack_digest(place.made.packs[name]) for name in link.packs}
-    origin = replace(place.origin(data), parents=tuple(map(identity_at, (place.parent, *specialists))))
+    origin = _origin_of_all(place, specialists, link)
     amounts = [1 / len(specialists)] * len(specialists)
     return combine_checkpoints(place.parent, specialists, amounts, out=out, documents=origin.documents())
+
+
+def teach_student(place: Place, teachers: Sequence[Path], link: FlowLink) -> Path:
+    """Multi-teacher distillation: the parent goes on, each specialist answers for its own domain's captions."""
+    stage = on_policy_stage(place.parent, teachers, link.student.distillation, anchor=place.parent)
+    phase = Phase("captions", link.student.num_steps, link.batch_size, captions_in_turn(place, link))
+    origin = _origin_of_all(place, teachers, link)
+    return _train(place, stage, phase, place.engine(link.student.optimiser), link, origin, validated=False)
+
+
+def captions_in_turn(place: Place, link: FlowLink) -> InTurn:
+    """A batch of each domain's captions in turn, domains numbered as their specialists are."""
+    settings = replace(link.loader, batch_size=link.batch_size, seed=place.chain.engine.seed)
+    packs = [Pack(place.made.packs[domain]) for domain in link.packs]
+    return InTurn(
+        [
+            CaptionLoader(LatentLoader(pack, place.chain.resolution, settings), domain)
+            for domain, pack in enumerate(packs)
+        ]
+    )
+
+
+def _origin_of_all(place: Place, specialists: Sequence[Path], link: FlowLink) -> Origin:
+    """Of a model made of several: the parent, every specialist, every pack."""
+    data = {name: pack_digest(place.made.packs[name]) for name in link.packs}
+    return replace(place.origin(data), parents=tuple(map(identity_at, (place.parent, *specialists))))
 
 
 def prefer(place: Place, link: PreferenceLink) -> Path:

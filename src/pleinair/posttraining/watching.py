@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pleinair.records.rewards import Pictures, Reward, RewardContext
 from pleinair.rewards.combine import RewardMix
@@ -31,24 +32,28 @@ class SaysAlarms:
         return {"rewards/alarms": float(len(alarms))}
 
 
-def reward_means(
+Said = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
+"""(N,) a number of each picture, and of which pictures it says something."""
+
+
+def reward_values(
     rewards: Sequence[Reward | Gold], prompts: Sequence[str], pictures: Pictures, group_size: int = 1
-) -> dict[str, float]:
-    """Mean of every named value over the pictures it says something of; those of a prompt stand together."""
+) -> dict[str, Said]:
+    """Every named value, and every gate as 0 or 1 under `passes NAME`; pictures of a prompt stand together."""
     groups = tuple(place // group_size for place in range(len(prompts)))
     context = RewardContext(seeds=tuple(range(len(prompts))), groups=groups)
-    means = {}
+    said: dict[str, Said] = {}
+    everywhere = np.ones(len(prompts), np.bool_)
     for reward in rewards:
         answer = reward.score(prompts, pictures, context)
         for name, values in answer.values.items():
-            says = answer.applies.get(name, np.ones(len(values), np.bool_))
-            if says.any():
-                means[name] = float(values[says].mean())
+            said[name] = (values, answer.applies.get(name, everywhere))
         for name, passes in answer.gates.items():
-            means[f"passes {name}"] = float(passes.mean())
-    return means
+            said[f"passes {name}"] = (passes.astype(np.float32), everywhere)
+    return said
 
 
 def gold_means(gold: Sequence[Gold], prompts: Sequence[str], pictures: Pictures) -> dict[str, float]:
-    """Of rewards that nobody climbs."""
-    return reward_means(gold, prompts, pictures)
+    """Of rewards that nobody climbs: the mean of every value over the pictures it says something of."""
+    said = reward_values(gold, prompts, pictures)
+    return {name: float(values[says].mean()) for name, (values, says) in said.items() if says.any()}

@@ -43,6 +43,7 @@ def drawings_posttrain() -> Chain:
         rl=_rewards(64, num_iterations=30),
         tdm=_few_steps(300),
         watch=WatchConfig(validation=ValidationConfig(every=50)),
+        side_by_side=SideBySideConfig(explore="all"),
         call_seconds=0.0076,
     )
 

@@ -61,17 +61,24 @@ def _entry(first: Result, stage: Result, axis: str) -> Entry:
 
 def ledger_page(rows: Sequence[tuple[str, list[Entry]]]) -> str:
     """The ledger as a page: a row per stage, a column per axis."""
-    axes = [entry.measure for entry in rows[0][1]]
-    cells = [[subject, *(_cell(entry) for entry in entries)] for subject, entries in rows]
-    says = [f"{axis}: {MEANINGS[axis].says} ({MEANINGS[axis].better} is better)." for axis in axes]
     return page(
         "Ledger",
         element("p", "What each stage gained and lost; in brackets the change since the first, with its interval."),
-        [
-            Section(heading="Stages", body=join([table(["stage", *axes], cells, number_columns=axes), *_curve(rows)])),
-            Section(heading="What they say", body=join(element("p", line) for line in says)),
-        ],
+        [Section(heading="Stages", body=ledger_table(rows)), Section(heading="What they say", body=ledger_words(rows))],
     )
+
+
+def ledger_table(rows: Sequence[tuple[str, list[Entry]]]) -> Html:
+    """A row per stage, a column per axis, and their curves."""
+    axes = [entry.measure for entry in rows[0][1]]
+    cells = [[subject, *(_cell(entry) for entry in entries)] for subject, entries in rows]
+    return join([table(["stage", *axes], cells, number_columns=axes), *_curve(rows)])
+
+
+def ledger_words(rows: Sequence[tuple[str, list[Entry]]]) -> Html:
+    """What each axis says."""
+    told = [(entry.measure, MEANINGS[entry.measure]) for entry in rows[0][1]]
+    return join(element("p", f"{axis}: {one.says} ({one.better} is better).") for axis, one in told)
 
 
 def _curve(rows: Sequence[tuple[str, list[Entry]]]) -> list[Html]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -192,7 +193,7 @@ def resampled_means(values_UD: Floats, seed: int) -> Floats:
 
 
 def mean_by_unit(
-    units: Sequence[str], values: npt.NDArray[np.floating[npt.NBitBase]] | npt.NDArray[np.bool_]
+    units: Sequence[str], values: npt.NDArray[np.floating[Any]] | npt.NDArray[np.bool_]
 ) -> dict[str, float]:
     """The mean of each unit's values, units in their first order."""
     sums: dict[str, list[float]] = {}
