@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pleinair.ablation.findings import AXES, EFFICIENCY_MARGIN, STABILITY_MARGIN, Findings
-from pleinair.ablation.verdicts import Cell, Interval, Verdict, name_of, percent
+from pleinair.ablation.verdicts import Cell, Interval, name_of, percent
 from pleinair.config import write_config
 from pleinair.pages import Html, Section, element, facts, headline_figures, join, page, table, write_page
 
@@ -122,11 +122,8 @@ def switch_section(findings: Findings) -> Section:
 
 def verdict_list(findings: Findings) -> Html:
     """The four verdicts in words."""
-    return facts({axis: _told(findings.verdicts[axis], findings.reproduced[axis]) for axis in AXES})
-
-
-def _told(verdict: Verdict, reproduced: str) -> str:
-    return verdict.words if reproduced == "no claim" else f"{verdict.words} [{reproduced}]"
+    rows = [[axis, findings.verdicts[axis].words, findings.reproduced[axis]] for axis in AXES]
+    return table(["respect", "what was found", "the report's outcome"], rows, number_columns=[])
 
 
 def cell_table(findings: Findings) -> Html:

@@ -71,16 +71,18 @@ def _register_fit(ways: Any) -> None:
         "--failures-of", metavar="MODEL", help="draw failures of a run or `shipped`, with too few steps"
     )
     preferred = parser.add_argument_group("a model of what is preferred")
-    preferred.add_argument("--preferences", type=Path, metavar="PAIRS", help="pairs as `pleinair pairs` makes them")
+    preferred.add_argument(
+        "--preferences",
+        type=Path,
+        metavar="PAIRS",
+        help="pairs as `pleinair pairs` makes them, with the latents of --autoencoder",
+    )
     preferred.add_argument("--tower", type=Path, metavar="FILE", help="default: what `pleinair tower` trained")
     preferred.add_argument(
         "--encoder",
         default="efficientnet-lite0",
         metavar="NAME",
         help="the tower's image encoder, or its folder (default: %(default)s)",
-    )
-    preferred.add_argument(
-        "--autoencoder", type=Path, metavar="FILE", help="of the pairs' latents (default: the shipped one)"
     )
     parser.set_defaults(run=fit)
 
@@ -120,19 +122,19 @@ def fit(options: argparse.Namespace) -> int:
 
 def fit_preferences(options: argparse.Namespace) -> None:
     """The preference model of a folder of pairs, with a copy of the tower that its features are made by."""
-    from pleinair.cli.places import cache_dir, shipped
+    from pleinair.cli.encoders import open_codec
+    from pleinair.cli.places import cache_dir
     from pleinair.cli.tower import model_path
     from pleinair.curation.small_models.tower_file import load_two_tower
     from pleinair.model.image_encoder import load_image_encoder
     from pleinair.packs.pairs import Pairs
     from pleinair.rewards.pair_features import features_of_pairs
     from pleinair.rewards.preference import PreferenceSource, TowerFeatures, fit_preference, save_preference
-    from pleinair.sampling.shipped import load_autoencoder
 
     tower, pairs = options.tower or model_path(options.home), Pairs(options.preferences)
     features = TowerFeatures(load_two_tower(tower), load_image_encoder(options.encoder, cache_dir()))
     line = ProgressLine("features of pairs")
-    codec = load_autoencoder(options.autoencoder or shipped("autoencoder"))
+    codec = open_codec(options.autoencoder or "autoencoder")
     seen = features_of_pairs(pairs, codec, features, line.update)
     line.close()
     head, report = fit_preference(seen.winners_NF, seen.losers_NF, seen.prompts, features.name)
