@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import itertools
 import os
 import shutil
@@ -36,6 +38,11 @@ _numbers = itertools.count(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The whole run first: it takes minutes, and beside it the many short files fill the other processes."""
     items.sort(key=lambda item: item.path.name != "test_run.py")
+
+
+def pytest_unconfigure() -> None:
+    """What DuckDB's bindings hold is looked for at the end after all: they would report it as lost, below the tests' last line."""
+    atexit.unregister(gc.freeze)
 
 
 @pytest.fixture(autouse=True)
