@@ -38,6 +38,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_runs(tmp_path_factory.mktemp("ablate") / "runs")
 
 
+@pytest.fixture(scope="module")
+def trained(runs: Path) -> Path:
+    """The runs, with all trainings done and their page."""
+    assert main(arguments(runs, *TOLD, "--jobs", "0")) == 0
+    return runs
+
+
 def numbers(runs: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((runs / "ablations" / "ablation" / "page" / "numbers.json").read_text())
     return found
@@ -59,9 +66,8 @@ def opened(runs: Path, *more: str) -> Matrix:
     return matrix
 
 
-def test_two_arms_are_trained_in_pairs_and_judged_at_both_horizons_and_resolutions(runs: Path) -> None:
-    assert main(arguments(runs, *TOLD, "--jobs", "0")) == 0
-    found = numbers(runs)
+def test_two_arms_are_trained_in_pairs_and_judged_at_both_horizons_and_resolutions(trained: Path) -> None:
+    runs, found = trained, numbers(trained)
     gate, averages = found["switches"]
     assert found["trainings"] == {"done": 8, "planned": 8}
     expected = [(8, "short", [0, 1]), (8, "long", [0, 1]), (16, "short", [0, 1]), (16, "long", [0, 1])]
@@ -100,7 +106,8 @@ def test_no_pair_of_concept_and_style_is_both_trained_and_judged(runs: Path) -> 
 
 
 @pytest.mark.slow
-def test_what_is_done_is_not_done_again_and_what_is_missing_is_said(runs: Path) -> None:
+def test_what_is_done_is_not_done_again_and_what_is_missing_is_said(trained: Path) -> None:
+    runs = trained
     before, matrix = untimed(numbers(runs)), with_costs(opened(runs))
     lost = matrix.places.of(matrix.jobs()[-1])
     shutil.rmtree(lost)

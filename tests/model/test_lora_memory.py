@@ -26,7 +26,7 @@ SMALL = TransformerConfig(
 )  # fmt: skip
 LORA = LoraConfig(rank=8)
 RESOLUTION = 512
-MALLOC_BYTES = 300_000
+PAGE, MALLOC_BYTES = 4096, 300_000
 """What a process has beside some hundred tensors: their ends of pages and Python's objects."""
 
 PROCESS = """
@@ -150,7 +150,7 @@ def test_the_plan_is_what_a_process_takes(case: str, stored: tuple[Path, Path]) 
     kept = plan(**{**CASES[case], "offload": False}).weights + planned.lora  # a CPU holds offloaded weights as well
     arriving = planned.host // SMALL.num_layers  # between steps one block is there, and two while it runs
     print("MEASURED", case, measured, "PLANNED", kept, planned.activations + arriving)
-    assert kept < measured["resident"] < 1.1 * kept + MALLOC_BYTES
+    assert kept - PAGE < measured["resident"] < 1.1 * kept + MALLOC_BYTES
     assert 0.9 < (planned.activations + arriving) / measured["activations"] < 1.1
     largest_block = 4 * sum(values.numel() for values in Transformer(SMALL).transformer_blocks[0].parameters())
     assert measured["loading"] < measured["resident"] + 1.1 * largest_block

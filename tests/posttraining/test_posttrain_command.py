@@ -26,7 +26,14 @@ def test_a_plan_names_links_steps_and_minutes_and_makes_nothing(
 def test_a_plan_with_choices_of_people_has_the_link_that_trains_on_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["posttrain", "drawings-posttrain", "--plan", "--until", "rl", "--events", "chosen"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["0-base", "1-midtrain", "2-sft", "3-stpo", "3b-calibrate", "4-rl"]
+    assert [line.split()[0] for line in lines[1:-1]] == [
+        "0-base",
+        "1-midtrain",
+        "2-sft",
+        "3-stpo",
+        "3b-calibrate",
+        "4-rl",
+    ]
 
 
 @pytest.mark.parametrize(

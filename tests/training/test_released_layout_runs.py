@@ -243,7 +243,9 @@ def test_flux2_latents_are_packed_for_patches_of_one_and_sizes_that_do_not_fit_a
 ) -> None:
     flux2().save_pretrained(tmp_path / "flux2")
     told = ("--text-encoder", str(k2), "--autoencoder", str(tmp_path / "flux2"))
-    with pytest.raises(ConfigError, match="in_channels is 64.*the autoencoder makes 128: set transformer.in_channels=512"):
+    with pytest.raises(
+        ConfigError, match="in_channels is 64.*the autoencoder makes 128: set transformer.in_channels=512"
+    ):
         packed(tmp_path, *told, "--set", "finetune=None")
     sizes = ("--set", "transformer.in_channels=128", "--set", "transformer.patch_size=1")
     with pytest.raises(ConfigError, match="num_text_layers is 5 and the text encoder gives 12"):
