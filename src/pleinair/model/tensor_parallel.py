@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as functional
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import GroupName
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from pleinair.model.architecture import TransformerConfig
@@ -184,14 +185,14 @@ def _distribute(module: nn.Module, roles: dict[str, Role], mesh: DeviceMesh) -> 
 
 @functools.cache
 def _local_class(
-    base: type[nn.Module], names: tuple[str, ...], partial: tuple[str, ...], group: str
+    base: type[nn.Module], names: tuple[str, ...], partial: tuple[str, ...], group: GroupName
 ) -> type[nn.Module]:
     """A subclass of `base` in which the parameters `names` read as the local part of their DTensors."""
     views = {name: _local_view(name, group if name in partial else None) for name in names}
     return type(base.__name__, (base,), dict(views))
 
 
-def _local_view(name: str, group: str | None) -> property:
+def _local_view(name: str, group: GroupName | None) -> property:
     def local_part(module: nn.Module) -> Tensor | None:
         parameter: Tensor | None = module._parameters[name]
         if not isinstance(parameter, DTensor) or parameter.device_mesh.ndim > 1:
@@ -202,17 +203,17 @@ def _local_view(name: str, group: str | None) -> property:
     return property(local_part)
 
 
-def _enter(group: str, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _enter(group: GroupName, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (sum_of_gradients(arguments[0], group), *arguments[1:])
 
 
-def _leave(group: str, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+def _leave(group: GroupName, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
     return sum_of_outputs(output, group)
 
 
 class _SumGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: GroupName) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
@@ -223,7 +224,7 @@ class _SumGradients(torch.autograd.Function):
 
 class _SumOutputs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: GroupName) -> Tensor:
         return _all_reduce(x, group)
 
     @staticmethod
@@ -231,19 +232,19 @@ class _SumOutputs(torch.autograd.Function):
         return gradient, None
 
 
-def sum_of_gradients(x: Tensor, group: str) -> Tensor:
+def sum_of_gradients(x: Tensor, group: GroupName) -> Tensor:
     """`x` itself; its gradient is the sum of the gradients of the group's ranks."""
     out: Tensor = _SumGradients.apply(x, group)  # type: ignore[no-untyped-call]
     return out
 
 
-def sum_of_outputs(x: Tensor, group: str) -> Tensor:
+def sum_of_outputs(x: Tensor, group: GroupName) -> Tensor:
     """The sum of `x` over the group's ranks; its gradient goes to each unchanged."""
     out: Tensor = _SumOutputs.apply(x, group)  # type: ignore[no-untyped-call]
     return out
 
 
-def _all_reduce(x: Tensor, group: str) -> Tensor:
+def _all_reduce(x: Tensor, group: GroupName) -> Tensor:
     total: Tensor = functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", group))
     return total
 
