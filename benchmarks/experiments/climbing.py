@@ -1,6 +1,6 @@
-"""One arm of an experiment on reinforcement learning: GRPO from the base, watched by all who are not climbed.
+"""One arm of an experiment on reinforcement learning: GRPO or DiffusionNFT from the base, watched by all who are not climbed.
 
-base --rollouts, no guidance--> RewardMix --Grpo--> weights --every few iterations--> Probe: fixed prompts, fixed noise
+base --rollouts, no guidance--> RewardMix --Grpo | Nft--> weights --every few iterations--> Probe: fixed prompts, fixed noise
                                                                                          |
 gold judge, gold classifier, the shipped judge, diversity <------------------------------'
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ from pleinair.training.rollouts.drawing import DrawingConfig
 from pleinair.training.rollouts.loader import RolloutBatch, RolloutConfig, Rollouts
 from pleinair.training.rollouts.pool import PromptPool
 from pleinair.training.stages.grpo import Grpo, GrpoConfig
+from pleinair.training.stages.nft import Nft, NftConfig, OldPolicy
 
 Row = dict[str, Any]
 Flags = npt.NDArray[np.bool_]
@@ -61,6 +62,8 @@ class ClimbPlan:
     group_size: int = 8
     batch_size: int = 32
     drawing_steps: int = 8
+    method: Literal["grpo", "nft"] = "grpo"
+    """Policy gradients of a few stochastic steps, or DiffusionNFT, which learns from last pictures alone."""
     learning_rate: float = 1e-4
     clip: float | None = None
     kl_weight: float = 0.0
@@ -180,19 +183,26 @@ def climb(
     ground: Ground, start: Path, mix: RewardMix, told: Sequence[Any], plan: ClimbPlan, seed: int, directory: Path,
     probe: Probe | None = None, keep_every: int = 0, prompts: Sequence[str] | None = None,
 ) -> Path:  # fmt: skip
-    """GRPO from a checkpoint; gives the last checkpoint. `told`: what `mix` is. `prompts`: all that training may see."""
+    """From a checkpoint by the plan's method; gives the last one. `told`: what `mix` is. `prompts`: all that training may see."""
     sampler, pretrain = ground.sampler(start), student_of(start)
     reference = copy.deepcopy(pretrain.model) if plan.kl_weight else None
-    stage = Grpo(pretrain, GrpoConfig(clip=plan.clip, kl_weight=plan.kl_weight), reference)
-    sampler = Sampler(stage.model, sampler.codec, sampler.text_encoder, sampler.projection)
-    drawing = DrawingConfig(num_steps=plan.drawing_steps, resolution=SIDE, window_size=2, precision="fp32")
+    stage: Grpo | Nft
+    if plan.method == "nft":
+        stage = Nft(pretrain, NftConfig(kl_weight=plan.kl_weight), reference)
+    else:
+        stage = Grpo(pretrain, GrpoConfig(clip=plan.clip, kl_weight=plan.kl_weight), reference)
+    sampler = replace(sampler, transformer=stage.model)
+    drawn_by = replace(sampler, transformer=stage.old) if isinstance(stage, Nft) else sampler
+    window = 0 if isinstance(stage, Nft) else 2
+    drawing = DrawingConfig(num_steps=plan.drawing_steps, resolution=SIDE, window_size=window, precision="fp32")
     config = RolloutConfig(num_groups=plan.num_groups, group_size=plan.group_size, drawing=drawing, keep=4)
     prompts = list(dict.fromkeys(prompts or [prompt for prompt, _, _ in ground.trained_prompts]))
     loader = Rollouts(
-        sampler, mix, PromptPool(prompts), config, directory / "rollouts", batch_size=plan.batch_size, seed=seed, mesh=Mesh()
+        drawn_by, mix, PromptPool(prompts), config, directory / "rollouts", batch_size=plan.batch_size, seed=seed, mesh=Mesh()
     )  # fmt: skip
     every, line = loader.steps_per_iteration, ProgressLine(directory.name)
-    hooks: list[Hook] = [Earnings(loader)]
+    hooks: list[Hook] = [OldPolicy(stage, every)] if isinstance(stage, Nft) else []
+    hooks.append(Earnings(loader))
     if probe is not None:
         hooks.append(Probing(probe, sampler, plan.probe_every * every))
     hooks.append(

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pleinair.captioning.templates import captions
+from pleinair.cli.encoders import open_text_encoder
 from pleinair.cli.places import cache_dir, shipped
-from pleinair.cli.steps import open_text_encoder
 from pleinair.curation.detectors.generated import reconstruct
 from pleinair.curation.pictures import decode
 from pleinair.curation.sources import find_source, open_image

@@ -2,7 +2,7 @@
 
     ground --kept checkpoints, drawn without guidance--> is the reward neither at its floor nor at its ceiling?
            --base, several guidances--> which one helps, on held-out prompts, by judges that nobody climbs
-           --GRPO with three learning rates, one seed--> which one moves, and which one breaks
+           --GRPO and DiffusionNFT with three learning rates each, one seed--> which one moves, and which one breaks
 
 Settings of the experiments are chosen by these numbers and by none of their own. The reward is taken on trained prompts without
 guidance, as rollouts are drawn; a group is flat where all of its pictures earn the same, so that it teaches nothing.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,9 @@ from pleinair.records.rewards import RewardContext
 from pleinair.sampling import SamplingConfig
 
 GUIDANCES = (0.0, 1.0, 2.0, 3.0, 4.5)
-RATES = (1e-4, 3e-4, 1e-3)
+CLIMBS: tuple[tuple[Literal["grpo", "nft"], float], ...] = (
+    ("grpo", 1e-5), ("grpo", 3e-5), ("grpo", 1e-4), ("nft", 1e-4), ("nft", 3e-4), ("nft", 5e-4),
+)  # fmt: skip
 WEIGHTS = {"rubric": 1.0, "artefact": 0.5}
 SHORT = replace(ClimbPlan(), seeds=(0,), num_iterations=24)
 NUM_FEATURES = 24
@@ -67,7 +69,7 @@ def run(runs: Path, home: Path | None, out: Path, base: str | None = None, small
     found = {
         "starts": [once(kept / f"start-{one.name}.json", partial(start_of, ground, trained, one)) for one in bases(ground)],
         "guidance": [once(kept / f"guidance-{g:g}.json", partial(guided, ground, unseen, g)) for g in GUIDANCES],
-        "rates": without_pixels([rate_row(ground, unseen, plan, rate, kept) for rate in RATES]),
+        "rates": without_pixels([rate_row(ground, unseen, plan, *climb, kept) for climb in CLIMBS]),
         "real": once(kept / "real.json", lambda: without_pixels([scorer(ground).of_real()])[0]),
         "num_prompts": {"trained": len(ground.trained_prompts), "unseen": len(ground.unseen_prompts)},
     }  # fmt: skip
@@ -111,10 +113,12 @@ def scorer(ground: Ground) -> Scorer:
     return Scorer([one for one in ground.pictures if one.held_out], ground.pictures, NUM_FEATURES)
 
 
-def rate_row(ground: Ground, probe: Probe, plan: ClimbPlan, rate: float, kept: Path) -> dict[str, Any]:
-    """A short climb with one learning rate."""
-    own = replace(plan, learning_rate=rate)
-    return climbed(ground, f"rate {rate:g}", ground.mix(WEIGHTS), [WEIGHTS], own, probe, plan.seeds[0], kept)
+def rate_row(
+    ground: Ground, probe: Probe, plan: ClimbPlan, method: Literal["grpo", "nft"], rate: float, kept: Path
+) -> dict[str, Any]:
+    """A short climb by one method with one learning rate."""
+    own = replace(plan, method=method, learning_rate=rate)
+    return climbed(ground, f"{method} {rate:g}", ground.mix(WEIGHTS), [WEIGHTS], own, probe, plan.seeds[0], kept)
 
 
 def rows_of(rows: Sequence[dict[str, Any]], name: str, keys: dict[str, str]) -> Html:
@@ -135,7 +139,7 @@ def report(found: dict[str, Any], ground: Ground) -> str:
     sections = [
         Section(heading="What climbing begins with", body=rows_of(found["starts"], "checkpoint", START)),
         Section(heading="Guidance", body=rows_of(found["guidance"], "guidance", GUIDED)),
-        Section(heading="Learning rates of GRPO", body=rows_of([first, *ends], "arm", CLIMBED)),
+        Section(heading="Climbs by method and learning rate", body=rows_of([first, *ends], "arm", CLIMBED)),
         Section(heading="The rewards", body=ground.facts()),
     ]
     return page(

@@ -23,12 +23,13 @@ from PIL import Image
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.captioning.templates import with_article
 from pleinair.checkpoint.store import digest_file, newest_checkpoint
+from pleinair.cli.encoders import open_text_encoder
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
 from pleinair.cli.parents import find_checkpoint
 from pleinair.cli.parts import Parts
 from pleinair.cli.places import cache_dir, shipped
-from pleinair.cli.steps import open_text_encoder, pack_step
+from pleinair.cli.steps import pack_step
 from pleinair.cli.workspace import open_workspace
 from pleinair.curation.pictures import decode
 from pleinair.curation.sources import STYLES, find_source, open_image

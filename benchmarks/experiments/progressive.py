@@ -23,7 +23,7 @@ import torch
 from benchmarks.experiments.results import once, opening, publish, without_pixels
 from benchmarks.krablet.rounds import commit, machine
 from pleinair.checkpoint.store import list_checkpoints
-from pleinair.cli import steps
+from pleinair.cli import encoders, steps
 from pleinair.cli.main import build_parser
 from pleinair.cli.main import main as pleinair
 from pleinair.cli.parts import ready_parts
@@ -171,7 +171,7 @@ def measure(checkpoint: Path, work: Workspace) -> dict[str, Any]:
     """One model."""
     model, projection = read_model(checkpoint)
     errors = held_out_errors(model, projection, Pack(work.held_out))
-    sampler = Sampler(model, load_autoencoder(shipped("autoencoder")), steps.open_text_encoder(), projection)
+    sampler = Sampler(model, load_autoencoder(shipped("autoencoder")), encoders.open_text_encoder(), projection)
     torch.manual_seed(0)
     drawn = draw_and_judge(sampler, load_judge(shipped("judge")), judged_prompts(work), work.recipe.sampling)
     return {
