@@ -1,60 +1,18 @@
 """`python -m benchmarks.curation.figures`: README.md's table of what curation is to reach, from results.json.
 
-A row names a figure, or all whose names look alike (`mix_keys_per_s*`); whether it meets its aim is computed, so the page
-cannot say otherwise than the figures. `python -m benchmarks.curation` writes the table anew after every benchmark, and a test
-compares the two.
+`python -m benchmarks.curation` writes it anew after every benchmark, and a test compares the two.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
 
-from benchmarks.krablet.rounds import Result
+from benchmarks.aims import Aim, between, table
 
 FOLDER = Path(__file__).parent
 README, RESULTS = FOLDER / "README.md", FOLDER / "results.json"
-BEGIN, END = "<!-- figures: written by python -m benchmarks.curation.figures -->", "<!-- end of figures -->"
-HEAD = "| what | name | value | beside | ratio | aim | met |\n|---|---|---|---|---|---|---|"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aim:
-    """A figure and what it is to reach."""
-
-    what: str
-    name: str
-    """As in results.json; `*` stands for any text."""
-    of: Literal["value", "ratio"] = "value"
-    """Which of the two the bound is for."""
-    least: float | None = None
-    most: float | None = None
-    note: str = ""
-    """Why it is missed, or what to know; figures are not repeated here, they would drift."""
-
-    def __post_init__(self) -> None:
-        if "*" in self.name and (self.least is not None or self.most is not None):
-            raise ValueError(f"{self.name} stands for several figures: a bound needs one name")
-
-    def met(self, row: Mapping[str, Any]) -> bool | None:
-        """Whether a figure reaches it; None where nothing is to be reached."""
-        if self.least is None and self.most is None:
-            return None
-        found = row[self.of]
-        if found is None:
-            return False
-        return (self.least is None or found >= self.least) and (self.most is None or found <= self.most)
-
-    @property
-    def bound(self) -> str:
-        """`at least 6 x`, and so on."""
-        times = " x" if self.of == "ratio" else ""
-        words = [("at least", self.least), ("at most", self.most)]
-        return ", ".join(f"{word} {number(bound)}{times}" for word, bound in words if bound is not None)
+BEGIN = "<!-- figures: written by python -m benchmarks.curation.figures -->"
 
 
 AIMS = (
@@ -104,42 +62,9 @@ AIMS = (
 )  # fmt: skip
 
 
-def number(value: float) -> str:
-    """Three digits, whole numbers with thousands."""
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def table(results: list[Result], aims: tuple[Aim, ...] = AIMS) -> str:
-    """The Markdown table; a figure nobody has measured yet says so."""
-    return "\n".join([HEAD, *(line for aim in aims for line in _lines(aim, results))])
-
-
-def _lines(aim: Aim, results: list[Result]) -> list[str]:
-    rows = [row for row in results if fnmatchcase(row["name"], aim.name)]
-    if not rows:
-        return [f"| {aim.what} | `{aim.name}` | not measured | | | {aim.bound} | {aim.note} |"]
-    return [_line(aim, row) for row in rows]
-
-
-def _line(aim: Aim, row: Result) -> str:
-    ratio = "" if row["ratio"] is None else f"{number(row['ratio'])} x"
-    verdict = {True: "yes", False: "**no**", None: ""}[aim.met(row)]
-    said = ": ".join(filter(None, [verdict, aim.note]))
-    shown = f"{number(row['value'])} {row['unit']}".strip()
-    return f"| {aim.what} | `{row['name']}` | {shown} | {row['peer']} | {ratio} | {aim.bound} | {said} |"
-
-
-def with_table(page: str, results: list[Result]) -> str:
-    """The page with the table between its two marks. Raises ValueError where a mark is missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page lacks {BEGIN if not begin else END}: put both marks where the table belongs")
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
-
-
 def main() -> None:
-    README.write_text(with_table(README.read_text(), json.loads(RESULTS.read_text())))
+    results = json.loads(RESULTS.read_text())
+    README.write_text(between(README.read_text(), BEGIN, table(results, AIMS)))
 
 
 if __name__ == "__main__":

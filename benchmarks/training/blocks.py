@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.curation.figures import number
+from benchmarks.aims import between, number
 from benchmarks.krablet.rounds import Result
 
 ROOT = Path(__file__).parents[2]
-END = "<!-- end of figures -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class Block:
 
     def written(self, page: str, results: Sequence[Result]) -> str:
         """The page with this part anew. Raises ValueError where a mark is missing."""
-        return between(page, self.begin, END, self.text(results))
+        return between(page, self.begin, self.text(results))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +43,6 @@ class Drawing:
     file: str
     """From the repository's root."""
     draw: Callable[[Sequence[Result]], str]
-
-
-def between(page: str, begin: str, end: str, text: str) -> str:
-    """The page with this text between the two marks. Raises ValueError where one is missing."""
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"the page lacks {end if found else begin}: put both marks where the figures belong")
-    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def row_of(results: Sequence[Result], name: str) -> Result:

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, ratio, result
 from benchmarks.training.blocks import Block, Drawing, quoted, row_of
 from benchmarks.training.clocks import Took, timed, with_clocks

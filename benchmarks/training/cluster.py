@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, ratio, result
 from benchmarks.training.blocks import Block, quoted
 from pleinair.cluster.goodput import REPAIR_PARTS, Repair, measure_goodput

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, result
 from benchmarks.training.checkpoints import NAME, scratch
 from pleinair.checkpoint.store import save_checkpoint, verify_checkpoint

@@ -10,22 +10,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.curation.figures import Aim, number
+from benchmarks.aims import between, table
 from benchmarks.krablet.rounds import Result
-from benchmarks.training.blocks import END, ROOT, Block, Drawing, between
+from benchmarks.training.blocks import ROOT, Block, Drawing
 from benchmarks.training.clocks import clocks_of
 
 FOLDER = Path(__file__).parent
 README, RESULTS = FOLDER / "README.md", FOLDER / "results.json"
 BEGIN = "<!-- figures: written by python -m benchmarks.training.figures -->"
-HEAD = (
-    "| what | name | value | beside | ratio | wall / CPU | aim | met | commit |\n|---|---|---|---|---|---|---|---|---|"
-)
+COLUMNS = {"wall / CPU": clocks_of, "commit": lambda row: str(row["commit"])}
 NOT_BENCHMARKS = {"__init__", "__main__", "blocks", "clocks", "drawing", "figures"}
 
 
@@ -40,33 +37,12 @@ def named(attribute: str) -> Iterator[Any]:
         yield from getattr(import_module(f"benchmarks.training.{name}"), attribute, ())
 
 
-def table(results: Sequence[Result], aims: Sequence[Aim]) -> str:
-    """The Markdown table; a figure nobody has measured yet says so."""
-    return "\n".join([HEAD, *(line for aim in aims for line in _lines(aim, results))])
-
-
-def _lines(aim: Aim, results: Sequence[Result]) -> list[str]:
-    rows = [row for row in results if fnmatchcase(row["name"], aim.name)]
-    if not rows:
-        return [f"| {aim.what} | `{aim.name}` | not measured | | | | {aim.bound} | {aim.note} | |"]
-    return [_line(aim, row) for row in rows]
-
-
-def _line(aim: Aim, row: Result) -> str:
-    ratio = "" if row["ratio"] is None else f"{number(row['ratio'])} x"
-    verdict = {True: "yes", False: "**no**", None: ""}[aim.met(row)]
-    said = ": ".join(filter(None, [verdict, aim.note]))
-    shown = f"{number(row['value'])} {row['unit']}".strip()
-    cells = [aim.what, f"`{row['name']}`", shown, row["peer"], ratio, clocks_of(row), aim.bound, said, row["commit"]]
-    return f"| {' | '.join(cells)} |"
-
-
 def pages(results: Sequence[Result]) -> dict[Path, str]:
     """What every page and drawing that shows figures is to be. Raises ValueError for a page without its marks."""
     blocks: dict[str, list[Block]] = defaultdict(list)
     for block in named("BLOCKS"):
         blocks[block.page].append(block)
-    found = {README: between(README.read_text(), BEGIN, END, table(results, [*named("AIMS")]))}
+    found = {README: between(README.read_text(), BEGIN, table(results, [*named("AIMS")], COLUMNS))}
     for page, of_page in blocks.items():
         text = (ROOT / page).read_text()
         for block in of_page:

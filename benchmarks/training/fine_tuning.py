@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, result
 from pleinair.model.fine_tuning_plan import MemoryPlan, fine_tuning_plan
 from pleinair.model.full_fine_tuning import Rule, full_fine_tuning_plan, largest_trained

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, result
 from benchmarks.training.blocks import Block, Drawing, row_of
 from benchmarks.training.drawing import across, frame, legend, line, svg

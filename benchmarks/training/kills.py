@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, result
 from tests.training.killed_run import ROOT, environment
 

@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, result
 from benchmarks.training.blocks import Block, quoted
 from benchmarks.training.clocks import Took, timed, with_clocks

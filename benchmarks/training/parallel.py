@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim, between
 from benchmarks.krablet.rounds import SPAWN, Result, result
-from benchmarks.training.blocks import END, ROOT, between
+from benchmarks.training.blocks import ROOT
 from pleinair.model.memory import CHECKPOINTINGS, estimate_memory, format_table, table
 from pleinair.model.parallelize import Checkpointing, MeshConfig, ParallelConfig, parallelize
 from pleinair.model.transformer import Transformer, TransformerConfig
@@ -198,7 +198,7 @@ def main() -> None:
     if args.table:
         plan = format_table(table(TransformerConfig()))
         print(plan)
-        PLAN_PAGE.write_text(between(PLAN_PAGE.read_text(), PLAN_BEGIN, END, plan))
+        PLAN_PAGE.write_text(between(PLAN_PAGE.read_text(), PLAN_BEGIN, plan))
         return
     for row in measure():
         print(row, flush=True)

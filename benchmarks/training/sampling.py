@@ -21,7 +21,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim
 from benchmarks.krablet.rounds import Result, result
 from benchmarks.training.blocks import Block, quoted
 from benchmarks.training.clocks import timed

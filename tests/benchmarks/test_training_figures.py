@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.curation.figures import Aim
+from benchmarks.aims import Aim, table
 from benchmarks.krablet.rounds import result
 from benchmarks.training import damage, goodput
 from benchmarks.training.blocks import ROOT, Block, quoted
 from benchmarks.training.drawing import frontier
-from benchmarks.training.figures import RESULTS, named, pages, table
+from benchmarks.training.figures import COLUMNS, RESULTS, named, pages
 from benchmarks.training.parallel import PLAN_BEGIN
 from pleinair.model.memory import format_table
 from pleinair.model.memory import table as plan
@@ -43,10 +43,10 @@ def test_a_row_shows_its_commit_and_both_clocks_and_one_of_before_shows_none() -
         Aim(what="none", name="none"),
     ]
     rows = [row("new", 1.5, wall_seconds=1.5, cpu_seconds=1.25), row("old", 4.0, commit="abc1234?")]
-    assert table(rows, aims).splitlines()[2:] == [
-        "| new | `new` | 1.5 s | peer | 2 x | 1.5 / 1.25 s | at least 3 x | **no** | abc1234 |",
+    assert table(rows, aims, COLUMNS).splitlines()[2:] == [
+        "| new | `new` | 1.5 s | peer | 2 x | at least 3 x | **no** | 1.5 / 1.25 s | abc1234 |",
         "| old | `old` | 4 s | peer | 2 x |  |  |  | abc1234? |",
-        "| none | `none` | not measured | | | |  |  | |",
+        "| none | `none` | not measured |  |  |  |  |  |  |",
     ]
 
 

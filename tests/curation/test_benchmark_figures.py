@@ -6,13 +6,16 @@ import json
 
 import pytest
 
-from benchmarks.curation.figures import AIMS, README, RESULTS, Aim, table, with_table
+from benchmarks.aims import Aim, between, table
+from benchmarks.curation.figures import AIMS, BEGIN, README, RESULTS
 from benchmarks.krablet.rounds import result
 
 
 def test_the_page_is_what_results_json_gives() -> None:
     page = README.read_text()
-    assert page == with_table(page, json.loads(RESULTS.read_text())), "run python -m benchmarks.curation.figures"
+    assert page == between(page, BEGIN, table(json.loads(RESULTS.read_text()), AIMS)), (
+        "run python -m benchmarks.curation.figures"
+    )
 
 
 def test_every_figure_is_named_once() -> None:
@@ -39,7 +42,7 @@ def test_a_figure_beside_its_aim_a_missed_one_and_one_not_measured() -> None:
         "| memory | `small` | 12.5 MB |  |  | at most 10 | **no**: too much is held |",
         "| marks | `marks_b` | 0.5 share |  |  |  |  |",
         "| marks | `marks_a` | 0.25 share |  |  |  |  |",
-        "| later | `later` | not measured | | | at least 1 |  |",
+        "| later | `later` | not measured |  |  | at least 1 |  |",
     ]
 
 
@@ -49,7 +52,7 @@ def test_a_figure_without_the_ratio_its_aim_is_for_does_not_meet_it() -> None:
 
 def test_a_page_without_its_marks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the page lacks <!-- figures"):
-        with_table("# Benchmarks", [])
+        between("# Benchmarks", BEGIN, "")
 
 
 def test_a_bound_for_several_figures_is_refused() -> None:
