@@ -60,8 +60,9 @@ def flip_bit(path: Path, draw: random.Random) -> None:
 
 def zero_page(path: Path, draw: random.Random) -> None:
     content = bytearray(path.read_bytes())
-    begin = draw.randrange(len(content) // 4096) * 4096
-    path.write_bytes(content[:begin] + bytes(4096) + content[begin + 4096 :])
+    begin = draw.randrange(max(1, len(content) // 4096)) * 4096
+    content[begin : begin + 4096] = bytes(len(content[begin : begin + 4096]))
+    path.write_bytes(content)
 
 
 def truncate(path: Path, draw: random.Random) -> None:

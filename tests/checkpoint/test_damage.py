@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.training.damage import flip_bit, half_write, remove, truncate, zero_page
 from pleinair.checkpoint import store
 from pleinair.records.errors import CheckpointError
 
@@ -34,34 +34,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "root"))
-
-
-def flip_bit(path: Path, draw: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-
-
-def zero_page(path: Path, draw: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    begin = draw.randrange(max(1, len(content) // 4096)) * 4096
-    content[begin : begin + 4096] = bytes(len(content[begin : begin + 4096]))
-    path.write_bytes(content)
-
-
-def truncate(path: Path, draw: random.Random) -> None:
-    os.truncate(path, draw.randrange(path.stat().st_size))
-
-
-def half_write(path: Path, draw: random.Random) -> None:
-    """As large as it should be, zeros from somewhere on: its blocks were never written."""
-    size = path.stat().st_size
-    os.truncate(path, draw.randrange(size - 8))
-    os.truncate(path, size)
-
-
-def remove(path: Path, draw: random.Random) -> None:
-    path.unlink()
 
 
 KINDS: list[Callable[[Path, random.Random], None]] = [flip_bit, zero_page, truncate, half_write, remove]

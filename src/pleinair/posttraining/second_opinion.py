@@ -8,6 +8,7 @@ one shares neither weights nor architecture with them, so that a rise which it d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,6 @@ from pleinair.evaluation.prompted import at_judges_size
 from pleinair.evaluation.second_judge import SecondJudge
 from pleinair.model.digest import part_digest
 from pleinair.model.judge import JudgeScores
-from pleinair.records.names import slug
 from pleinair.records.rewards import Pictures
 from pleinair.rewards.calibration import sigmoid
 from pleinair.rewards.gold import Gold
@@ -27,6 +27,7 @@ from pleinair.rewards.parser import PromptParser
 from pleinair.rewards.picture_judge import evidence_of
 from pleinair.rewards.requirements import Requirement, Rubric
 from pleinair.rewards.rubric import Probabilities, RubricReward
+from pleinair.rewards.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -47,38 +48,35 @@ class SecondOpinion:
         return frozenset({part_digest(self.judge), self.features.name})
 
     @cached_property
-    def things(self) -> dict[str, int]:
-        """What it can name, as slugs, to its classes."""
-        return {name: number for number, name in enumerate(self.judge.config.concept_names)}
-
-    @cached_property
-    def styles(self) -> dict[str, int]:
-        """The styles it can name, as slugs."""
-        return {slug(name): number for number, name in enumerate(self.judge.config.style_names)}
+    def vocabulary(self) -> Vocabulary:
+        """What it can name."""
+        return Vocabulary(self.judge.config.concept_names, self.judge.config.style_names)
 
     def parser(self) -> PromptParser:
         """A parser of prompts that knows these names."""
-        return PromptParser(*([name.replace("-", " ") for name in names] for names in (self.things, self.styles)))
+        return self.vocabulary.parser()
 
     def knows(self, requirement: Requirement) -> bool:
         """Whether it has a name for it."""
-        if requirement.kind == "style":
-            return slug(requirement.value) in self.styles
-        return requirement.kind == "object" and slug(requirement.subject) in self.things
+        return self._class_of(requirement) is not None
 
     def answer(self, pictures: Pictures, rubrics: Sequence[Rubric]) -> list[Probabilities]:
         """Each picture's probabilities, by the softmax of the heads, as they were fitted."""
         scores = self.judge.judge(self.features.of(at_judges_size(pictures)))
         return [
-            np.array([self._chance(scores, row, one) if self.knows(one) else np.nan for one in rubric], np.float32)
+            np.array([self._chance(scores, row, one) for one in rubric], np.float32)
             for row, rubric in enumerate(rubrics)
         ]
 
+    def _class_of(self, requirement: Requirement) -> int | None:
+        if requirement.kind == "style":
+            return self.vocabulary.style(requirement.value)
+        return self.vocabulary.thing(requirement.subject) if requirement.kind == "object" else None
+
     def _chance(self, scores: JudgeScores, row: int, one: Requirement) -> float:
-        if one.kind == "style":
-            logits, number = scores.style_logits, self.styles[slug(one.value)]
-        else:
-            logits, number = scores.concept_logits, self.things[slug(one.subject)]
+        if (number := self._class_of(one)) is None:
+            return math.nan
+        logits = scores.style_logits if one.kind == "style" else scores.concept_logits
         return float(sigmoid(evidence_of(logits[row : row + 1], np.array([number])))[0])
 
 

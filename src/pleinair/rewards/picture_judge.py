@@ -26,7 +26,6 @@ from pleinair.model.judge import PICTURE_SIZE, Judge, JudgeScores, config_from, 
 from pleinair.records.colours import share_of
 from pleinair.records.errors import CheckpointError
 from pleinair.records.letters import character_error
-from pleinair.records.names import slug
 from pleinair.records.rewards import Pictures
 from pleinair.rewards.calibration import (
     Calibration,
@@ -41,6 +40,7 @@ from pleinair.rewards.parser import COLOURS, RELATIONS, PromptParser
 from pleinair.rewards.pieces import Piece, ground_of, ink_of, pieces_of
 from pleinair.rewards.requirements import Kind, Requirement, Rubric
 from pleinair.rewards.rubric import Probabilities
+from pleinair.rewards.vocabulary import Vocabulary
 from pleinair.rewards.writing import ReadText
 
 VERSION = 1
@@ -75,29 +75,24 @@ class PictureJudge:
         return frozenset({part_digest(self.judge)})
 
     @cached_property
-    def things(self) -> dict[str, int]:
-        """What it can name, as slugs, to the network's classes."""
-        return {name: number for number, name in enumerate(self.judge.config.concept_names)}
-
-    @cached_property
-    def styles(self) -> dict[str, int]:
-        """The styles it can name, as slugs."""
-        return {slug(name): number for number, name in enumerate(self.judge.config.style_names)}
+    def vocabulary(self) -> Vocabulary:
+        """What it can name."""
+        return Vocabulary(self.judge.config.concept_names, self.judge.config.style_names)
 
     def parser(self) -> PromptParser:
         """A parser of prompts that knows these names."""
-        return PromptParser(*([name.replace("-", " ") for name in names] for names in (self.things, self.styles)))
+        return self.vocabulary.parser()
 
     def knows(self, requirement: Requirement) -> bool:
         """Whether it has a name, or a rule, for it."""
         kind, value = requirement.kind, requirement.value
-        named = slug(requirement.subject) in self.things
+        named = self.vocabulary.thing(requirement.subject) is not None
         known: Mapping[Kind, bool] = {
             "object": named,
             "count": named and value.isdecimal(),
-            "relation": named and slug(requirement.other) in self.things and value in RELATIONS,
+            "relation": named and self.vocabulary.thing(requirement.other) is not None and value in RELATIONS,
             "colour": value in COLOURS,
-            "style": slug(value) in self.styles,
+            "style": self.vocabulary.style(value) is not None,
             "background": value in COLOURS,
             "text": self.read is not None and bool(value.strip()),
         }
@@ -133,13 +128,15 @@ class PictureJudge:
 
     def thing_chance(self, scores: JudgeScores, name: str) -> float:
         """P(this is one), of one picture or piece."""
-        return self._calibrated("object", scores.concept_logits, self.things[slug(name)])
+        return self._calibrated("object", scores.concept_logits, self.vocabulary.thing(name))
 
     def style_chance(self, scores: JudgeScores, name: str) -> float:
         """P(it is in the style)."""
-        return self._calibrated("style", scores.style_logits, self.styles[slug(name)])
+        return self._calibrated("style", scores.style_logits, self.vocabulary.style(name))
 
-    def _calibrated(self, kind: str, logits_1K: Floats, number: int) -> float:
+    def _calibrated(self, kind: str, logits_1K: Floats, number: int | None) -> float:
+        if number is None:
+            raise KeyError(f"no class to tell {kind} by: ask `knows` first")
         evidence = evidence_of(logits_1K, np.array([number]))
         return float(self.calibrations.get(kind, Calibration()).probability(evidence)[0])
 
