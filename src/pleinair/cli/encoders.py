@@ -19,8 +19,7 @@ from pleinair.model.autoencoders.folder import load_codec
 from pleinair.model.text_encoder import FeatureProjection, TextEncoder
 from pleinair.model.text_encoders.folder import load_text_encoder
 from pleinair.model.text_encoders.smollm2 import fetch_smollm2, open_smollm2
-from pleinair.model.transformer import TransformerConfig
-from pleinair.records.errors import ConfigError, SourceError
+from pleinair.records.errors import SourceError
 from pleinair.sampling.shipped import load_autoencoder
 
 
@@ -54,20 +53,6 @@ def stamp(folder: str | None) -> list[str]:
         return []
     files = [(path, path.stat()) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
     return [config_digest([[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files])]
-
-
-def require_fit(config: TransformerConfig, codec: LatentCodec, encoder: TextEncoder, text_dim: int) -> None:
-    """Raise ConfigError where a transformer cannot read what these give; `text_dim` is that of the features packed."""
-    for field, ours, theirs, part in (
-        ("in_channels", config.in_channels, codec.latent_channels * config.patch_size**2, "autoencoder"),
-        ("num_text_layers", config.num_text_layers, encoder.num_layers, "text encoder"),
-        ("text_dim", config.text_dim, text_dim, "text encoder"),
-    ):
-        if ours != theirs:
-            raise ConfigError(
-                f"transformer.{field} is {ours} and the {part} gives {theirs}: set transformer.{field}={theirs}, or name "
-                f"another {part}"
-            )
 
 
 def _device() -> str:

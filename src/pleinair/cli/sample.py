@@ -114,10 +114,11 @@ def open_sampler(
     Raises ConfigError where the autoencoder gives other latents than the model has learned, or the text encoder does not fit.
     """
     from pleinair.checkpoint.store import read_document
-    from pleinair.cli.encoders import open_codec, open_text_encoder, require_fit
+    from pleinair.cli.encoders import open_codec, open_text_encoder
     from pleinair.cli.latents import latents_of_package, require_latents
     from pleinair.cli.places import shipped
     from pleinair.cli.steps import newest_of
+    from pleinair.recipes.fits import require_encoders_fit
     from pleinair.sampling import Sampler
     from pleinair.sampling.checkpoints import read_model
     from pleinair.sampling.shipped import load_model
@@ -135,5 +136,5 @@ def open_sampler(
     codec = open_codec(autoencoder or (str(own) if own is not None and own.exists() else "autoencoder"))
     require_latents(known, codec, checkpoint)
     encoder = open_text_encoder(text_encoder)
-    require_fit(transformer.config, codec, encoder, projection.dim)
+    require_encoders_fit(transformer.config, codec, encoder, projection.dim)
     return Sampler(transformer, codec, encoder, projection), config

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from pleinair.checkpoint.store import newest_checkpoint, read_manifest
-from pleinair.cli.encoders import as_they_are, open_text_encoder, require_fit, stamp
+from pleinair.cli.encoders import as_they_are, open_text_encoder, stamp
 from pleinair.cli.parts import Parts
 from pleinair.cli.progress import ProgressLine
 from pleinair.cli.workspace import Workspace
@@ -118,7 +118,7 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
     from pleinair.cli.latents import require_parents_latents
     from pleinair.cli.parents import parent_of
     from pleinair.model.digest import part_digest
-    from pleinair.recipes.fits import require_codec_fits
+    from pleinair.recipes.fits import require_codec_fits, require_encoders_fit
 
     if work.recipe.pack is not None:
         print(f"  the recipe trains on {work.pack}, which was made elsewhere")
@@ -130,7 +130,7 @@ def pack_step(work: Workspace, pictures: list[CuratedPicture], parts: Parts) -> 
     projection, encoder = projection_of(parent), cache(partial(open_text_encoder, work.recipe.text_encoder))
     if work.recipe.text_encoder is not None:
         projection = projection or as_they_are(encoder())
-        require_fit(work.recipe.transformer, parts.autoencoder, encoder(), projection.dim)
+        require_encoders_fit(work.recipe.transformer, parts.autoencoder, encoder(), projection.dim)
     inputs = {
         "format": PACK_VERSION,
         "pictures": [[picture.key, *picture.captions] for picture in trained],
