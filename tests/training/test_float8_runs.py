@@ -19,7 +19,9 @@ PHASES = ((4, 256), (4, 512), (2, 1024))
 NUM_STEPS = sum(steps for steps, _ in PHASES)
 
 
-def run(directory: Path, precision: str = "fp8", stop_after: int = NUM_STEPS) -> tuple[Any, list[str]]:
+def run(
+    directory: Path, precision: str = "fp8", stop_after: int = NUM_STEPS, schedule: tuple[tuple[int, int], ...] = PHASES
+) -> tuple[Any, list[str]]:
     """The stage, and what was said."""
 
     def stop(record: StepRecord, total: int) -> None:
@@ -27,7 +29,7 @@ def run(directory: Path, precision: str = "fp8", stop_after: int = NUM_STEPS) ->
             raise KeyboardInterrupt
 
     stage, said = pretrain_stage(), list[str]()
-    phases = [Phase(f"{side} px", steps, 8, Latents(first=side), resolution=side) for steps, side in PHASES]
+    phases = [Phase(f"{side} px", steps, 8, Latents(first=side), resolution=side) for steps, side in schedule]
     config = settings(precision=precision, checkpoint_seconds=1e-9)
     train(stage, phases, config, directory, config_digest="d", hooks=[EachStep(stop)], on_message=said.append)
     return stage, said
@@ -48,6 +50,12 @@ def test_losses_are_near_those_in_bfloat16_and_not_the_same(whole: tuple[Path, A
     plain, rounded = losses(tmp_path / "bf16"), losses(whole[0])
     assert rounded == pytest.approx(plain, rel=0.02)
     assert all(one != other for one, other in zip(rounded, plain, strict=True))
+
+
+def test_a_phase_without_8_bit_products_trains_as_in_bfloat16(tmp_path: Path) -> None:
+    for precision in ("fp8", "bf16"):
+        run(tmp_path / precision, precision, schedule=((2, 1024),))
+    assert losses(tmp_path / "fp8") == losses(tmp_path / "bf16")
 
 
 @pytest.mark.skipif(has_float8_products(), reason="nothing is emulated here")

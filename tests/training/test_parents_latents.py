@@ -172,6 +172,11 @@ def test_a_pickled_parent_is_refused_before_anything_is_read_or_written(
     assert not (runs / "home").exists()
 
 
+def test_a_pickles_name_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.ckpt is a pickle file"):
+        find_checkpoint(str(tmp_path / "gone.ckpt"), tmp_path / "runs")
+
+
 def test_a_folder_of_pickles_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
     folder, runs = tmp_path / "k2", tmp_path / "runs"
     folder.mkdir()

@@ -34,7 +34,7 @@ ALONE = [
         "engine.num_micro_batches is 4 and a rank has 2 rows of a step at 16 px: give a divisor",
     ),
     (("text_dim=128",), "text_dim is 128 and transformer.text_dim 192: what is packed is what the transformer reads"),
-    (("pretrain.sigma=-1.0",), "sigma is -1.0 and shift_tokens 64: give a positive deviation"),
+    (("pretrain.sigma=0.0",), "sigma is 0.0 and shift_tokens 64: give a positive deviation"),
     (("pretrain.shift_tokens=0",), "sigma is 1.0 and shift_tokens 0: give a positive deviation and at least 1 token"),
     (("engine.optimiser.betas=(2.0, 3.0)",), "betas is (2.0, 3.0): give two numbers from 0 to less than 1"),
     (("engine.optimiser.head={'betas': (0.9, 1.0)}",), "head.betas is (0.9, 1.0): give two numbers from 0"),
@@ -52,6 +52,10 @@ ALONE = [
     (("pack_text=True", "loader.remainder=short"), "packed text takes whole batches, set it to 'drop'"),
     (
         ("pack_text=True", "transformer.stream=dual"),
+        "dual streams and timestep tokens take padded text, set pack_text=Fa",
+    ),
+    (
+        ("pack_text=True", "transformer.timestep=tokens"),
         "dual streams and timestep tokens take padded text, set pack_text=Fa",
     ),
     (
@@ -135,10 +139,10 @@ def test_latents_of_a_pack_are_compared_at_the_recipes_resolutions_alone() -> No
     require_pack_fits(recipe, manifest((16, 5, 3)), Path("pack"))
     with pytest.raises(ConfigError, match="the pack pack has 4: set transformer.in_channels=4"):
         require_pack_fits(recipe, manifest((4, 4, 4)), Path("pack"))
-    with pytest.raises(
-        ConfigError, match="latents of 4 x 5 and transformer.patch_size is 2: give a divisor of both sides"
-    ):
-        require_pack_fits(coarse, manifest((16, 4, 5)), Path("pack"))
+    for rows, columns in ((4, 5), (5, 4)):
+        sentence = f"latents of {rows} x {columns} and transformer.patch_size is 2: give a divisor of both sides"
+        with pytest.raises(ConfigError, match=sentence):
+            require_pack_fits(coarse, manifest((16, rows, columns)), Path("pack"))
     elsewhere = override(coarse, ["phases=({'resolution': 64, 'num_steps': 1, 'batch_size': 8},)"])
     require_pack_fits(elsewhere, manifest((16, 4, 5)), Path("pack"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pleinair.checkpoint.store import newest_checkpoint, read_document
+from pleinair.cli.encoders import open_text_encoder, require_fit
 from pleinair.cli.main import build_parser, main
 from pleinair.cli.parts import ready_parts
 from pleinair.cli.steps import pack_step
@@ -258,6 +260,16 @@ def test_flux2_latents_are_packed_for_patches_of_one_and_sizes_that_do_not_fit_a
     assert main(["train", *words(tmp_path, *told, *sizes, "--set", "finetune=None")]) == 0
 
 
+@pytest.mark.parametrize("field", ["in_channels", "num_text_layers", "text_dim"])
+def test_every_size_that_the_parts_decide_is_compared(field: str) -> None:
+    codec, encoder = QwenImageCodec(qwen_image()), qwen3_vl(tiny_qwen3_vl(), qwen_like_tokenizer())
+    require_fit(K2, codec, encoder, 16)
+    given = getattr(K2, field)
+    sentence = f"transformer.{field} is {2 * given} and the .* gives {given}: set transformer.{field}={given}"
+    with pytest.raises(ConfigError, match=sentence):
+        require_fit(replace(K2, **{field: 2 * given}), codec, encoder, 16)
+
+
 def test_pictures_of_the_run_are_drawn_with_the_parts_it_was_packed_with(
     trained: Workspace, k2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,7 +285,5 @@ def test_pictures_of_the_run_are_drawn_with_the_parts_it_was_packed_with(
 
 
 def test_the_encoder_of_a_pipelines_folder_is_the_one_in_it(k2: Path) -> None:
-    from pleinair.cli.encoders import open_text_encoder
-
     opened, own = open_text_encoder(str(k2)), qwen3_vl(tiny_qwen3_vl(), qwen_like_tokenizer())
     assert (opened.layers, opened.width) == (own.layers, own.width)
