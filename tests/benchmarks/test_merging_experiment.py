@@ -123,8 +123,11 @@ def test_the_page_says_how_things_are_compared_and_shows_every_model_on_every_do
     ]
     real = {domain: {"concept": 0.9, **more} for domain in page.NAMES}
     texts = {domain: [f"a {domain} fox"] for domain in page.NAMES}
-    html = page.report("Title\n\npicture\n\nHow it is compared.", told, returns(0.05, 0.07, 0.08), real, texts, "how")
+    html = page.report(
+        "Title\n\npicture\n\nHow it is compared.", told, returns(0.05, 0.07, 0.08), real, texts, "a commit"
+    )
     assert "<p>How it is compared.</p>" in html
+    assert "a commit" in html
     assert all(f"a {domain} fox" in html for domain in page.NAMES)
     assert html.count("<li>") >= len(page.verdicts(told, returns(0.05, 0.07, 0.08), real)) == 8 + 4 + 4 + 1
 

@@ -143,6 +143,8 @@ def test_the_page_shows_every_option_and_tells_the_verdicts() -> None:
     html = report("About.", runs, LEVELS, 0.8, base, ["a fox"], "all right", "a commit")
     for said in ("to reach: 0.1, reached.", "2 of 2", "0 of 1", "MaPO", "a fox", "choosing", "drift on held-out rows"):
         assert said in html
+    assert "The order of the pairs: all right." in html
+    assert "a commit" in html
 
 
 def test_every_option_has_a_loss_and_a_run_of_its_own() -> None:

@@ -1,6 +1,7 @@
 """The simulator against closed forms and against what others published (sources: docs/runs.md)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -96,10 +97,12 @@ def test_lablups_sessions_bound_their_rate_and_their_retries_lie_between_the_two
 
 def test_three_lemons_of_lablups_63_nodes_take_the_half_of_all_failures_that_they_were_excluded_for() -> None:
     """Avoided after their first failure, they leave half of the rate."""
-    run = SimulatedRun(num_gpus=504, lemon_share=3 / 63, lemon_failures=0.5, avoid_after=1, days=7300.0)
+    run = SimulatedRun(num_gpus=504, lemon_share=3 / 63, lemon_failures=0.5, avoid_after=1, days=73_000.0)
     done = simulate(run)
+    of_all = run.days * 86_400 * run.node_rate
     assert (run.num_nodes, run.num_lemons, done.avoided_nodes) == (63, 3, 3)
-    assert done.failures == pytest.approx(run.days * 86_400 * run.node_rate * 0.5 * 63 / 60, rel=0.1)
+    assert done.failures == pytest.approx(of_all * 0.5 * 63 / 60, rel=0.02)
+    assert simulate(replace(run, avoid_after=None)).failures == pytest.approx(of_all, rel=0.02)
 
 
 @pytest.mark.parametrize(("settings", "gpus"), [({}, 2_462), (BAD_FABRIC, 944)])

@@ -147,7 +147,10 @@ def test_results_that_the_named_checkpoint_did_not_draw_are_refused(
     assert "name the checkpoint that drew them" in said
     assert not (tmp_path / "pairs").exists()
     log.append([event(left=left, right=right, trial="judged", origin="synthetic", person="a judge")])
-    assert main([*words, "--results", f"{first}={runs / 'demo'}", str(second), "--synthetic"]) == 0
+    words += ["--results", f"{first}={runs / 'demo'}", str(second)]
+    assert main(words) == 0
+    assert ": 1 ordered by people\n" in capsys.readouterr().out
+    assert main([*words, "--synthetic", "-o", str(tmp_path / "both")]) == 0
     assert ": 1 ordered by people, 1 ordered by judges in people's place" in capsys.readouterr().out
 
 

@@ -338,6 +338,7 @@ def test_pictures_of_equal_prompt_are_paired_and_the_chosen_sides_win() -> None:
 def test_pictures_of_events_are_drawn_again_with_the_weights_that_drew_them(tmp_path: Path) -> None:
     policy, other = source(0), source(1)
     finder = drawn_again({"id A": (policy, SAMPLING), "id B": (other, SAMPLING)})
+    assert finder.checkpoints == {"id A": "weights 0", "id B": "weights 1"}
     choices = chosen_pictures([event(A, B), event(A, B, answer="right")])
     make_event_pairs(tmp_path / "pairs", choices, finder, policy.sampler)
     pairs = Pairs(tmp_path / "pairs")
@@ -387,13 +388,25 @@ def test_pairs_of_a_corrected_mapping_of_checkpoints_are_others(tmp_path: Path) 
     assert Pairs(tmp_path / "corrected").share_on_policy("weights 0") == 1.0
 
 
+def test_chosen_pairs_of_another_autoencoder_are_others(tmp_path: Path) -> None:
+    policy, choices = source(), chosen_pictures([event(A, B)])
+    shown = {(one.identity, FOX, seed): np.zeros((16, 16, 3), np.uint8) for one in (A, B) for seed in (0, 10)}
+    another = replace(policy.sampler, codec=Autoencoder(SMALL).eval())
+    make_event_pairs(tmp_path / "pairs", choices, handed_in(shown, {}, policy.sampler), policy.sampler)
+    with pytest.raises(PackError, match="holds other pairs"):
+        make_event_pairs(tmp_path / "pairs", choices, handed_in(shown, {}, another), another)
+
+
 def test_a_killed_maker_of_chosen_pairs_goes_on_and_gives_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chosen_pairs, "PIECE", 2)
     policy, found = source(), list[str]()
-    shown = {(one.identity, FOX, seed): np.full((16, 16, 3), seed, np.uint8) for one in (A, B) for seed in (0, 10)}
-    choices = chosen_pictures([event(A, B, trial=trial) for trial in "tuv"])
+    left, right = (side(name, FOX, FOX, FOX) for name in "AB")
+    shown = {
+        (name, FOX, seed): np.full((16, 16, 3), seed, np.uint8) for name in ("id A", "id B") for seed in (0, 10, 20)
+    }
+    choices = chosen_pictures([event(left, right, trial=trial) for trial in "tu"])
     plain = handed_in(shown, {"id A": "weights 0"}, policy.sampler)
 
     def noted(side: ShownSide, picture: ShownPicture) -> Any:
@@ -409,3 +422,4 @@ def test_a_killed_maker_of_chosen_pairs_goes_on_and_gives_the_same(
         make_event_pairs(tmp_path / "pairs", choices, plain, policy.sampler, on_progress=killed)
     assert make_event_pairs(tmp_path / "pairs", choices, replace(plain, find=noted), policy.sampler) == calm
     assert found == ["A", "B"] * 2, "those of the last piece alone"
+    assert len({pair.key for pair in Pairs(tmp_path / "pairs")}) == 6

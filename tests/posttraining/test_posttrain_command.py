@@ -23,6 +23,16 @@ def test_a_plan_names_links_steps_and_minutes_and_makes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_plan_counts_the_suite_where_it_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["posttrain", "drawings-posttrain", "--plan", "--until", "stpo", "--measure"]
+    minutes = {}
+    for how in ("none", "ends", "all"):
+        assert main([*words, how]) == 0
+        minutes[how] = [float(line.split()[-2]) for line in capsys.readouterr().out.splitlines()[1:-1]]
+    looked = [[one > none for one, none in zip(minutes[how], minutes["none"], strict=True)] for how in ("ends", "all")]
+    assert looked == [[True, False, False, True], [True] * 4]
+
+
 def test_a_plan_with_choices_of_people_has_the_link_that_trains_on_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["posttrain", "drawings-posttrain", "--plan", "--until", "rl", "--events", "chosen"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -14,6 +14,8 @@ from pleinair.posttraining.compared import run_compared
 from pleinair.posttraining.links import Chain
 from pleinair.posttraining.materials import Materials, identity_at
 from pleinair.records.errors import CheckpointError, ConfigError, PackError
+from pleinair.training.hooks.validation import ValidationConfig
+from pleinair.training.hooks.watching import WatchConfig
 from pleinair.training.records import read_records
 from tests.posttraining.small_chains import materials, small_chain, write_base
 from tests.posttraining.small_events import choose_in_place_of_people
@@ -59,8 +61,8 @@ def test_choices_between_its_own_pictures_calibrate_what_pairs_of_known_order_ma
 
 
 def test_gates_are_measured_at_their_steps_and_errors_at_every_one(tmp_path: Path) -> None:
-    made = materials(tmp_path)
-    until_stpo(tmp_path, made)
+    seldom = WatchConfig(validation=ValidationConfig(every=100))
+    run_chain(short_chain(watch=seldom), write_base(tmp_path / "base"), tmp_path / "run", materials(tmp_path), "stpo")
     records = read_records(tmp_path / "run" / "3-stpo" / "steps.jsonl")
     assert [record.step for record in records] == [0, 1, 2]
     assert [record.metrics.keys() >= EVERY_STEP for record in records] == [True, True, True]

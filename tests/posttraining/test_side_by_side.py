@@ -47,6 +47,7 @@ def test_a_frechet_distance_changes_only_where_pictures_do() -> None:
     far, other = near + 1.5, rng.normal(size=(30, 4, 3)).astype(np.float32)
     worse = compare_frechet(near, far, real)
     assert worse.sign == 1
+    assert worse.interval[0] < worse.difference < worse.interval[1]
     assert worse.difference == pytest.approx(
         frechet_distance(far.reshape(-1, 3), real) - frechet_distance(near.reshape(-1, 3), real)
     )
@@ -65,7 +66,7 @@ def test_pictures_that_miss_the_thing_count_for_no_diversity_but_the_one_without
     rng, names = np.random.default_rng(0), tuple("abcdefgh")
     embedding = rng.normal(size=(8, 16)).astype(np.float32)
     logits = np.tile(np.arange(8.0, dtype=np.float32), (8, 1))  # h is likeliest, and a to c are no guess
-    logits[1, 0] = 9.0  # the second picture of the first prompt shows it
+    logits[1, 0] = 3.5  # of the second picture of the first prompt it is the fifth guess
     scores = JudgeScores(style_logits=np.zeros((8, 1), np.float32), concept_logits=logits, embedding=embedding)
     asked = [("an a", "s", "a")] * 4 + [("a pelican", "s", "pelican")] * 4
     found = diversity_of(scores, asked, names, 4)
@@ -105,6 +106,7 @@ def test_the_page_says_gained_and_lost_only_where_the_interval_leaves_zero() -> 
         f"tdm against rl: {NO_CHANGE} in thing named.",
         f"tdm against base: {told}",
     ]
+    assert changes([story("base", {}, {}), story("rl", climbed, climbed)]) == sentences[:1], "one link is told of once"
 
 
 def test_the_table_of_changes_is_bold_where_the_interval_leaves_zero() -> None:

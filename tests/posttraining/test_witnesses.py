@@ -93,7 +93,9 @@ def test_ends_are_the_base_and_the_last_link_and_what_was_measured_before_stays_
 
 def test_a_change_that_the_suites_judges_see_opposite_ways_is_not_claimed(tmp_path: Path) -> None:
     base, made = write_base(tmp_path / "base"), materials(tmp_path)
-    _, page = run_compared(exploring("ends"), base, tmp_path / "run", made, suite=suite_of([], [], wave=-0.3))
+    seen = list[str]()
+    _, page = run_compared(exploring("ends"), base, tmp_path / "run", made, suite=suite_of(seen, [], wave=-0.3))
+    assert seen == ["base", "tdm"], "nothing between the ends"
     told = "tdm against base: no change shown in can_both. Not claimed: diversity (the judges disagree)."
     assert told in page.read_text()
 

@@ -306,16 +306,19 @@ class Choosy(Brightness):
 
 def test_a_served_reward_tells_its_bounds_and_the_prompts_it_has_no_value_for(tmp_path: Path) -> None:
     with serving([Choosy(), Told("told", [1.0])]) as url:
-        reward, other = remote(url), remote(url, "told")
-        assert (reward.bounds, other.bounds) == ((0.0, 30.0), None)
+        reward, other, listed = remote(url), remote(url, "told"), remote(url)
+        assert (reward.bounds, other.bounds, listed.bounds) == ((0.0, 30.0), None, (0.0, 30.0))
         assert reward.unanswerable(PROMPTS) == [""]
         assert other.unanswerable(PROMPTS) == []
         (remembered,) = kept([reward], tmp_path)
         assert unanswerable_by(remembered, PROMPTS) == [""]
         assert bounds_of(remembered) == (0.0, 30.0)
         port = int(url.rsplit(":", 1)[1])
-    with serving([Swapped()], port=port), pytest.raises(RewardError, match="started with something else"):
-        reward.score(PROMPTS, noise(6), context(GROUPS))
+    with serving([Swapped()], port=port):
+        with pytest.raises(RewardError, match="started with something else"):
+            reward.unanswerable(PROMPTS)
+        with pytest.raises(RewardError, match="started with something else"):
+            listed.score(PROMPTS, noise(6), context(GROUPS))
 
 
 class Earlier(BaseHTTPRequestHandler):
