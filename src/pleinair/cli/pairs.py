@@ -154,12 +154,11 @@ def read_prompts(place: Path) -> list[Prompted]:
 def with_reward(prompts: list[Prompted]) -> tuple[list[Prompted], tuple[str, Score] | None]:
     """Prompts that the shipped judge has names for, and the judge; of others all, and nothing that looks at their pairs."""
     from pleinair.cli.places import shipped
-    from pleinair.evaluation.prompted import naming_score
+    from pleinair.evaluation.prompted import named_prompts, naming_score
     from pleinair.model.judge import load_judge
 
     judge = load_judge(shipped("judge"))
-    styles, concepts = set(judge.config.style_names), set(judge.config.concept_names)
-    named = [one for one in prompts if one[1] in styles and one[2] in concepts]
+    named = named_prompts(judge, prompts)
     if not named:
         print("  the judge does not know what these prompts ask for: nothing looks at the order of the pairs")
         return prompts, None

@@ -33,10 +33,10 @@ from pleinair.model.text_encoder import FeatureProjection
 from pleinair.model.transformer import TransformerConfig
 from pleinair.records.errors import CheckpointError, ConfigError
 from pleinair.records.pickles import refuse_pickle
+from pleinair.sampling.checkpoints import WEIGHTS_FILE
 from pleinair.sampling.projection import PROJECTION_FILE, projection_of, read_projection
 from pleinair.tensor_files import LazyTensor, in_memory
 
-WEIGHTS_FILE = "transformer.safetensors"
 IMPORT_SECONDS = 600.0
 """How long one process waits for another that is importing the same weights."""
 

@@ -65,6 +65,12 @@ def at_judges_size(pixels_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.stack(resized)
 
 
+def named_prompts(judge: Judge, prompts: Sequence[Prompted]) -> list[Prompted]:
+    """Those whose style and thing the judge has names for: of others it can say nothing."""
+    styles, concepts = set(judge.config.style_names), set(judge.config.concept_names)
+    return [one for one in prompts if one[1] in styles and one[2] in concepts]
+
+
 def naming_score(
     judge: Judge, prompts: Sequence[Prompted]
 ) -> Callable[[Sequence[str], npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:

@@ -11,7 +11,7 @@ from pleinair.checkpoint.manifests import identity
 from pleinair.checkpoint.merge import ORIGIN_DOCUMENT
 from pleinair.checkpoint.store import digest_file, read_document, read_manifest
 from pleinair.config import config_digest, to_document
-from pleinair.evaluation.prompted import Prompted, naming_score
+from pleinair.evaluation.prompted import Prompted, named_prompts, naming_score
 from pleinair.model.autoencoder import LatentCodec, require_same_latents
 from pleinair.model.digest import part_digest
 from pleinair.model.judge import Judge
@@ -83,8 +83,7 @@ class Materials:
 
     def order_check(self) -> tuple[list[Prompted], tuple[str, Score] | None]:
         """The prompts that the judge has names for, and the judge as what looks at the order of pairs; else all, and None."""
-        styles, concepts = set(self.judge.config.style_names), set(self.judge.config.concept_names)
-        named = [one for one in self.prompts if one[1] in styles and one[2] in concepts]
+        named = named_prompts(self.judge, self.prompts)
         if not named:
             return list(self.prompts), None
         return named, ("the judge", naming_score(self.judge, named))

@@ -21,9 +21,8 @@ from pleinair.model.quantised_base import blocks_of, cast_rest, quantise_block
 from pleinair.model.transformer import Transformer, TransformerConfig
 from pleinair.records.errors import CheckpointError
 from pleinair.sampling.adapters import holds_adapter
-from pleinair.sampling.checkpoints import read_transformer
+from pleinair.sampling.checkpoints import WEIGHTS_FILE, read_transformer
 
-WEIGHTS_FILE = "transformer.safetensors"
 Bits = Literal[8, 16, 32]
 Read = Callable[[Sequence[str]], dict[str, Tensor]]
 
