@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pleinair.checkpoint.store import newest_checkpoint, read_document
-from pleinair.cli.encoders import open_text_encoder, require_fit
+from pleinair.cli.encoders import open_text_encoder
 from pleinair.cli.main import build_parser, main
 from pleinair.cli.parts import ready_parts
 from pleinair.cli.steps import pack_step
@@ -26,6 +26,7 @@ from pleinair.model.text_encoders.qwen3_vl import K2_LAYERS, qwen3_vl
 from pleinair.packs.loader import LatentLoader
 from pleinair.packs.pack import Pack
 from pleinair.packs.plan import LoaderConfig
+from pleinair.recipes.fits import require_encoders_fit
 from pleinair.records.errors import ConfigError
 from pleinair.sampling.checkpoints import read_transformer
 from pleinair.sampling.projection import read_projection
@@ -263,11 +264,11 @@ def test_flux2_latents_are_packed_for_patches_of_one_and_sizes_that_do_not_fit_a
 @pytest.mark.parametrize("field", ["in_channels", "num_text_layers", "text_dim"])
 def test_every_size_that_the_parts_decide_is_compared(field: str) -> None:
     codec, encoder = QwenImageCodec(qwen_image()), qwen3_vl(tiny_qwen3_vl(), qwen_like_tokenizer())
-    require_fit(K2, codec, encoder, 16)
+    require_encoders_fit(K2, codec, encoder, 16)
     given = getattr(K2, field)
-    sentence = f"transformer.{field} is {2 * given} and the .* gives {given}: set transformer.{field}={given}"
+    sentence = f"set .*transformer.{field}={given}"
     with pytest.raises(ConfigError, match=sentence):
-        require_fit(replace(K2, **{field: 2 * given}), codec, encoder, 16)
+        require_encoders_fit(replace(K2, **{field: 2 * given}), codec, encoder, 16)
 
 
 def test_pictures_of_the_run_are_drawn_with_the_parts_it_was_packed_with(
